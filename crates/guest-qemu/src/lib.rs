@@ -1,0 +1,1 @@
+//! Stock QEMU as a vmferry guest, driven over QMP.

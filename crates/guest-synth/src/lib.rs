@@ -1,0 +1,1 @@
+//! A synthetic guest: real memory, real faults, real load, no hypervisor needed.

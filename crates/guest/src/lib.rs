@@ -1,0 +1,1 @@
+//! What a hypervisor backend gives vmferry, as small traits, and their conformance suite.

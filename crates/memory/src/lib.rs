@@ -1,0 +1,1 @@
+//! Linux memory mechanisms: memfd, userfaultfd, PAGEMAP_SCAN, attaching to another process.

@@ -1,0 +1,1 @@
+//! Drives the algorithms of vmferry over a guest and a transport.

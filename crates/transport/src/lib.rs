@@ -1,0 +1,1 @@
+//! Streams for vmferry: TCP and unix sockets behind one trait.

@@ -1,0 +1,1 @@
+//! The migration protocol of vmferry: frames, messages, page encodings. No sockets.
