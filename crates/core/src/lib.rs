@@ -1,1 +1,15 @@
-//! The algorithms of vmferry: pages, policies, state machines, handover, metrics. No I/O.
+//! The algorithms of vmferry: pages, policies, state machines, handover, metrics.
+//!
+//! Nothing in this crate opens a file, reads a clock, starts a thread or touches guest memory. Drivers
+//! (`vmferry-runtime`, tests, the simulator) feed it observations together with the time they were made at,
+//! and carry out the actions it returns.
+#![forbid(unsafe_code)]
+
+pub mod bitmap;
+pub mod layout;
+pub mod pages;
+pub mod report;
+
+pub use bitmap::PageBitmap;
+pub use layout::{BlockRun, LayoutError, RamBlock, RamLayout};
+pub use pages::{PAGE_SIZE, PageRun};
