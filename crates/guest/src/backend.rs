@@ -1,0 +1,47 @@
+//! How guests come to be on a host.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+use vmferry_core::RamLayout;
+
+use crate::error::Result;
+use crate::guest::Vm;
+
+/// Everything another host needs to create the same guest, in the backend's own words.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GuestSpec {
+    /// Name, unique on a host.
+    pub name: String,
+    /// Name of the backend it is for.
+    pub backend: String,
+    /// The backend's configuration (for QEMU: machine, memory size, arguments). The backend that reads it
+    /// checks it: it may come from a peer.
+    pub config: serde_json::Value,
+}
+
+/// A kind of hypervisor. `dir` is a directory private to the guest on this host, kept as long as the guest
+/// is: sockets and whatever the backend needs to find the guest again live there.
+pub trait Backend: Send + Sync {
+    /// Name in specifications and reports: `qemu`, `synth`.
+    fn name(&self) -> &'static str;
+
+    /// Starts a guest from nothing; it runs when this returns.
+    ///
+    /// # Errors
+    /// When the specification is wrong for this host, or the hypervisor does not start. Nothing is left.
+    fn launch(&self, spec: &GuestSpec, dir: &Path) -> Result<Arc<dyn Vm>>;
+
+    /// Creates the guest as the target of a migration: paused, its RAM empty (one hole), the same layout.
+    ///
+    /// # Errors
+    /// As [`Backend::launch`]; also when the resulting layout is not `layout` or memory is too small here.
+    fn launch_incoming(&self, spec: &GuestSpec, layout: &RamLayout, dir: &Path) -> Result<Arc<dyn Vm>>;
+
+    /// Finds a guest again that an earlier daemon on this host left running.
+    ///
+    /// # Errors
+    /// When it has ended, or this backend's guests live and die with the daemon.
+    fn reopen(&self, spec: &GuestSpec, dir: &Path) -> Result<Arc<dyn Vm>>;
+}

@@ -1,0 +1,187 @@
+//! A guest, and what each side of a migration asks of it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use vmferry_core::{PageBitmap, PageRun};
+
+use crate::backend::GuestSpec;
+use crate::error::Result;
+use crate::ram::GuestRam;
+
+/// What a guest is doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum GuestState {
+    /// Its vCPUs run.
+    Running,
+    /// Its vCPUs stand still, its I/O is drained.
+    Paused,
+    /// Created by [`Backend::launch_incoming`](crate::Backend::launch_incoming), no device state loaded yet.
+    Incoming,
+    /// It ended.
+    Gone,
+}
+
+/// The life of a guest.
+pub trait Guest: Send + Sync {
+    /// What it was made from.
+    fn spec(&self) -> &GuestSpec;
+    /// Its RAM, mapped into this process.
+    fn ram(&self) -> &Arc<GuestRam>;
+    /// What it is doing now.
+    fn state(&self) -> GuestState;
+    /// Process that executes it, for display.
+    fn pid(&self) -> Option<u32>;
+    /// Stops the vCPUs and drains I/O. Returns when both hold. Pausing a paused guest is no error.
+    ///
+    /// # Errors
+    /// When the guest is gone or the hypervisor refuses.
+    fn pause(&self) -> Result<()>;
+    /// Lets a paused guest go on. Also right after a failed or abandoned [`MigrateOut::save_device_state`],
+    /// and as the last step of a migration at its destination.
+    ///
+    /// # Errors
+    /// When the guest is gone or the hypervisor refuses.
+    fn resume(&self) -> Result<()>;
+    /// Ends it and frees what it holds on this host. Ending a guest that is gone is no error.
+    fn destroy(&self);
+}
+
+/// What the source of a migration asks.
+pub trait MigrateOut: Guest {
+    /// Gets ready for a migration out: checks that nothing stands against it (RAM not shared, a device that
+    /// cannot move). Changes nothing the guest could notice.
+    ///
+    /// # Errors
+    /// With what is missing.
+    fn prepare_out(&self) -> Result<()>;
+    /// A tracker of this guest's writes, not yet armed.
+    ///
+    /// # Errors
+    /// When this host cannot track.
+    fn dirty_tracker(&self) -> Result<Box<dyn DirtyTracker>>;
+    /// Whether devices may write to RAM through pages pinned earlier (disks opened with O_DIRECT), so that a
+    /// live scan can miss the write: see `vmferry_core::tracking`.
+    fn has_pinned_io(&self) -> bool;
+    /// Whether pages can turn into holes behind the tracker's back (a balloon, free page reporting).
+    fn may_discard_pages(&self) -> bool;
+    /// Called shortly before the last pause, while the guest runs: flush disks so that the pause is short.
+    ///
+    /// # Errors
+    /// When the flush fails: then the disks are not safe to hand over.
+    fn before_stop(&self) -> Result<()>;
+    /// The device state of the paused guest, without RAM. The guest stays paused; until it is destroyed,
+    /// [`Guest::resume`] takes it back to life.
+    ///
+    /// # Errors
+    /// When the hypervisor cannot save it.
+    fn save_device_state(&self) -> Result<Vec<u8>>;
+}
+
+/// Which pages were written. One tracker a guest at a time; dropping it disarms it.
+pub trait DirtyTracker: Send {
+    /// From here on writes are recorded. The guest must be paused, so that no device has a page pinned.
+    ///
+    /// # Errors
+    /// When tracking cannot be set up.
+    fn arm(&mut self) -> Result<()>;
+    /// Adds to `dirty` the pages written since `arm` or the last scan, and re-arms them.
+    ///
+    /// # Errors
+    /// When the scan fails: then the tracker must be considered blind.
+    fn scan(&mut self, dirty: &mut PageBitmap) -> Result<()>;
+    /// Stops recording. The guest pays nothing any more.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    fn disarm(&mut self) -> Result<()>;
+}
+
+/// What the destination of a migration asks.
+pub trait MigrateIn: Guest {
+    /// Prepares for faults; must come before [`MigrateIn::load_device_state`], which may touch RAM itself.
+    /// Without it, all of RAM has to be in place before the device state is loaded.
+    ///
+    /// # Errors
+    /// When this host does not permit it.
+    fn page_faults(&self, mode: FaultMode) -> Result<Arc<dyn PageFaults>>;
+    /// Finds the fault mechanism of [`MigrateIn::page_faults`] again after the daemon restarted, with every
+    /// waiting vCPU woken so that no fault is lost.
+    ///
+    /// # Errors
+    /// When the guest has none.
+    fn reopen_page_faults(&self) -> Result<Arc<dyn PageFaults>>;
+    /// Loads what [`MigrateOut::save_device_state`] gave. The guest is paused afterwards; pages that loading
+    /// touches are asked for through [`PageFaults`], so those have to be served meanwhile.
+    ///
+    /// # Errors
+    /// When the state does not fit this guest.
+    fn load_device_state(&self, state: &[u8]) -> Result<()>;
+    /// Tells the network where the guest is now; right after it runs.
+    ///
+    /// # Errors
+    /// When the hypervisor refuses; the migration goes on.
+    fn announce(&self) -> Result<()>;
+}
+
+/// A guest that can leave and arrive.
+pub trait Vm: MigrateOut + MigrateIn {}
+
+impl<G: MigrateOut + MigrateIn> Vm for G {}
+
+/// Which accesses of the guest turn into faults.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum FaultMode {
+    /// Accesses to pages that hold nothing yet (post-copy into empty memory).
+    Missing,
+    /// Those, and the first access to each page that holds something: it may be a version that is out of
+    /// date (post-copy after pages were pushed from the running guest).
+    MissingAndStale,
+}
+
+/// What an installation found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Installed {
+    /// All pages of the run are new.
+    Fresh,
+    /// Some of them were there before and were left as they are.
+    SomePresent,
+}
+
+/// The faults of a guest whose memory is not all there yet, and their answers. All methods may be called
+/// from several threads. Every call that makes pages visible also wakes who waits for them.
+pub trait PageFaults: Send + Sync {
+    /// Waits for faults at most `timeout` and adds the pages to `pages` (a page may come more than once).
+    ///
+    /// # Errors
+    /// When the mechanism broke.
+    fn wait(&self, timeout: Duration, pages: &mut Vec<u64>) -> Result<()>;
+    /// Makes the pages of `run`, which hold nothing, appear with `data`, each of them whole.
+    ///
+    /// # Errors
+    /// When the kernel refuses for another reason than a page that is there.
+    fn install(&self, run: PageRun, data: &[u8]) -> Result<Installed>;
+    /// The same with zeros.
+    ///
+    /// # Errors
+    /// As [`PageFaults::install`].
+    fn install_zero(&self, run: PageRun) -> Result<Installed>;
+    /// Makes pages visible whose content is in the memory file already (their first access faults in
+    /// [`FaultMode::MissingAndStale`]); the caller has written the content completely before.
+    ///
+    /// # Errors
+    /// When the kernel refuses for another reason than a page that is visible.
+    fn reveal(&self, run: PageRun) -> Result<()>;
+    /// Wakes who waits for a page of `run`: the access is tried again.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    fn wake(&self, run: PageRun) -> Result<()>;
+    /// All pages are there: no access faults any more, and memory costs nothing extra.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    fn release(&self) -> Result<()>;
+}

@@ -1,0 +1,132 @@
+//! The RAM of a guest, addressed by page number over all blocks.
+
+use std::io;
+use std::os::fd::BorrowedFd;
+use std::sync::Arc;
+
+use vmferry_core::{PAGE_SIZE, PageBitmap, PageRun, RamLayout};
+use vmferry_memory::SharedMemory;
+
+/// The RAM blocks of a guest, each a shared mapping of its file.
+///
+/// The guest runs and writes while we read: no reference into this memory is ever handed out, contents are
+/// copied, compared or passed to the kernel by offset. Every run passed in must lie in the layout; what comes
+/// from a peer is checked with [`RamLayout::check`] first.
+pub struct GuestRam {
+    layout: RamLayout,
+    blocks: Vec<Arc<SharedMemory>>,
+}
+
+impl GuestRam {
+    /// RAM of `layout`, block by block in `blocks`.
+    ///
+    /// # Panics
+    /// When the blocks do not have the sizes of the layout.
+    pub fn new(layout: RamLayout, blocks: Vec<Arc<SharedMemory>>) -> Self {
+        assert_eq!(layout.blocks().len(), blocks.len(), "one memory a block");
+        for (block, memory) in layout.blocks().iter().zip(&blocks) {
+            assert_eq!(block.pages * PAGE_SIZE, memory.len(), "size of block {}", block.name);
+        }
+        Self { layout, blocks }
+    }
+
+    /// The layout.
+    pub fn layout(&self) -> &RamLayout {
+        &self.layout
+    }
+
+    /// The memory of block `index`.
+    pub fn block(&self, index: usize) -> &Arc<SharedMemory> {
+        &self.blocks[index]
+    }
+
+    /// Copies the pages of `run` out; `data` has `run.bytes()` bytes.
+    pub fn read(&self, run: PageRun, data: &mut [u8]) {
+        let mut rest = data;
+        for part in self.layout.split(run) {
+            let (head, tail) = rest.split_at_mut(part.len_bytes as usize);
+            self.blocks[part.block].read_at(part.offset_bytes, head);
+            rest = tail;
+        }
+    }
+
+    /// Copies `data`, `run.bytes()` bytes, into the pages of `run`.
+    pub fn write(&self, run: PageRun, data: &[u8]) {
+        let mut rest = data;
+        for part in self.layout.split(run) {
+            let (head, tail) = rest.split_at(part.len_bytes as usize);
+            self.blocks[part.block].write_at(part.offset_bytes, head);
+            rest = tail;
+        }
+    }
+
+    /// The byte that fills `page` wholly, if one does.
+    pub fn uniform_byte(&self, page: u64) -> Option<u8> {
+        let (block, offset) = self.locate(page);
+        self.blocks[block].page_is_uniform(offset)
+    }
+
+    /// The 128-bit xxh3 hash of `page`.
+    pub fn hash(&self, page: u64) -> u128 {
+        let (block, offset) = self.locate(page);
+        self.blocks[block].hash_page(offset)
+    }
+
+    /// Writes `header` and then the pages of `runs` to a socket, without a copy in user space.
+    ///
+    /// # Errors
+    /// What the socket answers.
+    pub fn send(&self, socket: BorrowedFd<'_>, header: &[u8], run: PageRun) -> io::Result<()> {
+        let mut header = header;
+        for part in self.layout.split(run) {
+            self.blocks[part.block].write_range_to(socket, header, &[(part.offset_bytes, part.len_bytes)])?;
+            header = &[];
+        }
+        Ok(())
+    }
+
+    /// Reads the pages of `run` from a socket straight into memory.
+    ///
+    /// # Errors
+    /// What the socket answers; [`io::ErrorKind::UnexpectedEof`] where it ends early.
+    pub fn receive(&self, socket: BorrowedFd<'_>, run: PageRun) -> io::Result<()> {
+        for part in self.layout.split(run) {
+            self.blocks[part.block].read_range_from(socket, &[(part.offset_bytes, part.len_bytes)])?;
+        }
+        Ok(())
+    }
+
+    /// The pages that hold data; all others are holes and read as zero.
+    ///
+    /// # Errors
+    /// When the memory file cannot be asked.
+    pub fn data_pages(&self) -> io::Result<PageBitmap> {
+        let mut pages = PageBitmap::new(self.layout.pages());
+        for (index, memory) in self.blocks.iter().enumerate() {
+            let start = self.layout.block_run(index).first;
+            for extent in memory.data_extents(0..memory.len()) {
+                let extent = extent?;
+                let first = extent.start / PAGE_SIZE;
+                let end = extent.end.div_ceil(PAGE_SIZE);
+                pages.insert_run(PageRun::new(start + first, end - first));
+            }
+        }
+        Ok(pages)
+    }
+
+    /// Turns the pages of `run` into holes.
+    ///
+    /// # Errors
+    /// When the memory file does not support it.
+    pub fn punch(&self, run: PageRun) -> io::Result<()> {
+        for part in self.layout.split(run) {
+            self.blocks[part.block].punch_hole(part.offset_bytes..part.offset_bytes + part.len_bytes)?;
+        }
+        Ok(())
+    }
+
+    fn locate(&self, page: u64) -> (usize, u64) {
+        let part = self.layout.split(PageRun::single(page)).next().expect("a page of the layout");
+        (part.block, part.offset_bytes)
+    }
+}
