@@ -1,2 +1,57 @@
-//! Project tasks.
-fn main() {}
+//! Project tasks: `cargo xtask <task>`. What belongs to the result of a task goes to stdout, all other talk to stderr.
+
+#![forbid(unsafe_code)]
+
+mod cache;
+mod command;
+mod cpio;
+mod image;
+mod kernel;
+mod libraries;
+mod modules;
+mod setup;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+/// Project tasks of vmferry.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Arguments {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Install what the demo and the tests need (Debian, Ubuntu; as root).
+    Setup,
+    /// Build the guest image in the cache folder, and print where it is.
+    Image,
+}
+
+fn main() -> ExitCode {
+    let outcome = match Arguments::parse().task {
+        Task::Setup => setup::install(),
+        Task::Image => build_image(),
+    };
+    let Err(error) = outcome else { return ExitCode::SUCCESS };
+    eprintln!("error: {error:#}");
+    ExitCode::FAILURE
+}
+
+fn build_image() -> Result<()> {
+    let image = image::build(&cache::Cache::open()?)?;
+    eprintln!("{}", image.summary);
+    println!("{}", image.folder.display());
+    Ok(())
+}
+
+/// The root of the source tree.
+fn repository() -> PathBuf {
+    let here = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
+    here.parent().map_or_else(|| here.clone(), PathBuf::from)
+}

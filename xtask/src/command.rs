@@ -1,0 +1,62 @@
+//! Running other programs. Their talk goes to stderr: stdout belongs to the result of the task.
+
+use std::process::{Command, Stdio};
+
+use anyhow::{Context as _, Result, ensure};
+
+/// Runs the command to its end with its output on our stderr; a non-zero exit is an error that names the command.
+pub(crate) fn run(command: &mut Command) -> Result<()> {
+    let status = command
+        .stdin(Stdio::null())
+        .stdout(std::io::stderr())
+        .status()
+        .with_context(|| format!("cannot start `{}`", line(command)))?;
+    ensure!(status.success(), "`{}` failed ({status})", line(command));
+    Ok(())
+}
+
+/// Runs the command and returns what it wrote to stdout; a non-zero exit is an error with the last line of its stderr.
+pub(crate) fn output(command: &mut Command) -> Result<Vec<u8>> {
+    let output = command
+        .stdin(Stdio::null())
+        .output()
+        .with_context(|| format!("cannot start `{}`", line(command)))?;
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    let last = stderr.lines().last().unwrap_or("it said nothing");
+    ensure!(
+        output.status.success(),
+        "`{}` failed ({}): {last}",
+        line(command),
+        output.status
+    );
+    Ok(output.stdout)
+}
+
+/// Like [`output`], for text.
+pub(crate) fn text(command: &mut Command) -> Result<String> {
+    String::from_utf8(output(command)?).with_context(|| format!("`{}` wrote no UTF-8", line(command)))
+}
+
+/// Whether the program can be found in `PATH`.
+pub(crate) fn exists(program: &str) -> bool {
+    find(program).is_some()
+}
+
+/// Where the program is: `PATH`, then the folders of system tools that a user's `PATH` may lack.
+pub(crate) fn find(program: &str) -> Option<std::path::PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let system = ["/usr/sbin", "/sbin", "/usr/bin", "/bin"].map(Into::into);
+    std::env::split_paths(&path)
+        .chain(system)
+        .map(|folder| folder.join(program))
+        .find(|file| file.is_file())
+}
+
+/// The command as one would type it, for messages.
+fn line(command: &Command) -> String {
+    let words = std::iter::once(command.get_program()).chain(command.get_args());
+    words
+        .map(|word| word.to_string_lossy())
+        .collect::<Vec<_>>()
+        .join(" ")
+}

@@ -1,0 +1,96 @@
+#!/bin/sh
+# The first process of the vmferry test guest. It speaks on ttyS0 and is told what to do by the kernel's command line:
+#
+#   vmferry.ip=10.77.0.10/24      give eth0 this address
+#   vmferry.gateway=10.77.0.1     and this default route
+#   vmferry.memcached=64          run memcached with so many MiB of items, on port 11211 of every address
+#   vmferry.load=write:64:200     write 64 MiB of memory at 200 MiB/s, checking every page all the while;
+#                disk:32          write and read back the first 32 MiB of /dev/vda, and check what was read;
+#                idle             nothing; several loads are joined with a comma
+#   vmferry.selfcheck             print `alive N` every second
+#   vmferry.run_s=30              power off after that many seconds (without it the guest runs until it is stopped)
+#
+# `vmferry-guest: ready` is printed once all of that has been started and memcached listens.
+
+export PATH=/bin HOME=/
+mount -t proc proc /proc
+mount -t sysfs sysfs /sys
+mount -t devtmpfs devtmpfs /dev
+mount -t tmpfs tmpfs /tmp
+exec </dev/null >/dev/ttyS0 2>&1
+
+while read -r module; do
+    insmod "/lib/modules/$module.ko" || echo "vmferry-guest: module $module does not load"
+done </lib/modules/order
+
+ip='' gateway='' memcached='' load='' selfcheck='' run_s=''
+for word in $(cat /proc/cmdline); do
+    case $word in
+        vmferry.ip=*) ip=${word#*=} ;;
+        vmferry.gateway=*) gateway=${word#*=} ;;
+        vmferry.memcached=*) memcached=${word#*=} ;;
+        vmferry.load=*) load=${word#*=} ;;
+        vmferry.selfcheck) selfcheck=1 ;;
+        vmferry.run_s=*) run_s=${word#*=} ;;
+        vmferry.*) echo "vmferry-guest: unknown parameter $word" ;;
+    esac
+done
+
+ip link set lo up
+if [ -n "$ip" ]; then
+    ip addr add "$ip" dev eth0 && ip link set eth0 up || echo "vmferry-guest: eth0 cannot have $ip"
+fi
+if [ -n "$gateway" ]; then
+    ip route add default via "$gateway" || echo "vmferry-guest: no route by $gateway"
+fi
+
+if [ -n "$memcached" ]; then
+    memcached -u root -m "$memcached" -t 2 -l 0.0.0.0 &
+    # 11211 is 2BCB; state 0A is listening.
+    until grep -q ':2BCB 00000000:0000 0A' /proc/net/tcp; do
+        usleep 20000
+        kill -0 $! 2>/dev/null || { echo 'vmferry-guest: memcached does not start'; break; }
+    done
+fi
+
+start_load() {
+    kind=${1%%:*} first='' second=''
+    case $1 in
+        *:*:*) first=${1#*:} second=${first#*:} first=${first%%:*} ;;
+        *:*) first=${1#*:} ;;
+    esac
+    case $kind in
+        write) guest-load write --mib "${first:-64}" --rate-mib-s "${second:-100}" & ;;
+        disk) guest-load disk --device /dev/vda --mib "${first:-32}" & ;;
+        idle) ;;
+        *) echo "vmferry-guest: unknown load $1" ;;
+    esac
+}
+for each in $(echo "$load" | tr , ' '); do
+    start_load "$each"
+done
+
+heartbeat() {
+    beat=0
+    while :; do
+        echo "alive $beat"
+        beat=$((beat + 1))
+        sleep 1
+    done
+}
+if [ -n "$selfcheck" ]; then
+    heartbeat &
+fi
+
+echo 'vmferry-guest: ready'
+
+if [ -n "$run_s" ]; then
+    sleep "$run_s"
+    echo 'vmferry-guest: done'
+    poweroff -f
+fi
+# The first process may not end, and takes in those whose parents did.
+while :; do
+    wait
+    sleep 3600
+done

@@ -1,0 +1,147 @@
+//! The guest image: a distribution's kernel, and an initramfs with busybox, memcached, its libraries, the virtio modules,
+//! a self-checking load and the script that starts them.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context as _, Result};
+
+use crate::cache::{self, Cache};
+use crate::cpio::Tree;
+use crate::kernel::Kernel;
+use crate::modules::{self, Module};
+use crate::{command, libraries};
+
+const INIT: &str = include_str!("guest-init.sh");
+
+/// The commands of busybox that the guest's script uses, and some to look around with.
+pub(crate) const APPLETS: [&str; 30] = [
+    "cat", "chmod", "cp", "dd", "df", "dmesg", "echo", "free", "grep", "insmod", "ip", "kill", "ls", "lsmod",
+    "mkdir", "mount", "nc", "ping", "poweroff", "ps", "sh", "sleep", "sync", "top", "tr", "true", "umount",
+    "uname", "usleep", "wc",
+];
+
+/// What the kernel should be told so that it boots fast and its console is the serial port.
+const KERNEL_PARAMETERS: &str = "console=ttyS0 quiet panic=-1 random.trust_cpu=on";
+
+/// A guest image in the cache.
+pub(crate) struct Image {
+    /// Holds `vmlinuz`, `initramfs.cpio` and `image.json`.
+    pub(crate) folder: PathBuf,
+    /// One line about what is in it.
+    pub(crate) summary: String,
+}
+
+/// Builds the image from what is installed and in the cache; fetches a kernel when there is none. Files are written only
+/// when they differ, each by a rename, so that whoever boots the image meanwhile is not disturbed.
+pub(crate) fn build(cache: &Cache) -> Result<Image> {
+    let kernel = Kernel::get(cache)?;
+    let modules = modules::in_load_order(&kernel.modules())?;
+    let tree = file_tree(&modules)?;
+    let initramfs = tree.to_newc();
+    let vmlinuz_path = kernel.vmlinuz();
+    let vmlinuz =
+        fs::read(&vmlinuz_path).with_context(|| format!("cannot read {}", vmlinuz_path.display()))?;
+    let about = serde_json::json!({
+        "kernel_release": kernel.release,
+        "kernel_package": kernel.package,
+        "kernel_parameters": KERNEL_PARAMETERS,
+        "modules": modules.iter().map(|module| module.name.as_str()).collect::<Vec<_>>(),
+        "contents": tree.paths().collect::<Vec<_>>(),
+        "vmlinuz_bytes": vmlinuz.len(),
+        "initramfs_bytes": initramfs.len(),
+    });
+
+    let folder = cache.guest();
+    fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
+    let mut written = cache::replace(&folder.join("vmlinuz"), &vmlinuz)?;
+    written |= cache::replace(&folder.join("initramfs.cpio"), &initramfs)?;
+    written |= cache::replace(&folder.join("image.json"), format!("{about:#}\n").as_bytes())?;
+    let summary = format!(
+        "{}: Linux {}, initramfs of {:.1} MiB, {}",
+        folder.display(),
+        kernel.release,
+        initramfs.len() as f64 / f64::from(1 << 20),
+        if written { "built" } else { "up to date" },
+    );
+    Ok(Image { folder, summary })
+}
+
+fn file_tree(modules: &[Module]) -> Result<Tree> {
+    let mut tree = Tree::new();
+    tree.file("init", 0o755, INIT.as_bytes().to_vec())?;
+    for folder in ["proc", "sys", "tmp", "run"] {
+        tree.directory(folder)?;
+    }
+    // The kernel opens the console before anything can mount a devtmpfs.
+    tree.char_device("dev/console", 0o600, 5, 1)?;
+    tree.char_device("dev/null", 0o666, 1, 3)?;
+    // memcached looks up the user it is to run as.
+    tree.file("etc/passwd", 0o644, b"root:x:0:0:root:/:/bin/sh\n".to_vec())?;
+    tree.file("etc/group", 0o644, b"root:x:0:\n".to_vec())?;
+    tree.file(
+        "etc/nsswitch.conf",
+        0o644,
+        b"passwd: files\ngroup: files\n".to_vec(),
+    )?;
+
+    let busybox = libraries::program("busybox", "busybox-static")?;
+    add_program(&mut tree, "bin/busybox", &busybox)?;
+    for applet in APPLETS {
+        tree.symlink(&format!("bin/{applet}"), "busybox")?;
+    }
+    add_program(
+        &mut tree,
+        "bin/memcached",
+        &libraries::program("memcached", "memcached")?,
+    )?;
+    add_program(&mut tree, "bin/guest-load", &build_guest_load()?)?;
+
+    let order: String = modules
+        .iter()
+        .map(|module| format!("{}\n", module.name))
+        .collect();
+    tree.file("lib/modules/order", 0o644, order.into_bytes())?;
+    for Module { name, content } in modules {
+        tree.file(&format!("lib/modules/{name}.ko"), 0o644, content.clone())?;
+    }
+    Ok(tree)
+}
+
+/// Adds the program and its libraries, these under the paths at which the host's dynamic linker found them.
+fn add_program(tree: &mut Tree, destination: &str, program: &Path) -> Result<()> {
+    let read = |path: &Path| fs::read(path).with_context(|| format!("cannot read {}", path.display()));
+    tree.file(destination, 0o755, read(program)?)?;
+    for library in libraries::needed_by(program)? {
+        let name = library.to_string_lossy();
+        tree.file(name.trim_start_matches('/'), 0o755, read(&library)?)?;
+    }
+    Ok(())
+}
+
+/// Builds the self-checking load as a static binary. It has a target folder of its own, so that its flags do not make
+/// cargo rebuild everything else.
+fn build_guest_load() -> Result<PathBuf> {
+    const TARGET: &str = "x86_64-unknown-linux-gnu";
+    let root = crate::repository();
+    let target_folder = root.join("target/guest");
+    let mut cargo = Command::new(env!("CARGO"));
+    cargo.args([
+        "build",
+        "--quiet",
+        "--release",
+        "--package",
+        "vmferry-guest-load",
+        "--target",
+        TARGET,
+    ]);
+    cargo.arg("--target-dir").arg(&target_folder).current_dir(&root);
+    cargo.env(
+        "CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUSTFLAGS",
+        "-C target-feature=+crt-static -C strip=symbols",
+    );
+    cargo.env_remove("RUSTFLAGS");
+    command::run(&mut cargo).context("cannot build the guest's load")?;
+    Ok(target_folder.join(TARGET).join("release/guest-load"))
+}

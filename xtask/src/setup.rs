@@ -1,0 +1,118 @@
+//! What the demo and the tests need of the machine, and installing what is missing.
+
+use std::process::Command;
+
+use anyhow::{Context as _, Result, bail};
+
+use crate::{command, image};
+
+/// A package of Debian and Ubuntu, and how to see that what it brings is there.
+struct Requirement {
+    package: &'static str,
+    is_met: fn() -> bool,
+}
+
+const REQUIREMENTS: [Requirement; 4] = [
+    Requirement {
+        package: "qemu-system-x86",
+        is_met: || command::exists("qemu-system-x86_64"),
+    },
+    Requirement {
+        package: "iproute2",
+        is_met: || command::exists("ip") && command::exists("tc"),
+    },
+    Requirement {
+        package: "busybox-static",
+        is_met: has_busybox,
+    },
+    Requirement {
+        package: "memcached",
+        is_met: || command::exists("memcached"),
+    },
+];
+
+/// Installs what is missing; does nothing, and needs neither root nor network, when all is there.
+pub(crate) fn install() -> Result<()> {
+    let missing = missing();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let names = missing.join(", ");
+    if !command::exists("apt-get") {
+        bail!("no apt-get: cannot install {names}");
+    }
+    if !is_root() {
+        bail!("not root: cannot install {names}");
+    }
+    eprintln!("installing {names}");
+    if !missing.iter().all(|package| is_known(package)) {
+        update_lists()?;
+        return apt_install(&missing).with_context(|| format!("cannot install {names}"));
+    }
+    // Lists that are old name files which the mirror has replaced since.
+    let attempt = apt_install(&missing);
+    let retried = attempt.or_else(|_| update_lists().and_then(|()| apt_install(&missing)));
+    retried.with_context(|| format!("cannot install {names}"))
+}
+
+/// Whether we are root.
+pub(crate) fn is_root() -> bool {
+    command::text(Command::new("id").arg("-u")).is_ok_and(|id| id.trim() == "0")
+}
+
+/// Fetches the lists of packages; needs root.
+pub(crate) fn update_lists() -> Result<()> {
+    if !is_root() {
+        bail!("not root: cannot fetch apt's lists of packages (run `apt-get update`)");
+    }
+    apt(&["update"]).context("apt's lists of packages cannot be fetched: is there a network?")
+}
+
+fn missing() -> Vec<&'static str> {
+    REQUIREMENTS
+        .iter()
+        .filter(|requirement| !(requirement.is_met)())
+        .map(|requirement| requirement.package)
+        .collect()
+}
+
+/// A busybox that is not static will do (its libraries go along) if it has the commands that the guest uses.
+fn has_busybox() -> bool {
+    let listed = command::text(Command::new("busybox").arg("--list")).unwrap_or_default();
+    let applets: Vec<_> = listed.lines().collect();
+    image::APPLETS.iter().all(|applet| applets.contains(applet))
+}
+
+/// Whether apt has a version of the package to install.
+fn is_known(package: &str) -> bool {
+    let policy = command::text(
+        Command::new("apt-cache")
+            .args(["policy", package])
+            .env("LC_ALL", "C"),
+    );
+    policy.is_ok_and(|policy| policy.contains("Candidate: ") && !policy.contains("Candidate: (none)"))
+}
+
+fn apt_install(packages: &[&str]) -> Result<()> {
+    apt(&[&["install", "--yes", "--no-install-recommends"], packages].concat())
+}
+
+fn apt(arguments: &[&str]) -> Result<()> {
+    let mut apt = Command::new("apt-get");
+    apt.arg("-qq")
+        .args(arguments)
+        .env("DEBIAN_FRONTEND", "noninteractive");
+    command::run(&mut apt)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_requirement_can_be_asked_for() {
+        for Requirement { package, is_met } in REQUIREMENTS {
+            assert_eq!(is_met(), !missing().contains(&package), "{package}");
+        }
+    }
+}
