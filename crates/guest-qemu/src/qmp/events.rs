@@ -1,0 +1,172 @@
+//! QEMU's events, kept for whoever waits for one.
+
+use std::collections::VecDeque;
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::error::QmpError;
+
+/// The most events kept; older ones are forgotten.
+const MAX_EVENTS: usize = 512;
+
+/// Something that happened in QEMU.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Event {
+    /// Name, for example `STOP`.
+    #[serde(rename = "event")]
+    pub name: String,
+    /// What QEMU adds to it.
+    #[serde(default)]
+    pub data: Value,
+}
+
+/// A point in the sequence of events: see [`EventLog::now`].
+#[derive(Clone, Copy, Debug)]
+pub struct Cursor {
+    /// Events before it.
+    events: u64,
+    /// Lost connections before it.
+    disconnects: u64,
+}
+
+/// The latest events. Take a [`Cursor`] before the command that causes an event, then wait from there: the
+/// event is found no matter which of command and wait is faster.
+pub struct EventLog {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    events: VecDeque<Event>,
+    /// Events that came before the first one in `events`.
+    forgotten: u64,
+    /// Counts lost connections, so that a waiter notices the one that happens while it waits.
+    disconnects: u64,
+}
+
+impl EventLog {
+    pub(super) fn new() -> Self {
+        Self {
+            state: Mutex::new(State::default()),
+            changed: Condvar::new(),
+        }
+    }
+
+    /// The point after all events so far.
+    pub fn now(&self) -> Cursor {
+        let state = self.lock();
+        Cursor {
+            events: state.forgotten + state.events.len() as u64,
+            disconnects: state.disconnects,
+        }
+    }
+
+    /// Waits for the first event after `cursor` that `wanted` accepts, at most `timeout`. `what` names it in
+    /// the error.
+    ///
+    /// # Errors
+    /// [`QmpError::TimedOut`], or [`QmpError::Lost`] when the connection ended after `cursor`.
+    pub fn wait(
+        &self,
+        cursor: Cursor,
+        timeout: Duration,
+        what: &'static str,
+        wanted: impl Fn(&Event) -> bool,
+    ) -> Result<Event, QmpError> {
+        let deadline = Instant::now() + timeout;
+        let mut state = self.lock();
+        let mut next = cursor.events;
+        loop {
+            let skip = next.saturating_sub(state.forgotten) as usize;
+            if let Some(event) = state.events.iter().skip(skip).find(|event| wanted(event)) {
+                return Ok(event.clone());
+            }
+            next = state.forgotten + state.events.len() as u64;
+            if state.disconnects != cursor.disconnects {
+                return Err(QmpError::Lost {
+                    command: what,
+                    why: "the connection ended".into(),
+                });
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(QmpError::TimedOut {
+                    command: what,
+                    timeout,
+                });
+            }
+            state = self
+                .changed
+                .wait_timeout(state, left)
+                .unwrap_or_else(PoisonError::into_inner)
+                .0;
+        }
+    }
+
+    pub(super) fn push(&self, event: Event) {
+        let mut state = self.lock();
+        if state.events.len() == MAX_EVENTS {
+            state.events.pop_front();
+            state.forgotten += 1;
+        }
+        state.events.push_back(event);
+        self.changed.notify_all();
+    }
+
+    pub(super) fn disconnected(&self) {
+        self.lock().disconnects += 1;
+        self.changed.notify_all();
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn event(name: &str) -> Event {
+        Event {
+            name: name.into(),
+            data: Value::Null,
+        }
+    }
+
+    #[test]
+    fn only_events_after_the_cursor_count() {
+        let log = EventLog::new();
+        log.push(event("STOP"));
+        let cursor = log.now();
+        let missing = log.wait(cursor, Duration::from_millis(1), "STOP", |e| e.name == "STOP");
+        assert!(matches!(missing, Err(QmpError::TimedOut { .. })));
+        log.push(event("RESUME"));
+        log.push(event("STOP"));
+        assert_eq!(
+            log.wait(cursor, Duration::ZERO, "STOP", |e| e.name == "STOP")
+                .unwrap()
+                .name,
+            "STOP"
+        );
+    }
+
+    #[test]
+    fn the_log_is_bounded_and_cursors_survive_that() {
+        let log = EventLog::new();
+        let cursor = log.now();
+        for _ in 0..MAX_EVENTS + 10 {
+            log.push(event("NOISE"));
+        }
+        log.push(event("LAST"));
+        assert_eq!(log.lock().events.len(), MAX_EVENTS);
+        assert!(
+            log.wait(cursor, Duration::ZERO, "LAST", |e| e.name == "LAST")
+                .is_ok()
+        );
+    }
+}

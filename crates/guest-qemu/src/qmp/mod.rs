@@ -1,0 +1,132 @@
+//! A thin client of the QEMU Machine Protocol.
+//!
+//! [`Qmp`] holds one connection to QEMU's unix socket and makes a new one when it was lost. Commands are
+//! typed (see [`commands`]); events are kept in a bounded log that any number of threads can wait on (see
+//! [`events`]). What a QEMU can do is asked from itself (see [`schema`]), nothing is compiled in by version.
+
+mod connection;
+mod line;
+
+pub mod commands;
+pub mod error;
+pub mod events;
+pub mod schema;
+
+use std::os::fd::BorrowedFd;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use serde_json::Value;
+
+pub use commands::Command;
+pub use error::QmpError;
+pub use events::{Cursor, Event, EventLog};
+pub use schema::Schema;
+
+use connection::Connection;
+
+/// How long a command may take where the caller says nothing else.
+const COMMAND_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// Result of a QMP operation.
+pub type Result<T> = std::result::Result<T, QmpError>;
+
+/// A client of one QEMU. Threads may use it at the same time; QEMU answers in the order of arrival.
+pub struct Qmp {
+    path: PathBuf,
+    events: Arc<EventLog>,
+    connection: Mutex<Arc<Connection>>,
+}
+
+impl Qmp {
+    /// Connects to QEMU's QMP socket at `path` and leaves capabilities negotiation.
+    ///
+    /// # Errors
+    /// When there is no such socket, nobody greets within `timeout` (another client may hold the connection:
+    /// QEMU serves one a socket), or what greets is not QMP.
+    pub fn connect(path: &Path, timeout: Duration) -> Result<Self> {
+        let events = Arc::new(EventLog::new());
+        let connection = Connection::open(path, &events, timeout)?;
+        Ok(Self {
+            path: path.to_owned(),
+            events,
+            connection: Mutex::new(Arc::new(connection)),
+        })
+    }
+
+    /// Path of the socket.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Executes a command and returns its typed reply.
+    ///
+    /// # Errors
+    /// [`QmpError::Refused`] with QEMU's own words, or what happened to the connection.
+    pub fn run<C: Command>(&self, command: &C) -> Result<C::Reply> {
+        self.run_within(command, COMMAND_TIMEOUT)
+    }
+
+    /// The same with an own time-out; a command that timed out may still be executed later.
+    ///
+    /// # Errors
+    /// As [`Qmp::run`].
+    pub fn run_within<C: Command>(&self, command: &C, timeout: Duration) -> Result<C::Reply> {
+        self.send(command, &[], timeout)
+    }
+
+    /// Executes a command that takes file descriptors (`getfd`, `add-fd`).
+    ///
+    /// # Errors
+    /// As [`Qmp::run`].
+    pub fn run_with_fds<C: Command>(&self, command: &C, fds: &[BorrowedFd<'_>]) -> Result<C::Reply> {
+        self.send(command, fds, COMMAND_TIMEOUT)
+    }
+
+    /// Executes a command of the human monitor and returns what it prints.
+    ///
+    /// # Errors
+    /// As [`Qmp::run`]. An error of the human command itself is part of what it prints.
+    pub fn human(&self, command_line: &str) -> Result<String> {
+        self.run(&commands::HumanMonitorCommand {
+            command_line: command_line.to_owned(),
+        })
+    }
+
+    /// Asks what this QEMU knows.
+    ///
+    /// # Errors
+    /// As [`Qmp::run`].
+    pub fn schema(&self) -> Result<Schema> {
+        Ok(Schema::new(self.run(&commands::QueryQmpSchema {})?))
+    }
+
+    /// The events QEMU sent, also over earlier connections.
+    pub fn events(&self) -> &EventLog {
+        &self.events
+    }
+
+    fn send<C: Command>(&self, command: &C, fds: &[BorrowedFd<'_>], timeout: Duration) -> Result<C::Reply> {
+        let arguments = serde_json::to_value(command).map_err(|source| QmpError::BadReply {
+            command: C::NAME,
+            source,
+        })?;
+        let reply: Value = self
+            .live_connection()?
+            .execute(C::NAME, &arguments, fds, timeout)?;
+        serde_json::from_value(reply).map_err(|source| QmpError::BadReply {
+            command: C::NAME,
+            source,
+        })
+    }
+
+    /// The connection, made anew when QEMU or a time-out ended the last one.
+    fn live_connection(&self) -> Result<Arc<Connection>> {
+        let mut connection = self.connection.lock().unwrap_or_else(PoisonError::into_inner);
+        if connection.is_lost() {
+            *connection = Arc::new(Connection::open(&self.path, &self.events, COMMAND_TIMEOUT)?);
+        }
+        Ok(Arc::clone(&connection))
+    }
+}
