@@ -1,14 +1,26 @@
 //! Running other programs. Their talk goes to stderr: stdout belongs to the result of the task.
 
+use std::path::Path;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result, ensure};
 
+/// The cargo that runs us, so that a task stays with one toolchain.
+pub(crate) fn cargo() -> Command {
+    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo.current_dir(crate::repository());
+    cargo
+}
+
 /// Runs the command to its end with its output on our stderr; a non-zero exit is an error that names the command.
 pub(crate) fn run(command: &mut Command) -> Result<()> {
+    run_loudly(command.stdout(std::io::stderr()))
+}
+
+/// Like [`run`], with the command's stdout on ours: for commands whose output is the result.
+pub(crate) fn run_loudly(command: &mut Command) -> Result<()> {
     let status = command
         .stdin(Stdio::null())
-        .stdout(std::io::stderr())
         .status()
         .with_context(|| format!("cannot start `{}`", line(command)))?;
     ensure!(status.success(), "`{}` failed ({status})", line(command));
@@ -54,9 +66,33 @@ pub(crate) fn find(program: &str) -> Option<std::path::PathBuf> {
 
 /// The command as one would type it, for messages.
 fn line(command: &Command) -> String {
-    let words = std::iter::once(command.get_program()).chain(command.get_args());
+    let program = Path::new(command.get_program());
+    let words = program.file_name().into_iter().chain(command.get_args());
     words
         .map(|word| word.to_string_lossy())
         .collect::<Vec<_>>()
         .join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failure_names_the_command_and_its_last_words() {
+        let script = "echo first >&2; echo last >&2; exit 3";
+        let error = output(Command::new("/bin/sh").args(["-c", script])).unwrap_err();
+        let text = error.to_string();
+        assert!(
+            text.starts_with("`sh -c ") && text.ends_with("failed (exit status: 3): last"),
+            "{text}"
+        );
+        assert!(run(&mut Command::new("false")).is_err());
+    }
+
+    #[test]
+    fn programs_are_found() {
+        assert!(exists("sh"));
+        assert_eq!(find("no-such-program-anywhere"), None);
+    }
 }

@@ -3,7 +3,6 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use anyhow::{Context as _, Result};
 
@@ -124,19 +123,12 @@ fn add_program(tree: &mut Tree, destination: &str, program: &Path) -> Result<()>
 /// cargo rebuild everything else.
 fn build_guest_load() -> Result<PathBuf> {
     const TARGET: &str = "x86_64-unknown-linux-gnu";
-    let root = crate::repository();
-    let target_folder = root.join("target/guest");
-    let mut cargo = Command::new(env!("CARGO"));
-    cargo.args([
-        "build",
-        "--quiet",
-        "--release",
-        "--package",
-        "vmferry-guest-load",
-        "--target",
-        TARGET,
-    ]);
-    cargo.arg("--target-dir").arg(&target_folder).current_dir(&root);
+    let target_folder = crate::repository().join("target/guest");
+    let mut cargo = command::cargo();
+    cargo.args(["build", "--quiet", "--release", "--package", "vmferry-guest-load"]);
+    cargo
+        .args(["--target", TARGET, "--target-dir"])
+        .arg(&target_folder);
     cargo.env(
         "CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUSTFLAGS",
         "-C target-feature=+crt-static -C strip=symbols",

@@ -5,11 +5,14 @@
 mod cache;
 mod command;
 mod cpio;
+mod demo;
 mod image;
 mod kernel;
 mod libraries;
 mod modules;
 mod setup;
+mod test;
+mod tidy;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -31,14 +34,50 @@ enum Task {
     Setup,
     /// Build the guest image in the cache folder, and print where it is.
     Image,
+    /// Show a live migration: install what is missing, build all, then run `vmferry demo`.
+    Demo {
+        /// Print the reports as JSON on stdout, and nothing else there.
+        #[arg(long)]
+        json: bool,
+        /// Migrate the synthetic guest, which needs neither QEMU nor root.
+        #[arg(long)]
+        synthetic: bool,
+        /// Arguments for `vmferry demo`.
+        #[arg(last = true)]
+        extra: Vec<String>,
+    },
+    /// Check everything that must hold before a change is merged.
+    Test {
+        /// Without set-up, documentation and the tests on QEMU.
+        #[arg(long)]
+        fast: bool,
+    },
+    /// Check the rules of style that no other tool knows.
+    Tidy,
 }
 
 fn main() -> ExitCode {
     let outcome = match Arguments::parse().task {
         Task::Setup => setup::install(),
         Task::Image => build_image(),
+        Task::Demo {
+            json,
+            synthetic,
+            extra,
+        } => {
+            let Err(error) = demo::run(&demo::Options {
+                json,
+                synthetic,
+                extra,
+            });
+            Err(error)
+        }
+        Task::Test { fast } => test::run(fast),
+        Task::Tidy => tidy::run(&repository()),
     };
-    let Err(error) = outcome else { return ExitCode::SUCCESS };
+    let Err(error) = outcome else {
+        return ExitCode::SUCCESS;
+    };
     eprintln!("error: {error:#}");
     ExitCode::FAILURE
 }

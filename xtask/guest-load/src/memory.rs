@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use crate::pattern::{self, PAGE};
 
 const PAGES_PER_MIB: usize = (1 << 20) / PAGE;
+const REPORT_EVERY: Duration = Duration::from_secs(1);
 const TICK: Duration = Duration::from_millis(10);
 
 /// The share of a tick that the checking sweep may take.
@@ -19,7 +20,8 @@ const ARREARS: Duration = Duration::from_millis(100);
 pub(crate) fn run(mib: usize, rate_mib_s: usize) -> Result<Infallible, String> {
     let mut sweep = Sweep::new(mib * PAGES_PER_MIB);
     let mut due = Instant::now();
-    let mut report_at = Instant::now() + Duration::from_secs(1);
+    let mut report_at = Instant::now() + REPORT_EVERY;
+    let mut reported = 0;
     loop {
         let now = Instant::now();
         if now.duration_since(due) > ARREARS {
@@ -40,9 +42,11 @@ pub(crate) fn run(mib: usize, rate_mib_s: usize) -> Result<Infallible, String> {
             std::thread::sleep(due.saturating_duration_since(Instant::now()).min(TICK));
         }
         if Instant::now() >= report_at {
-            report_at += Duration::from_secs(1);
-            report_at = report_at.max(Instant::now());
-            println!("guest-load: {}", sweep.status());
+            let since = REPORT_EVERY + report_at.elapsed();
+            let rate = (sweep.written - reported) as f64 / PAGES_PER_MIB as f64 / since.as_secs_f64();
+            println!("guest-load: {} written_mib_per_s={rate:.0}", sweep.status());
+            reported = sweep.written;
+            report_at = Instant::now() + REPORT_EVERY;
         }
     }
 }
@@ -115,7 +119,8 @@ impl Sweep {
 
     fn status(&self) -> String {
         match &self.first_fault {
-            None => format!("ok passes={}", self.checked / self.pages as u64),
+            // The writer checks each page that it comes by, as the checking sweep does.
+            None => format!("ok passes={}", (self.checked + self.written) / self.pages as u64),
             Some(fault) => format!("CORRUPT {} times, first page {fault}", self.corrupt),
         }
     }
@@ -139,7 +144,11 @@ mod tests {
             sweep.write(3);
             assert!(check_all(&mut sweep).starts_with("ok"));
         }
-        assert_eq!(sweep.status(), "ok passes=5");
+        assert_eq!(
+            sweep.status(),
+            "ok passes=6",
+            "5 sweeps of checks and 15 writes to 8 pages"
+        );
     }
 
     #[test]

@@ -7,9 +7,12 @@ const WORD: usize = size_of::<u64>();
 
 /// Fills the block, a multiple of eight bytes, for this place and version.
 pub(crate) fn fill(block: &mut [u8], place: u64, version: u64) {
-    for (bytes, word) in block.chunks_exact_mut(WORD).zip(words(place, version)) {
-        bytes.copy_from_slice(&word.to_le_bytes());
-    }
+    block
+        .chunks_exact_mut(WORD)
+        .zip(words(place, version))
+        .for_each(|(bytes, word)| {
+            bytes.copy_from_slice(&word.to_le_bytes());
+        });
 }
 
 /// Checks the block; an error says what is there instead.
@@ -25,13 +28,16 @@ pub(crate) fn check(block: &[u8], place: u64, version: u64) -> Result<(), String
     }
 }
 
-/// The place, the version, a mix of the two, then a sequence that starts at the mix: a block of another place or version
-/// differs in every word but the first or second, and a torn block differs from the tear on.
+/// The place, the version, then a sequence that starts at a mix of the two: a block of another place or version differs in every
+/// word but the first or second, and a torn block differs from the tear on.
 fn words(place: u64, version: u64) -> impl Iterator<Item = u64> {
+    const STEP: u64 = 0xD6E8_FEB8_6659_FD93;
     let mix = (place ^ version.rotate_left(32)).wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ version;
-    [place, version]
-        .into_iter()
-        .chain((1_u64..).map(move |step| mix.wrapping_add(step.wrapping_mul(0xD6E8_FEB8_6659_FD93))))
+    (0_u64..).map(move |index| match index {
+        0 => place,
+        1 => version,
+        _ => mix.wrapping_add(index.wrapping_mul(STEP)),
+    })
 }
 
 fn describe(block: &[u8], place: u64, version: u64) -> String {
