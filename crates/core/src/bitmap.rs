@@ -5,16 +5,22 @@ use crate::pages::PageRun;
 const WORD_BITS: u64 = u64::BITS as u64;
 
 /// A set of page numbers below a fixed length. 32 KiB of memory per GiB of guest RAM.
+///
+/// The first page is found at once, however large the set: work that takes pages off its front, as a round
+/// does, costs no more for a TiB than for a MiB.
 #[derive(Clone, PartialEq, Eq)]
 pub struct PageBitmap {
     words: Vec<u64>,
     len: u64,
+    /// Index of the first word that is not zero; the number of words where all are.
+    low: usize,
 }
 
 impl PageBitmap {
     /// The empty set over `len` pages.
     pub fn new(len: u64) -> Self {
-        Self { words: vec![0; len.div_ceil(WORD_BITS) as usize], len }
+        let words = vec![0; len.div_ceil(WORD_BITS) as usize];
+        Self { low: words.len(), words, len }
     }
 
     /// The set of all `len` pages.
@@ -31,7 +37,7 @@ impl PageBitmap {
 
     /// Whether the set holds no page.
     pub fn is_empty(&self) -> bool {
-        self.words.iter().all(|&word| word == 0)
+        self.low == self.words.len()
     }
 
     /// How many pages the set holds.
@@ -59,6 +65,7 @@ impl PageBitmap {
         let bit = 1 << (page % WORD_BITS);
         let new = *word & bit == 0;
         *word |= bit;
+        self.low = self.low.min((page / WORD_BITS) as usize);
         new
     }
 
@@ -67,6 +74,7 @@ impl PageBitmap {
         let there = self.contains(page);
         if there {
             self.words[(page / WORD_BITS) as usize] &= !(1 << (page % WORD_BITS));
+            self.raise_low();
         }
         there
     }
@@ -76,6 +84,7 @@ impl PageBitmap {
         assert!(run.end() <= self.len, "pages {run:?} beyond a bitmap of {}", self.len);
         for (index, mask) in self.masked_words(run) {
             self.words[index] |= mask;
+            self.low = self.low.min(index);
         }
     }
 
@@ -84,11 +93,28 @@ impl PageBitmap {
         for (index, mask) in self.masked_words(run) {
             self.words[index] &= !mask;
         }
+        self.raise_low();
+    }
+
+    /// The set as words of 64 pages, the lowest page in the lowest bit; bits beyond the length are 0.
+    pub fn words(&self) -> &[u64] {
+        &self.words
+    }
+
+    /// Adds the pages whose bits are set in `bits`, a word as in [`PageBitmap::words`].
+    ///
+    /// # Panics
+    /// When the word, or a bit set in it, is beyond the length.
+    pub fn insert_word(&mut self, index: usize, bits: u64) {
+        let used = (self.len - (index as u64 * WORD_BITS).min(self.len)).min(WORD_BITS);
+        assert!(used == WORD_BITS || bits >> used == 0, "word {index} beyond a bitmap of {}", self.len);
+        self.words[index] |= bits;
     }
 
     /// Takes all pages out.
     pub fn clear(&mut self) {
         self.words.fill(0);
+        self.low = self.words.len();
     }
 
     /// Adds what `other` holds.
@@ -110,10 +136,13 @@ impl PageBitmap {
     pub fn invert(&mut self) {
         self.words.iter_mut().for_each(|word| *word = !*word);
         self.trim();
+        self.low = 0;
+        self.raise_low();
     }
 
     /// The first maximal run of pages in the set at or after `from`, cut to `max_count` pages.
     pub fn next_run(&self, from: u64, max_count: u64) -> Option<PageRun> {
+        let from = from.max(self.low as u64 * WORD_BITS);
         let first = self.next_matching(from, |word| word)?;
         let end = self.next_matching(first, |word| !word).unwrap_or(self.len);
         Some(PageRun::new(first, (end - first).min(max_count)))
@@ -190,6 +219,14 @@ impl PageBitmap {
         assert_eq!(self.len, other.len, "sets over different numbers of pages");
         for (mine, &theirs) in self.words.iter_mut().zip(&other.words) {
             apply(mine, theirs);
+        }
+        self.low = 0;
+        self.raise_low();
+    }
+
+    fn raise_low(&mut self) {
+        while self.words.get(self.low) == Some(&0) {
+            self.low += 1;
         }
     }
 

@@ -1,1 +1,38 @@
 //! The migration protocol of vmferry: frames, messages, page encodings. No sockets.
+//!
+//! A migration has one control stream, any number of page streams and at most one fault stream, all dialled
+//! by the source and tied together by a [`SessionToken`]. Each begins with a [`Hello`] and its
+//! [`HelloReply`]; then
+//!
+//! * the control stream carries [`ToDestination`] one way and [`ToSource`] the other ([`control`]),
+//! * page streams carry [`PageFrame`]s from the source to the destination ([`page`]),
+//! * the fault stream carries [`FaultRequest`]s to the source and [`PageFrame`]s back ([`fault`]).
+//!
+//! All numbers in fixed layouts are little-endian. Everything here is written against `std::io::Read` and
+//! `Write`. The peer is not trusted: nothing it sends makes this crate panic, or allocate beyond the bound
+//! of a frame, and every refusal says what came and what was expected ([`WireError`]).
+#![forbid(unsafe_code)]
+
+mod bytes;
+pub mod checksum;
+pub mod control;
+pub mod error;
+pub mod fault;
+pub mod frame;
+pub mod hello;
+pub mod page;
+pub mod page_set;
+mod read;
+pub mod version;
+
+pub use checksum::{Crc32, crc32};
+pub use control::{
+    ControlMessage, DestinationSummary, FaultModeWire, FaultSummary, Offer, OwnerState, ToDestination,
+    ToSource, VerifySummary, clip_reason, read_control, write_control,
+};
+pub use error::{Result, WireError};
+pub use fault::{FAULT_REQUEST_BYTES, FaultRequest};
+pub use hello::{Hello, HelloReply, SessionToken, StreamRole};
+pub use page::{MAX_RUN_PAGES, PAGE_HEADER_BYTES, PageFrame, PageHeader};
+pub use page_set::PageSet;
+pub use version::{SPOKEN, VersionRange};

@@ -1,0 +1,525 @@
+//! Control messages.
+//!
+//! A message is the payload of a frame ([`crate::frame`]) in postcard's encoding: the number of the variant,
+//! then its fields. Variants are only ever appended, and the fields of a released variant never change: a
+//! message that needs more becomes a new variant of a later protocol version ([`crate::version`]).
+
+use std::io::{Read, Write};
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use vmferry_core::RamLayout;
+use vmferry_core::report::{FaultReport, Verified};
+
+use crate::bytes;
+use crate::error::{Result, WireError};
+use crate::frame::{FrameKind, read_frame, write_frame};
+use crate::hello::{cut, printable};
+use crate::page_set::PageSet;
+
+/// The most bytes a guest's specification may have.
+pub const MAX_SPEC_BYTES: usize = 256 << 10;
+/// The most bytes a strategy's name, or that of a RAM block, may have.
+pub const MAX_NAME_BYTES: usize = 256;
+/// The most bytes of device state in one message.
+pub const MAX_DEVICE_STATE_CHUNK_BYTES: usize = 1 << 20;
+/// The most hashes in one message.
+pub const MAX_HASHES: usize = 64 << 10;
+/// The most bytes a reason may have; see [`clip_reason`].
+pub const MAX_REASON_BYTES: usize = 4096;
+
+/// What the source tells the destination.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum ToDestination {
+    /// First message of a session: take this guest. Answered by [`ToSource::Accept`] or [`ToSource::Refuse`].
+    Offer(Offer),
+    /// A part of the pages still to come that does not fit into [`ToDestination::Switch`], which follows.
+    Pending {
+        /// The part.
+        pages: PageSet,
+    },
+    /// Post-copy: the guest is paused, and after its device state it will run at the destination with pages
+    /// missing. See [`ToDestination::switch`].
+    Switch {
+        /// The (last part of the) pages still to come; all others are in place, or holes.
+        pending: PageSet,
+        /// Whether pending pages may have been sent before, in a version now out of date.
+        resend: bool,
+    },
+    /// A piece of the device state, in order.
+    DeviceState {
+        /// Whether it is the last piece.
+        last: bool,
+        /// The bytes, at most [`MAX_DEVICE_STATE_CHUNK_BYTES`].
+        #[serde(with = "bytes::plain")]
+        bytes: Vec<u8>,
+    },
+    /// Verification: the 128-bit xxh3 hashes of pages as the paused source has them.
+    PageHashes {
+        /// Page number of the first hash.
+        first: u64,
+        /// The hashes of consecutive pages, at most [`MAX_HASHES`].
+        #[serde(with = "bytes::hashes")]
+        hashes: Vec<u128>,
+    },
+    /// Everything needed to run was sent; answered by [`ToSource::Ready`] once it is loaded.
+    Prepare {
+        /// Epoch of this handover.
+        epoch: u64,
+    },
+    /// The source has given the guest up, in its journal first: the destination owns and runs it.
+    /// Answered by [`ToSource::Running`].
+    Commit {
+        /// Epoch of this handover.
+        epoch: u64,
+    },
+    /// Post-copy: every page was pushed; the destination answers [`ToSource::Complete`] when it has them.
+    PushedAll,
+    /// The migration ends here, before the commit point; the guest stays with the source.
+    Abort {
+        /// Why.
+        reason: String,
+    },
+    /// After a reconnect: what does the destination's journal say? Answered by [`ToSource::Owner`].
+    Query {
+        /// Epoch of the handover in question.
+        epoch: u64,
+    },
+    /// Are you there? Answered by [`ToSource::Pong`].
+    Ping {
+        /// Comes back in the answer.
+        nonce: u64,
+    },
+}
+
+/// What the destination tells the source.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum ToSource {
+    /// The guest can come. The source dials page and fault streams now.
+    Accept {
+        /// Page streams the destination takes, at most as many as were offered.
+        streams: u16,
+    },
+    /// The guest cannot come.
+    Refuse {
+        /// Why, and how to mend it.
+        reason: String,
+    },
+    /// Everything sent in a round is in place.
+    RoundReceived {
+        /// The round.
+        round: u32,
+        /// Pages received in it.
+        pages: u64,
+        /// Bytes received in it.
+        bytes: u64,
+    },
+    /// Everything is loaded; the guest could run.
+    Ready {
+        /// Epoch of this handover.
+        epoch: u64,
+    },
+    /// The destination owns the guest, in its journal first, and it runs.
+    Running {
+        /// Epoch of this handover.
+        epoch: u64,
+    },
+    /// What the destination's journal says.
+    Owner {
+        /// Epoch of the handover in question.
+        epoch: u64,
+        /// Who owns the guest.
+        state: OwnerState,
+    },
+    /// Post-copy after a reconnect: a part of the pages the destination has. See [`ToSource::received`].
+    Received {
+        /// The part.
+        pages: PageSet,
+        /// Whether it is the last part.
+        last: bool,
+    },
+    /// The destination has every page: the source may free everything.
+    Complete {
+        /// What the destination measured.
+        summary: DestinationSummary,
+    },
+    /// The destination cannot go on. Before the commit point the guest stays with the source.
+    Failed {
+        /// Why.
+        reason: String,
+    },
+    /// Post-copy: how far it is.
+    Progress {
+        /// Faults so far.
+        faults: u64,
+        /// Pages in place.
+        pages: u64,
+    },
+    /// The answer to [`ToDestination::Ping`].
+    Pong {
+        /// As in the question.
+        nonce: u64,
+    },
+}
+
+/// A guest on offer.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Offer {
+    /// The guest's specification (`GuestSpec` of `vmferry-guest`) in JSON, at most [`MAX_SPEC_BYTES`].
+    pub spec_json: String,
+    /// Its RAM. Bounds the page numbers of everything that follows.
+    pub layout: RamLayout,
+    /// Name of the strategy.
+    pub strategy: String,
+    /// Page streams the source wants.
+    pub streams: u16,
+    /// Which faults the destination has to serve; none where all pages cross before the guest runs.
+    pub faults: Option<FaultModeWire>,
+    /// Whether hashes of all pages will come for comparison.
+    pub verify: bool,
+    /// Epoch of the handover, higher than any before for this guest at the source.
+    pub epoch: u64,
+}
+
+/// Which accesses of the guest turn into faults at the destination.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum FaultModeWire {
+    /// Accesses to pages that never came.
+    Missing,
+    /// Those, and accesses to pages that came in a version now out of date.
+    MissingAndStale,
+}
+
+/// What the destination's journal says of a handover.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum OwnerState {
+    /// Nothing: it never got as far as being ready.
+    Unknown,
+    /// Ready, and waiting for the commit.
+    Prepared,
+    /// The destination owns the guest.
+    Owner,
+    /// The destination gave up and will not run it in this epoch.
+    Declined,
+}
+
+/// What the destination measured.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct DestinationSummary {
+    /// Faults of the guest.
+    pub faults: FaultSummary,
+    /// CPU time of the migration's threads.
+    pub cpu_seconds: f64,
+    /// Private memory of the migration at its highest.
+    pub memory_bytes: u64,
+    /// What the comparison of hashes found, where it was asked for.
+    pub verified: Option<VerifySummary>,
+    /// Pages received, every crossing counted.
+    pub pages_received: u64,
+}
+
+/// Faults and how long the guest waited for them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct FaultSummary {
+    /// All of them.
+    pub count: u64,
+    /// Served over the network.
+    pub network: u64,
+    /// Answered at the destination.
+    pub local: u64,
+    /// Median fault service time of network faults, microseconds.
+    pub p50_us: f64,
+    /// 99th percentile, microseconds.
+    pub p99_us: f64,
+    /// Longest, microseconds.
+    pub max_us: f64,
+}
+
+/// What the comparison of all pages found.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VerifySummary {
+    /// Pages compared.
+    pub pages: u64,
+    /// Pages that differ.
+    pub mismatches: u64,
+}
+
+/// [`ToDestination`] or [`ToSource`].
+pub trait ControlMessage: Serialize + DeserializeOwned + private::Sealed {
+    /// Which way it goes.
+    const KIND: FrameKind;
+    /// Names of the messages, in the order of their numbers.
+    const NAMES: &'static [&'static str];
+
+    /// Refuses what is beyond a bound.
+    ///
+    /// # Errors
+    /// [`WireError::TooLong`].
+    fn check(&self) -> Result<()>;
+}
+
+/// Reads the next control message.
+///
+/// # Errors
+/// When the connection ends, or what comes is not a message in this direction within all bounds.
+pub fn read_control<M: ControlMessage>(reader: &mut impl Read) -> Result<M> {
+    decode_control(&read_frame(reader, M::KIND)?)
+}
+
+/// Writes a control message, with one call to `writer`.
+///
+/// # Errors
+/// When it is beyond a bound, or what the connection answers.
+pub fn write_control<M: ControlMessage>(writer: &mut impl Write, message: &M) -> Result<()> {
+    write_frame(writer, M::KIND, &encode_control(message)?)
+}
+
+/// The payload of the frame of `message`.
+///
+/// # Errors
+/// When it is beyond a bound.
+pub fn encode_control<M: ControlMessage>(message: &M) -> Result<Vec<u8>> {
+    message.check()?;
+    let message_name = std::any::type_name::<M>();
+    postcard::to_stdvec(message).map_err(|source| WireError::Encode {
+        message: message_name,
+        source,
+    })
+}
+
+/// The message in the payload of a frame.
+///
+/// # Errors
+/// When it is unknown, its fields do not decode or are beyond a bound, or bytes are left over.
+pub fn decode_control<M: ControlMessage>(payload: &[u8]) -> Result<M> {
+    let number = match postcard::take_from_bytes::<u32>(payload) {
+        Ok((number, _)) => number,
+        Err(source) => {
+            return Err(WireError::Malformed {
+                message: "number",
+                source,
+            });
+        }
+    };
+    let Some(name) = M::NAMES.get(number as usize) else {
+        return Err(WireError::UnknownKind {
+            what: "control message",
+            came: number.to_string(),
+            expected: format!(
+                "0 ({}) to {} ({})",
+                M::NAMES[0],
+                M::NAMES.len() - 1,
+                M::NAMES[M::NAMES.len() - 1]
+            ),
+        });
+    };
+    let (message, rest) = postcard::take_from_bytes::<M>(payload).map_err(|source| WireError::Malformed {
+        message: name,
+        source,
+    })?;
+    if !rest.is_empty() {
+        return Err(WireError::TooLong {
+            what: name,
+            came: payload.len() as u64,
+            unit: "bytes",
+            limit: (payload.len() - rest.len()) as u64,
+        });
+    }
+    message.check()?;
+    Ok(message)
+}
+
+/// `reason` in one line and short enough for a message.
+pub fn clip_reason(reason: &str) -> String {
+    printable(cut(reason, MAX_REASON_BYTES))
+}
+
+impl ToDestination {
+    /// The messages that say which pages are still to come: `Switch`, after as many `Pending` as a large or
+    /// fragmented set takes.
+    pub fn switch(pending: &vmferry_core::PageBitmap, resend: bool) -> Vec<Self> {
+        let mut parts = PageSet::parts(pending);
+        let last = parts.pop().expect("a set has at least one part");
+        let mut messages: Vec<_> = parts.into_iter().map(|pages| Self::Pending { pages }).collect();
+        messages.push(Self::Switch {
+            pending: last,
+            resend,
+        });
+        messages
+    }
+
+    /// The messages that carry `state`, at least one.
+    pub fn device_state(state: &[u8]) -> Vec<Self> {
+        let pieces = state.len().div_ceil(MAX_DEVICE_STATE_CHUNK_BYTES).max(1);
+        (0..pieces)
+            .map(|piece| {
+                let from = piece * MAX_DEVICE_STATE_CHUNK_BYTES;
+                let to = state.len().min(from + MAX_DEVICE_STATE_CHUNK_BYTES);
+                Self::DeviceState {
+                    last: piece + 1 == pieces,
+                    bytes: state[from..to].to_vec(),
+                }
+            })
+            .collect()
+    }
+}
+
+impl ToSource {
+    /// The messages that say which pages the destination has, at least one.
+    pub fn received(pages: &vmferry_core::PageBitmap) -> Vec<Self> {
+        let parts = PageSet::parts(pages);
+        let count = parts.len();
+        let message = |(index, pages)| Self::Received {
+            pages,
+            last: index + 1 == count,
+        };
+        parts.into_iter().enumerate().map(message).collect()
+    }
+}
+
+impl ControlMessage for ToDestination {
+    const KIND: FrameKind = FrameKind::ToDestination;
+    const NAMES: &'static [&'static str] = &[
+        "Offer",
+        "Pending",
+        "Switch",
+        "DeviceState",
+        "PageHashes",
+        "Prepare",
+        "Commit",
+        "PushedAll",
+        "Abort",
+        "Query",
+        "Ping",
+    ];
+
+    fn check(&self) -> Result<()> {
+        match self {
+            Self::Offer(offer) => offer.check(),
+            Self::DeviceState { bytes, .. } => bound(
+                "a piece of device state",
+                bytes.len(),
+                "bytes",
+                MAX_DEVICE_STATE_CHUNK_BYTES,
+            ),
+            Self::PageHashes { hashes, .. } => {
+                bound("a message of page hashes", hashes.len(), "hashes", MAX_HASHES)
+            }
+            Self::Abort { reason } => bound("the reason to abort", reason.len(), "bytes", MAX_REASON_BYTES),
+            Self::Pending { pages: set } | Self::Switch { pending: set, .. } => set.check(),
+            Self::Prepare { .. }
+            | Self::Commit { .. }
+            | Self::PushedAll
+            | Self::Query { .. }
+            | Self::Ping { .. } => Ok(()),
+        }
+    }
+}
+
+impl ControlMessage for ToSource {
+    const KIND: FrameKind = FrameKind::ToSource;
+    const NAMES: &'static [&'static str] = &[
+        "Accept",
+        "Refuse",
+        "RoundReceived",
+        "Ready",
+        "Running",
+        "Owner",
+        "Received",
+        "Complete",
+        "Failed",
+        "Progress",
+        "Pong",
+    ];
+
+    fn check(&self) -> Result<()> {
+        match self {
+            Self::Refuse { reason } => bound("the reason to refuse", reason.len(), "bytes", MAX_REASON_BYTES),
+            Self::Failed { reason } => bound(
+                "the reason of the failure",
+                reason.len(),
+                "bytes",
+                MAX_REASON_BYTES,
+            ),
+            Self::Received { pages, .. } => pages.check(),
+            Self::Accept { .. }
+            | Self::RoundReceived { .. }
+            | Self::Ready { .. }
+            | Self::Running { .. }
+            | Self::Owner { .. }
+            | Self::Complete { .. }
+            | Self::Progress { .. }
+            | Self::Pong { .. } => Ok(()),
+        }
+    }
+}
+
+impl Offer {
+    fn check(&self) -> Result<()> {
+        bound(
+            "the guest's specification",
+            self.spec_json.len(),
+            "bytes",
+            MAX_SPEC_BYTES,
+        )?;
+        bound(
+            "the strategy's name",
+            self.strategy.len(),
+            "bytes",
+            MAX_NAME_BYTES,
+        )?;
+        self.layout.blocks().iter().try_for_each(|block| {
+            bound(
+                "the name of a RAM block",
+                block.name.len(),
+                "bytes",
+                MAX_NAME_BYTES,
+            )
+        })
+    }
+}
+
+impl From<FaultSummary> for FaultReport {
+    fn from(summary: FaultSummary) -> Self {
+        let FaultSummary {
+            count,
+            network,
+            local,
+            p50_us,
+            p99_us,
+            max_us,
+        } = summary;
+        Self {
+            count,
+            network,
+            local,
+            p50_us,
+            p99_us,
+            max_us,
+        }
+    }
+}
+
+impl From<VerifySummary> for Verified {
+    fn from(VerifySummary { pages, mismatches }: VerifySummary) -> Self {
+        Self { pages, mismatches }
+    }
+}
+
+fn bound(what: &'static str, came: usize, unit: &'static str, limit: usize) -> Result<()> {
+    if came > limit {
+        return Err(WireError::TooLong {
+            what,
+            came: came as u64,
+            unit,
+            limit: limit as u64,
+        });
+    }
+    Ok(())
+}
+
+mod private {
+    pub trait Sealed {}
+    impl Sealed for super::ToDestination {}
+    impl Sealed for super::ToSource {}
+}

@@ -1,0 +1,55 @@
+//! The versions of the protocol, and how two sides agree on one.
+//!
+//! # Version log
+//!
+//! * **1** (vmferry 0.1): control messages `Offer` to `Ping` and `Accept` to `Pong`; page frames `Raw`,
+//!   `Uniform`, `RoundEnd`, `PushEnd`; fault requests. No flags but the payload checksum of raw frames.
+//!
+//! Rules for the next entry: the layouts of hello and reply never change. A message or frame, once released,
+//! keeps its number and its fields for good; what is new gets a new number and may be sent only where the
+//! version agreed on has it. The golden bytes of every released version stay in the tests.
+
+use std::fmt;
+
+use crate::error::{Result, WireError};
+
+/// The versions this build speaks.
+pub const SPOKEN: VersionRange = VersionRange { min: 1, max: 1 };
+
+/// An unbroken range of protocol versions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct VersionRange {
+    /// The lowest.
+    pub min: u16,
+    /// The highest.
+    pub max: u16,
+}
+
+impl VersionRange {
+    /// The highest version in both ranges.
+    ///
+    /// # Errors
+    /// [`WireError::Version`] when there is none; `self` is taken for this side's range.
+    pub fn negotiate(self, theirs: Self) -> Result<u16> {
+        let best = self.max.min(theirs.max);
+        if best < self.min || best < theirs.min {
+            return Err(WireError::Version { theirs, ours: self });
+        }
+        Ok(best)
+    }
+
+    /// Whether `version` lies in the range.
+    pub fn contains(self, version: u16) -> bool {
+        (self.min..=self.max).contains(&version)
+    }
+}
+
+impl fmt::Display for VersionRange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.min == self.max {
+            write!(f, "version {}", self.min)
+        } else {
+            write!(f, "versions {} to {}", self.min, self.max)
+        }
+    }
+}
