@@ -254,7 +254,7 @@ fn take_bits(rest: &mut &[u8], length: u64, at: u64, end: u64, set: &mut PageBit
         return Err(unexpected(
             "the bytes left for bits of a page set",
             rest.len() as u64,
-            length * 8,
+            (length * 8).to_string(),
         ));
     };
     *rest = left;
@@ -306,6 +306,6 @@ fn unexpected(what: &'static str, came: u64, expected: impl Into<String>) -> Wir
     WireError::Unexpected {
         what,
         came,
-        expected: expected.to_string(),
+        expected: expected.into(),
     }
 }
