@@ -20,7 +20,11 @@ impl PageBitmap {
     /// The empty set over `len` pages.
     pub fn new(len: u64) -> Self {
         let words = vec![0; len.div_ceil(WORD_BITS) as usize];
-        Self { low: words.len(), words, len }
+        Self {
+            low: words.len(),
+            words,
+            len,
+        }
     }
 
     /// The set of all `len` pages.
@@ -47,7 +51,9 @@ impl PageBitmap {
 
     /// How many pages of `run` the set holds.
     pub fn count_in(&self, run: PageRun) -> u64 {
-        self.masked_words(run).map(|(index, mask)| u64::from((self.words[index] & mask).count_ones())).sum()
+        self.masked_words(run)
+            .map(|(index, mask)| u64::from((self.words[index] & mask).count_ones()))
+            .sum()
     }
 
     /// Whether the set holds `page`; false for a page beyond its length.
@@ -81,7 +87,11 @@ impl PageBitmap {
 
     /// Adds every page of `run`, which must lie below the length.
     pub fn insert_run(&mut self, run: PageRun) {
-        assert!(run.end() <= self.len, "pages {run:?} beyond a bitmap of {}", self.len);
+        assert!(
+            run.end() <= self.len,
+            "pages {run:?} beyond a bitmap of {}",
+            self.len
+        );
         for (index, mask) in self.masked_words(run) {
             self.words[index] |= mask;
             self.low = self.low.min(index);
@@ -107,7 +117,11 @@ impl PageBitmap {
     /// When the word, or a bit set in it, is beyond the length.
     pub fn insert_word(&mut self, index: usize, bits: u64) {
         let used = (self.len - (index as u64 * WORD_BITS).min(self.len)).min(WORD_BITS);
-        assert!(used == WORD_BITS || bits >> used == 0, "word {index} beyond a bitmap of {}", self.len);
+        assert!(
+            used == WORD_BITS || bits >> used == 0,
+            "word {index} beyond a bitmap of {}",
+            self.len
+        );
         self.words[index] |= bits;
     }
 
@@ -151,7 +165,9 @@ impl PageBitmap {
     /// The last maximal run of pages in the set that ends at or before `before`, cut to the last `max_count`.
     pub fn previous_run(&self, before: u64, max_count: u64) -> Option<PageRun> {
         let last = self.previous_matching(before.min(self.len), |word| word)?;
-        let first = self.previous_matching(last, |word| !word).map_or(0, |page| page + 1);
+        let first = self
+            .previous_matching(last, |word| !word)
+            .map_or(0, |page| page + 1);
         let count = (last + 1 - first).min(max_count);
         Some(PageRun::new(last + 1 - count, count))
     }

@@ -93,7 +93,10 @@ impl RamLayout {
     /// # Errors
     /// As [`RamLayout::new`].
     pub fn single(name: impl Into<String>, bytes: u64) -> Result<Self, LayoutError> {
-        Self::new(vec![RamBlock { name: name.into(), pages: bytes / PAGE_SIZE }])
+        Self::new(vec![RamBlock {
+            name: name.into(),
+            pages: bytes / PAGE_SIZE,
+        }])
     }
 
     /// The blocks in order.
@@ -123,7 +126,11 @@ impl RamLayout {
     pub fn check(&self, run: PageRun) -> Result<(), LayoutError> {
         let end = run.first.saturating_add(run.count);
         if run.count == 0 || end > self.pages() {
-            return Err(LayoutError::OutOfRange { first: run.first, end, pages: self.pages() });
+            return Err(LayoutError::OutOfRange {
+                first: run.first,
+                end,
+                pages: self.pages(),
+            });
         }
         Ok(())
     }
@@ -132,7 +139,10 @@ impl RamLayout {
     pub fn split(&self, run: PageRun) -> impl Iterator<Item = BlockRun> + '_ {
         let mut at = run.first;
         // The block that holds `at`: the last one that starts at or before it.
-        let mut block = self.starts.partition_point(|&start| start <= at).saturating_sub(1);
+        let mut block = self
+            .starts
+            .partition_point(|&start| start <= at)
+            .saturating_sub(1);
         std::iter::from_fn(move || {
             if at >= run.end() || block >= self.blocks.len() {
                 return None;
@@ -170,8 +180,14 @@ mod tests {
 
     fn layout() -> RamLayout {
         RamLayout::new(vec![
-            RamBlock { name: "low".into(), pages: 4 },
-            RamBlock { name: "high".into(), pages: 8 },
+            RamBlock {
+                name: "low".into(),
+                pages: 4,
+            },
+            RamBlock {
+                name: "high".into(),
+                pages: 8,
+            },
         ])
         .unwrap()
     }
@@ -182,8 +198,16 @@ mod tests {
         assert_eq!(
             parts,
             [
-                BlockRun { block: 0, offset_bytes: 2 * PAGE_SIZE, len_bytes: 2 * PAGE_SIZE },
-                BlockRun { block: 1, offset_bytes: 0, len_bytes: 3 * PAGE_SIZE },
+                BlockRun {
+                    block: 0,
+                    offset_bytes: 2 * PAGE_SIZE,
+                    len_bytes: 2 * PAGE_SIZE
+                },
+                BlockRun {
+                    block: 1,
+                    offset_bytes: 0,
+                    len_bytes: 3 * PAGE_SIZE
+                },
             ]
         );
     }
@@ -192,15 +216,24 @@ mod tests {
     fn runs_outside_of_ram_are_refused() {
         assert!(layout().check(PageRun::new(0, 12)).is_ok());
         for (first, count) in [(0, 13), (12, 1), (u64::MAX, 2), (3, 0)] {
-            assert!(layout().check(PageRun::new(first, count)).is_err(), "{first}+{count}");
+            assert!(
+                layout().check(PageRun::new(first, count)).is_err(),
+                "{first}+{count}"
+            );
         }
     }
 
     #[test]
     fn absurd_layouts_are_refused() {
         assert_eq!(RamLayout::new(vec![]), Err(LayoutError::BlockCount(0)));
-        let huge = RamBlock { name: "x".into(), pages: u64::MAX };
-        assert_eq!(RamLayout::new(vec![huge.clone(), huge]), Err(LayoutError::TooLarge));
+        let huge = RamBlock {
+            name: "x".into(),
+            pages: u64::MAX,
+        };
+        assert_eq!(
+            RamLayout::new(vec![huge.clone(), huge]),
+            Err(LayoutError::TooLarge)
+        );
         assert!(serde_json::from_str::<RamLayout>(r#"[{"name":"a","pages":0}]"#).is_err());
     }
 }

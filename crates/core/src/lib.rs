@@ -6,10 +6,20 @@
 #![forbid(unsafe_code)]
 
 pub mod bitmap;
+pub mod destination;
+pub mod handover;
 pub mod layout;
+pub mod ledger;
 pub mod pages;
+pub mod policy;
+pub mod rates;
 pub mod report;
+pub mod source;
+pub mod strategy;
+pub mod tracking;
 
 pub use bitmap::PageBitmap;
+pub use handover::Epoch;
 pub use layout::{BlockRun, LayoutError, RamBlock, RamLayout};
 pub use pages::{PAGE_SIZE, PageRun};
+pub use strategy::{AtLimit, Limits, Strategy};

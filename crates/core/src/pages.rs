@@ -53,7 +53,10 @@ impl PageRun {
         if count >= self.count {
             (self, None)
         } else {
-            (Self::new(self.first, count), Some(Self::new(self.first + count, self.count - count)))
+            (
+                Self::new(self.first, count),
+                Some(Self::new(self.first + count, self.count - count)),
+            )
         }
     }
 }

@@ -1,0 +1,414 @@
+//! The destination of a migration: a state machine that mirrors [`crate::source`]. Pages go past it, straight
+//! into memory; it counts rounds, decides when to load, own, run and finish, and what to say when the
+//! connection is gone.
+
+mod event;
+
+use thiserror::Error;
+
+pub use event::{Command, Event};
+
+use crate::handover::{Claim, Epoch};
+use crate::report::Outcome;
+
+/// What a destination has to know beforehand.
+#[derive(Clone, Copy, Debug)]
+pub struct Setup {
+    /// Page streams.
+    pub streams: usize,
+    /// Compare every page at the end.
+    pub verify: bool,
+    /// The epoch under which this host will own the guest.
+    pub epoch: Epoch,
+}
+
+/// An event that does not belong: the peer broke the protocol, or the driver did.
+#[derive(Debug, Error, PartialEq, Eq)]
+#[error("got {found} while {phase}, expected {expected}")]
+pub struct DestinationError {
+    /// What came.
+    found: String,
+    /// What the destination was doing.
+    phase: &'static str,
+    /// What could have come.
+    expected: &'static str,
+}
+
+/// Where a migration stands, seen from the destination. Who may run the guest stands beside each state.
+///
+/// ```text
+/// Receiving -> Loading -> (Comparing) -> Prepared -> TakingOver -> Starting -> Running -> Ended
+///     |           |            |             |  (commit)  journal      |
+///     +-----------+------------+--- Declining (until the commit) -> Ended
+/// ```
+#[derive(Debug)]
+enum State {
+    /// Pages and device state arrive. *Source.*
+    Receiving {
+        /// The round whose end is awaited, and which streams reported it.
+        round: u32,
+        marked: Vec<bool>,
+        /// Pages follow after the resume.
+        post_copy: bool,
+        /// The device state is complete.
+        state_arrived: bool,
+    },
+    /// The device state is being loaded. *Source.*
+    Loading { post_copy: bool },
+    /// Pages are compared before the commit. *Source.*
+    Comparing,
+    /// `Ready` was sent. *Source, or this host as soon as a commit comes.*
+    Prepared { post_copy: bool },
+    /// *Owner* is being written. *Nobody yet.*
+    TakingOver { post_copy: bool },
+    /// The guest is being resumed. *This host.*
+    Starting { post_copy: bool },
+    /// The guest runs here. *This host.*
+    Running {
+        /// Pages are outstanding.
+        pages_outstanding: bool,
+        /// The source sent everything it has.
+        all_pushed: bool,
+    },
+    /// The last comparison, of pages that came after the resume. *This host.*
+    ComparingArrived,
+    /// *Declined* is being written. *Source.*
+    Declining { reason: String },
+    /// It is over.
+    Ended { outcome: Outcome, error: Option<String> },
+}
+
+/// The destination's side of one migration.
+pub struct Destination {
+    setup: Setup,
+    state: State,
+}
+
+impl Destination {
+    /// A migration whose offer was accepted.
+    pub fn new(setup: Setup) -> Self {
+        let state = State::Receiving {
+            round: 1,
+            marked: vec![false; setup.streams],
+            post_copy: false,
+            state_arrived: false,
+        };
+        Self { setup, state }
+    }
+
+    /// A migration whose daemon was restarted after it took the guest over, with pages outstanding.
+    pub fn recovered(setup: Setup) -> Self {
+        Self {
+            setup,
+            state: State::Running {
+                pages_outstanding: true,
+                all_pushed: false,
+            },
+        }
+    }
+
+    /// Takes in what happened and says what to do.
+    ///
+    /// # Errors
+    /// When the event does not belong to the state. The driver then fails the session.
+    pub fn handle(&mut self, event: Event) -> Result<Vec<Command>, DestinationError> {
+        match event {
+            Event::Abort(reason) | Event::Failed(reason) => Ok(self.fail(reason)),
+            Event::Disconnected => Ok(self.disconnected()),
+            Event::Asked(epoch) => self.asked(epoch),
+            Event::RoundEnd { .. } | Event::Switch | Event::StateArrived | Event::Prepare(_) => {
+                self.receiving(event)
+            }
+            Event::Loaded | Event::Compared { .. } => self.loading(event),
+            Event::Commit(_) | Event::Journaled | Event::Started => self.taking_over(event),
+            Event::AllArrived | Event::AllPushed => self.arriving(event),
+        }
+    }
+
+    /// How it ended and why, once it has.
+    pub fn ended(&self) -> Option<(Outcome, Option<&str>)> {
+        match &self.state {
+            State::Ended { outcome, error } => Some((*outcome, error.as_deref())),
+            _ => None,
+        }
+    }
+
+    /// Whether this host owns the guest.
+    pub fn owns(&self) -> bool {
+        matches!(
+            self.state,
+            State::Starting { .. }
+                | State::Running { .. }
+                | State::ComparingArrived
+                | State::Ended {
+                    outcome: Outcome::Completed,
+                    ..
+                }
+        )
+    }
+
+    /// In words, for progress and errors.
+    pub fn phase(&self) -> &'static str {
+        match &self.state {
+            State::Receiving { .. } => "receiving pages",
+            State::Loading { .. } => "loading device state",
+            State::Comparing | State::ComparingArrived => "comparing pages",
+            State::Prepared { .. } => "waiting for the commit",
+            State::TakingOver { .. } => "taking over",
+            State::Starting { .. } => "starting the guest",
+            State::Running { .. } => "running, pages arrive",
+            State::Declining { .. } => "declining",
+            State::Ended { .. } => "ended",
+        }
+    }
+
+    fn receiving(&mut self, event: Event) -> Result<Vec<Command>, DestinationError> {
+        match (&mut self.state, event) {
+            (State::Receiving { round, marked, .. }, Event::RoundEnd { stream, round: ended })
+                if ended == *round && marked.get(stream) == Some(&false) =>
+            {
+                marked[stream] = true;
+                if marked.iter().any(|marked| !marked) {
+                    return Ok(Vec::new());
+                }
+                marked.fill(false);
+                *round += 1;
+                Ok(vec![Command::SendRoundReceived { round: ended }])
+            }
+            (
+                State::Receiving {
+                    post_copy: post_copy @ false,
+                    ..
+                },
+                Event::Switch,
+            ) => {
+                *post_copy = true;
+                Ok(vec![Command::ExpectPages])
+            }
+            (
+                State::Receiving {
+                    state_arrived: arrived @ false,
+                    ..
+                },
+                Event::StateArrived,
+            ) => {
+                *arrived = true;
+                Ok(Vec::new())
+            }
+            (
+                &mut State::Receiving {
+                    state_arrived: true,
+                    post_copy,
+                    ..
+                },
+                Event::Prepare(epoch),
+            ) if epoch == self.setup.epoch => {
+                self.state = State::Loading { post_copy };
+                Ok(vec![Command::Load])
+            }
+            (State::Ended { .. } | State::Declining { .. }, _) => Ok(Vec::new()),
+            (State::Receiving { round, .. }, Event::RoundEnd { stream, round: ended }) => {
+                let found = format!("the end of round {ended} on stream {stream}");
+                let _ = round;
+                Err(self.unexpected(found, "the end of the current round, once a stream"))
+            }
+            (State::Receiving { .. }, Event::Prepare(epoch)) => Err(self.unexpected(
+                format!("`Prepare` for epoch {epoch}"),
+                "it after the device state, for the offered epoch",
+            )),
+            (_, event) => Err(self.unexpected(event.name(), "it before loading, and once")),
+        }
+    }
+
+    fn loading(&mut self, event: Event) -> Result<Vec<Command>, DestinationError> {
+        match (&self.state, event) {
+            (&State::Loading { post_copy }, Event::Loaded) => {
+                if self.setup.verify && !post_copy {
+                    self.state = State::Comparing;
+                    return Ok(vec![Command::Compare]);
+                }
+                self.state = State::Prepared { post_copy };
+                Ok(vec![Command::SendReady(self.setup.epoch)])
+            }
+            (State::Comparing, Event::Compared { mismatches: 0 }) => {
+                self.state = State::Prepared { post_copy: false };
+                Ok(vec![Command::SendReady(self.setup.epoch)])
+            }
+            (State::Comparing, Event::Compared { mismatches }) => Ok(self.fail(format!(
+                "{mismatches} pages differ between source and destination; the guest was not handed over"
+            ))),
+            // After the resume nothing can be undone: the report says what was found.
+            (State::ComparingArrived, Event::Compared { .. }) => Ok(self.complete()),
+            (State::Ended { .. } | State::Declining { .. }, _) => Ok(Vec::new()),
+            (_, event) => Err(self.unexpected(event.name(), "it after loading began")),
+        }
+    }
+
+    fn taking_over(&mut self, event: Event) -> Result<Vec<Command>, DestinationError> {
+        match (&self.state, event) {
+            (&State::Prepared { post_copy }, Event::Commit(epoch)) if epoch == self.setup.epoch => {
+                self.state = State::TakingOver { post_copy };
+                Ok(vec![Command::JournalOwner(epoch)])
+            }
+            (&State::TakingOver { post_copy }, Event::Journaled) => {
+                self.state = State::Starting { post_copy };
+                Ok(vec![Command::Run])
+            }
+            (&State::Starting { post_copy }, Event::Started) => {
+                self.state = State::Running {
+                    pages_outstanding: post_copy,
+                    all_pushed: false,
+                };
+                Ok(vec![Command::SendRunning(self.setup.epoch), Command::Announce])
+            }
+            (State::Declining { reason }, Event::Journaled) => {
+                let reason = reason.clone();
+                self.state = State::Ended {
+                    outcome: Outcome::Failed,
+                    error: Some(reason.clone()),
+                };
+                Ok(vec![Command::Discard, Command::SendFailed(reason)])
+            }
+            // The source did not hear that the guest runs and commits again.
+            (State::Starting { .. } | State::TakingOver { .. }, Event::Commit(_)) => Ok(Vec::new()),
+            (State::Running { .. } | State::ComparingArrived, Event::Commit(epoch))
+                if epoch == self.setup.epoch =>
+            {
+                Ok(vec![Command::SendRunning(epoch)])
+            }
+            (State::Ended { .. }, Event::Journaled) => Ok(Vec::new()),
+            (_, event) => Err(self.unexpected(event.name(), "a commit of the offered epoch after `Ready`")),
+        }
+    }
+
+    fn arriving(&mut self, event: Event) -> Result<Vec<Command>, DestinationError> {
+        match (&mut self.state, event) {
+            (
+                State::Running {
+                    pages_outstanding, ..
+                },
+                Event::AllArrived,
+            ) => {
+                *pages_outstanding = false;
+            }
+            (State::Running { all_pushed, .. }, Event::AllPushed) => *all_pushed = true,
+            // The source did not hear of the end.
+            (
+                State::Ended {
+                    outcome: Outcome::Completed,
+                    ..
+                },
+                Event::AllPushed,
+            ) => {
+                return Ok(vec![Command::SendComplete]);
+            }
+            (State::Ended { .. } | State::ComparingArrived, _) => return Ok(Vec::new()),
+            // Every page was demanded by the loading of the device state, before the guest ran.
+            (
+                State::Loading { post_copy }
+                | State::Prepared { post_copy }
+                | State::TakingOver { post_copy }
+                | State::Starting { post_copy },
+                Event::AllArrived,
+            ) => {
+                *post_copy = false;
+                return Ok(Vec::new());
+            }
+            (_, event) => return Err(self.unexpected(event.name(), "it after the resume")),
+        }
+        let State::Running {
+            pages_outstanding: false,
+            all_pushed: true,
+        } = self.state
+        else {
+            return Ok(Vec::new());
+        };
+        if self.setup.verify {
+            self.state = State::ComparingArrived;
+            return Ok(vec![Command::ReleaseFaults, Command::CompareArrived]);
+        }
+        let mut commands = vec![Command::ReleaseFaults];
+        commands.extend(self.complete());
+        Ok(commands)
+    }
+
+    fn complete(&mut self) -> Vec<Command> {
+        self.state = State::Ended {
+            outcome: Outcome::Completed,
+            error: None,
+        };
+        vec![Command::SendComplete]
+    }
+
+    /// Gives the guest up, if it is not ours yet. The journal says so first: a commit that is still under way
+    /// must find a destination that will never obey it.
+    fn fail(&mut self, reason: String) -> Vec<Command> {
+        match &self.state {
+            State::Ended { .. } | State::Declining { .. } => Vec::new(),
+            // The guest is ours: an error of the session is an error of the connection.
+            State::Starting { .. } | State::Running { .. } | State::ComparingArrived => {
+                vec![Command::AwaitReconnect]
+            }
+            State::Receiving { .. }
+            | State::Loading { .. }
+            | State::Comparing
+            | State::Prepared { .. }
+            | State::TakingOver { .. } => {
+                self.state = State::Declining { reason };
+                vec![Command::JournalDeclined(self.setup.epoch)]
+            }
+        }
+    }
+
+    fn disconnected(&mut self) -> Vec<Command> {
+        match &self.state {
+            // A commit may be on its way: keep the guest until the source says, or the driver gives up
+            // waiting and fails the session.
+            State::Prepared { .. } | State::TakingOver { .. } => vec![Command::AwaitReconnect],
+            _ => self.fail("the connection to the source broke".into()),
+        }
+    }
+
+    /// The source is back and asks whose the guest is.
+    fn asked(&mut self, epoch: Epoch) -> Result<Vec<Command>, DestinationError> {
+        if epoch != self.setup.epoch {
+            return Err(self.unexpected(
+                format!("a question about epoch {epoch}"),
+                "one about the offered epoch",
+            ));
+        }
+        let claim = match &self.state {
+            State::Prepared { .. } => Claim::Prepared,
+            state
+                if matches!(
+                    state,
+                    State::Ended {
+                        outcome: Outcome::Failed,
+                        ..
+                    }
+                ) =>
+            {
+                Claim::Declined
+            }
+            _ if self.owns() => Claim::Owner,
+            _ => {
+                return Err(self.unexpected(
+                    "a question about the owner".into(),
+                    "it when no step is under way",
+                ));
+            }
+        };
+        if let State::Running { all_pushed, .. } = &mut self.state {
+            *all_pushed = false;
+        }
+        Ok(vec![Command::SendClaim { epoch, claim }])
+    }
+
+    fn unexpected(&self, found: impl Into<String>, expected: &'static str) -> DestinationError {
+        DestinationError {
+            found: found.into(),
+            phase: self.phase(),
+            expected,
+        }
+    }
+}

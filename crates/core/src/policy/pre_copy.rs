@@ -1,0 +1,84 @@
+//! `pre-copy`. Source: Clark et al., "Live Migration of Virtual Machines" (NSDI 2005), section 3.2: iterative
+//! push rounds and a short stop; the rule for the stop (expected downtime within a goal) is QEMU's, the limits
+//! of rounds and data are Xen's.
+
+use super::{Faults, LiveStep, Needs, Policy, RoundPages, RoundPlan, StopPlan, View};
+use crate::strategy::{AtLimit, Limits};
+
+/// Rounds of what was dirtied in the round before, until the rest fits into the downtime goal.
+pub struct PreCopy {
+    limits: Limits,
+    /// The limit that was reached, once one was: from then on only [`Limits::at_limit`] counts.
+    reached: Option<String>,
+}
+
+impl PreCopy {
+    /// Pre-copy within these limits.
+    pub fn new(limits: Limits) -> Self {
+        Self {
+            limits,
+            reached: None,
+        }
+    }
+
+    fn fits_goal(&self, view: &View<'_>) -> bool {
+        view.time_to_send_pending()
+            .is_some_and(|time| time <= self.limits.downtime)
+    }
+
+    fn limit_reached(&self, view: &View<'_>) -> Option<String> {
+        let Limits {
+            rounds, time, bytes, ..
+        } = self.limits;
+        if view.rounds >= rounds {
+            return Some(format!("{rounds} rounds"));
+        }
+        if let Some(time) = time.filter(|&time| view.now >= time) {
+            return Some(format!("{} ms", time.as_millis()));
+        }
+        bytes
+            .filter(|&bytes| view.bytes_sent >= bytes)
+            .map(|bytes| format!("{bytes} bytes"))
+    }
+}
+
+impl Policy for PreCopy {
+    fn needs(&self) -> Needs {
+        let faults = match self.limits.at_limit {
+            AtLimit::PostCopy => Faults::MissingAndStale,
+            AtLimit::Stop | AtLimit::Abort => Faults::None,
+        };
+        Needs {
+            tracking: true,
+            faults,
+        }
+    }
+
+    fn live(&mut self, view: &View<'_>) -> LiveStep {
+        if self.fits_goal(view) {
+            return LiveStep::SwitchOver;
+        }
+        self.reached = self.limit_reached(view);
+        match (&self.reached, self.limits.at_limit) {
+            (None, _) => LiveStep::Round(RoundPlan {
+                pages: RoundPages::Pending,
+                sample_every: None,
+            }),
+            (Some(_), AtLimit::Stop | AtLimit::PostCopy) => LiveStep::SwitchOver,
+            (Some(limit), AtLimit::Abort) => LiveStep::Abort(format!(
+                "the guest dirties memory too fast: after {limit} the rest would still take {} ms, the goal is {} ms",
+                view.time_to_send_pending().map_or(0, |time| time.as_millis()),
+                self.limits.downtime.as_millis(),
+            )),
+        }
+    }
+
+    fn stop(&mut self, view: &View<'_>) -> StopPlan {
+        match (&self.reached, self.limits.at_limit) {
+            // Between the last scan and the stop the guest may have dirtied more than fits: go on.
+            (None, _) if !self.fits_goal(view) => StopPlan::Retract,
+            (Some(_), AtLimit::PostCopy) => StopPlan::LeavePending { free: None },
+            _ => StopPlan::SendPending,
+        }
+    }
+}

@@ -1,0 +1,183 @@
+//! What the driver of a source tells its state machine, and what the machine asks of the driver.
+
+use std::time::Duration;
+
+use crate::bitmap::PageBitmap;
+use crate::handover::{Claim, Epoch};
+use crate::pages::PageRun;
+use crate::report::{FaultReport, Verified};
+use crate::tracking::ScanPoint;
+
+/// Something happened. Every [`Command`] that names an event here is answered by it.
+#[derive(Debug)]
+pub enum Event {
+    /// The destination accepted the offer and created the guest.
+    Accepted,
+    /// Tracking is armed; `data` are the pages that hold anything. The guest was paused for `paused`.
+    Armed {
+        /// Pages that hold data.
+        data: PageBitmap,
+        /// How long the guest stood still for it.
+        paused: Duration,
+    },
+    /// A live scan.
+    Scanned(PageBitmap),
+    /// The guest is stopped and drained; `paused_at` is the time just before.
+    Stopped {
+        /// When the stop was asked for.
+        paused_at: Duration,
+        /// With tracking: the pages written since the last scan. Without: the pages that hold data.
+        pages: PageBitmap,
+        /// Pages that became holes behind the tracker's back: they read as zero now.
+        discarded: Option<PageBitmap>,
+    },
+    /// A retracted stop: the guest runs at the source again.
+    Resumed,
+    /// The device state was saved and is on its way; its size.
+    StateSent {
+        /// Bytes of device state.
+        bytes: u64,
+    },
+    /// The destination has everything of this round.
+    RoundReceived {
+        /// Which round.
+        round: u32,
+    },
+    /// The destination loaded everything and waits for the commit.
+    Ready(Epoch),
+    /// The journal holds what was asked for.
+    Journaled,
+    /// The journal could not be written or forced to disk.
+    JournalFailed(String),
+    /// The guest runs at the destination.
+    Running(Epoch),
+    /// The destination has every page.
+    Complete(Summary),
+    /// The connection broke.
+    Disconnected(String),
+    /// It is back; the destination's journal says this, and where the guest runs there, which pages it lacks.
+    Reconnected {
+        /// The epoch the destination speaks of.
+        epoch: Epoch,
+        /// What it says about it.
+        claim: Claim,
+        /// Pages it lacks, where it is the owner.
+        lacking: Option<PageBitmap>,
+    },
+    /// The operator wants to cancel.
+    Cancel,
+    /// The operator knows where the guest has to run, after the commit point with the peer unreachable.
+    Resolve(Side),
+    /// Something at the source failed, or the destination refused or failed.
+    Failed(String),
+    /// The time named by [`Source::deadline`](super::Source::deadline) has come.
+    Tick,
+}
+
+/// One of the two hosts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Side {
+    /// Where the guest came from.
+    Source,
+    /// Where it goes.
+    Destination,
+}
+
+/// What the destination measured.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Summary {
+    /// Faults of the guest.
+    pub faults: FaultReport,
+    /// CPU seconds of the migration there.
+    pub cpu_seconds: f64,
+    /// Private memory of the migration there.
+    pub memory_bytes: u64,
+    /// What it compared.
+    pub verified: Option<Verified>,
+}
+
+/// Something to do, in the order given.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Command {
+    /// Pause, arm tracking, look which pages hold data, resume; answer [`Event::Armed`].
+    Arm,
+    /// Scan; answer [`Event::Scanned`].
+    Scan,
+    /// Flush disks, pause, and with `scan` scan, without it look which pages hold data; answer
+    /// [`Event::Stopped`].
+    Stop {
+        /// Whether tracking is armed.
+        scan: bool,
+    },
+    /// Let the stopped guest go on here; answer [`Event::Resumed`].
+    Retract,
+    /// Tell the destination that these pages follow after the resume.
+    SendSwitch {
+        /// The pages still to come.
+        pending: PageBitmap,
+    },
+    /// Save the device state and send it; answer [`Event::StateSent`].
+    SendState,
+    /// Send the hash of every page of the stopped guest.
+    SendHashes,
+    /// Ask the destination to load; it answers [`Event::Ready`].
+    SendPrepare(Epoch),
+    /// Write *handed over* to the journal and force it to disk; answer [`Event::Journaled`].
+    JournalHandedOver(Epoch),
+    /// Write *owner* to the journal and force it to disk; answer [`Event::Journaled`].
+    JournalOwner(Epoch),
+    /// Tell the destination to run the guest.
+    SendCommit(Epoch),
+    /// Let streams look for batches ([`Source::next_batch`](super::Source::next_batch)) again.
+    WakeStreams,
+    /// Tell the destination that every page was sent.
+    SendAllPushed,
+    /// Tell the destination that the migration is off. May fail: the connection may be gone.
+    SendAbort(String),
+    /// Stop tracking and let the guest go on here, if it is paused.
+    Rollback,
+    /// Keep trying to reach the destination; answer [`Event::Reconnected`].
+    Reconnect,
+    /// The destination has everything: write *released* and free the guest here.
+    Release(Epoch),
+}
+
+/// What a page stream does next.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Batch {
+    /// Send these runs, then report them by [`Source::sent`](super::Source::sent).
+    Pages {
+        /// Disjoint runs.
+        runs: Vec<PageRun>,
+        /// The round they belong to.
+        round: u32,
+        /// Where the guest is: pages of a stopped guest carry checksums.
+        point: ScanPoint,
+    },
+    /// Send the mark of the round's end.
+    RoundEnd(u32),
+    /// Nothing now; ask again at this time, or when woken.
+    Idle(Option<Duration>),
+    /// The migration is over.
+    Finished,
+}
+
+/// How a demanded page is answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Demand {
+    /// Send it on the fault stream.
+    Send,
+    /// It is on its way, pushed.
+    UnderWay,
+}
+
+/// What went over a stream.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SentBatch {
+    /// Pages that crossed in full.
+    pub raw: u64,
+    /// Pages that crossed as one byte.
+    pub uniform: u64,
+    /// Bytes, headers included.
+    pub bytes: u64,
+}

@@ -1,0 +1,211 @@
+//! While the guest runs at the source: arming, rounds, samples, and the decision to stop.
+
+use std::time::Duration;
+
+use super::event::{Batch, Command, Event};
+use super::state::{Round, State};
+use super::{Source, SourceError, view};
+use crate::bitmap::PageBitmap;
+use crate::ledger::Ledger;
+use crate::policy::{LiveStep, RoundPages, RoundPlan};
+use crate::report::{Outcome, RoundReport};
+use crate::tracking::ScanPoint;
+
+impl Source {
+    pub(super) fn live_event(&mut self, now: Duration, event: Event) -> Result<Vec<Command>, SourceError> {
+        match (&mut self.state, event) {
+            (State::Offered, Event::Accepted) if self.needs.tracking => {
+                self.state = State::Arming;
+                Ok(vec![Command::Arm])
+            }
+            (State::Offered, Event::Accepted) => Ok(self.decide(now)),
+            (State::Arming, Event::Armed { data, paused }) => {
+                self.recorder.data_found(&data);
+                self.recorder.micro_stop(paused);
+                self.ledger = Ledger::new(data);
+                self.last_scan_at = now;
+                Ok(self.decide(now))
+            }
+            (State::Scanning, Event::Scanned(pages)) => {
+                self.record_scan(now, pages, ScanPoint::Live);
+                let dirtied = self.last_scan.count();
+                self.recorder.dirtied_in_last_round(dirtied);
+                Ok(self.decide(now))
+            }
+            (State::Waiting { until }, Event::Tick) if now >= *until => {
+                self.state = State::Scanning;
+                Ok(vec![Command::Scan])
+            }
+            (State::Round(round), Event::Tick) if round.next_sample.is_some_and(|at| now >= at) => {
+                round.next_sample = None;
+                round.sampling = true;
+                Ok(vec![Command::Scan])
+            }
+            (State::Round(_), Event::Scanned(pages)) => Ok(self.sampled(now, pages)),
+            // A tick may come late, after the state moved on.
+            (_, Event::Tick) => Ok(Vec::new()),
+            (State::Retracting, Event::Resumed) => Ok(self.decide(now)),
+            // The migration ended while the driver was busy for it.
+            (State::Ended { .. }, _) => Ok(Vec::new()),
+            (_, event) => Err(self.unexpected(
+                match event {
+                    Event::Accepted => "an acceptance",
+                    Event::Armed { .. } => "the news that tracking is armed",
+                    Event::Resumed => "the news that the guest runs",
+                    _ => "a scan",
+                },
+                "an event of the running guest in its turn",
+            )),
+        }
+    }
+
+    /// Asks the policy what comes next while the guest runs.
+    fn decide(&mut self, now: Duration) -> Vec<Command> {
+        let step = self.policy.live(&view(
+            now,
+            &self.ledger,
+            &self.last_scan,
+            self.rounds,
+            &self.rates,
+            &self.recorder,
+        ));
+        match step {
+            LiveStep::Round(plan) => self.begin_round(now, plan),
+            LiveStep::Wait(time) => {
+                self.state = State::Waiting { until: now + time };
+                Vec::new()
+            }
+            LiveStep::SwitchOver => {
+                self.state = State::Stopping;
+                vec![Command::Stop {
+                    scan: self.needs.tracking,
+                }]
+            }
+            LiveStep::Abort(reason) => self.fail(now, Outcome::Failed, reason),
+        }
+    }
+
+    fn begin_round(&mut self, now: Duration, plan: RoundPlan) -> Vec<Command> {
+        let mut left = self.ledger.pending().clone();
+        let held_back = match plan.pages {
+            RoundPages::Pending => None,
+            RoundPages::PendingExcept(mut held) => {
+                held.intersect_with(&left);
+                left.subtract(&held);
+                self.recorder.counts.filtered += held.count();
+                Some(held)
+            }
+        };
+        let mut round = Round::new(self.rounds + 1, left, self.setup.streams, now);
+        round.held_back = held_back;
+        round.sample_every = plan.sample_every;
+        round.next_sample = plan.sample_every.map(|every| now + every);
+        self.state = State::Round(round);
+        vec![Command::WakeStreams]
+    }
+
+    /// A scan during a round: what it found is for later rounds; the policy may change this one.
+    fn sampled(&mut self, now: Duration, pages: PageBitmap) -> Vec<Command> {
+        self.record_scan(now, pages, ScanPoint::Live);
+        let change = self.policy.sampled(&view(
+            now,
+            &self.ledger,
+            &self.last_scan,
+            self.rounds,
+            &self.rates,
+            &self.recorder,
+        ));
+        let State::Round(round) = &mut self.state else {
+            return Vec::new();
+        };
+        round.sampling = false;
+        round.next_sample = round.sample_every.map(|every| now + every);
+        if let Some(mut held) = change.hold_back {
+            held.intersect_with(&round.left);
+            round.left.subtract(&held);
+            self.recorder.counts.filtered += held.count();
+            round
+                .held_back
+                .get_or_insert_with(|| PageBitmap::new(self.setup.pages))
+                .union_with(&held);
+        }
+        if let (Some(mut back), Some(held)) = (change.take_back, &mut round.held_back)
+            && round.marked.iter().all(|marked| !marked)
+        {
+            back.intersect_with(held);
+            held.subtract(&back);
+            back.intersect_with(self.ledger.pending());
+            round.left.union_with(&back);
+        }
+        vec![Command::WakeStreams]
+    }
+
+    pub(super) fn round_batch(&mut self, now: Duration, stream: usize) -> Batch {
+        let (round, point) = match &mut self.state {
+            State::Round(round) => (round, ScanPoint::Live),
+            State::StopCopy(stop) => match &mut stop.rest {
+                Some(round) => (round, ScanPoint::Stopped),
+                None => return Batch::Idle(None),
+            },
+            _ => return Batch::Idle(None),
+        };
+        if round.left.is_empty() {
+            return match &mut round.marked[stream] {
+                true => Batch::Idle(None),
+                marked => {
+                    *marked = true;
+                    Batch::RoundEnd(round.number)
+                }
+            };
+        }
+        let number = round.number;
+        let (runs, _) = self.claim_batch(now);
+        Batch::Pages {
+            runs,
+            round: number,
+            point,
+        }
+    }
+
+    /// The destination has all pages of the round.
+    pub(super) fn round_received(&mut self, now: Duration, number: u32) -> Result<Vec<Command>, SourceError> {
+        let complete = |round: &Round| round.number == number && round.marked.iter().all(|&marked| marked);
+        match &mut self.state {
+            State::Round(round) if complete(round) => {
+                let sampling = round.sampling;
+                let round = self.finish_round(now);
+                self.recorder.round(round);
+                self.state = State::Scanning;
+                // A sample's scan that is under way serves as the scan of the round's end.
+                Ok(if sampling { Vec::new() } else { vec![Command::Scan] })
+            }
+            State::StopCopy(stop) if stop.rest.as_ref().is_some_and(complete) => {
+                let round = self.finish_round(now);
+                self.recorder.round(round);
+                if let State::StopCopy(stop) = &mut self.state {
+                    stop.rest = None;
+                }
+                Ok(self.prepare_if_all_sent())
+            }
+            _ => Err(self.unexpected(
+                &format!("the end of round {number}"),
+                "the end of the round under way",
+            )),
+        }
+    }
+
+    fn finish_round(&mut self, now: Duration) -> RoundReport {
+        let Some(round) = self.state.round_mut() else {
+            return RoundReport::default();
+        };
+        let (pages, bytes, took) = (round.pages, round.bytes, now.saturating_sub(round.began));
+        self.rounds += 1;
+        self.rates.round_received(pages, bytes, took);
+        RoundReport {
+            ms: took.as_secs_f64() * 1e3,
+            pages_sent: pages,
+            bytes,
+            ..RoundReport::default()
+        }
+    }
+}

@@ -1,0 +1,401 @@
+//! The source of a migration: a state machine that a driver feeds with [`Event`]s and whose [`Command`]s it
+//! carries out. Page streams and the fault stream ask it directly ([`Source::next_batch`],
+//! [`Source::demanded`]): it is the one place that knows which page is whose turn.
+
+mod event;
+mod live;
+mod pushing;
+mod recorder;
+mod state;
+mod stop;
+
+use std::time::Duration;
+
+use thiserror::Error;
+
+pub use event::{Batch, Command, Demand, Event, SentBatch, Side, Summary};
+pub use state::Ownership;
+
+use crate::bitmap::PageBitmap;
+use crate::handover::{Epoch, EpochMismatch};
+use crate::ledger::Ledger;
+use crate::pages::PageRun;
+use crate::policy::{Needs, Pick, Policy, View, in_address_order};
+use crate::rates::Rates;
+use crate::report::{Outcome, PhaseReport, Progress, RoundReport};
+use crate::tracking::{ScanPoint, Tracking};
+use recorder::Recorder;
+use state::State;
+
+/// Pages of one batch: 1 MiB, so that a stream asks rarely and a change of mind is still quick.
+const BATCH_PAGES: u64 = 256;
+
+/// What a source has to know beforehand.
+#[derive(Clone, Copy, Debug)]
+pub struct Setup {
+    /// Pages of guest RAM.
+    pub pages: u64,
+    /// Page streams.
+    pub streams: usize,
+    /// The guest may have pinned I/O: see [`crate::tracking`].
+    pub pinned_io: bool,
+    /// Compare every page at the end.
+    pub verify: bool,
+    /// The epoch under which the destination will own the guest.
+    pub epoch: Epoch,
+}
+
+/// An event that does not belong.
+#[derive(Debug, Error)]
+pub enum SourceError {
+    /// An event that the state has no place for.
+    #[error("got {found} while in phase {phase:?}, expected {expected}")]
+    Unexpected {
+        /// What came.
+        found: String,
+        /// The phase of the migration.
+        phase: &'static str,
+        /// What could have come.
+        expected: &'static str,
+    },
+    /// A cancel or resolve at a time when it cannot be.
+    #[error("{0}")]
+    TooLate(&'static str),
+    /// The peer's journal contradicts ours.
+    #[error(transparent)]
+    Epoch(#[from] EpochMismatch),
+}
+
+/// The source's side of one migration.
+pub struct Source {
+    setup: Setup,
+    policy: Box<dyn Policy>,
+    needs: Needs,
+    state: State,
+    ledger: Ledger,
+    tracking: Tracking,
+    last_scan: PageBitmap,
+    last_scan_at: Duration,
+    rates: Rates,
+    /// Rounds finished.
+    rounds: u32,
+    recorder: Recorder,
+}
+
+impl Source {
+    /// A migration that begins now: the offer is about to be sent.
+    pub fn new(setup: Setup, policy: Box<dyn Policy>) -> Self {
+        let needs = policy.needs();
+        Self {
+            setup,
+            policy,
+            needs,
+            state: State::Offered,
+            ledger: Ledger::new(PageBitmap::new(setup.pages)),
+            tracking: Tracking::new(setup.pages, setup.pinned_io),
+            last_scan: PageBitmap::new(setup.pages),
+            last_scan_at: Duration::ZERO,
+            rates: Rates::default(),
+            rounds: 0,
+            recorder: Recorder::new(State::Offered.phase()),
+        }
+    }
+
+    /// What the policy needs of both hosts.
+    pub fn needs(&self) -> Needs {
+        self.needs
+    }
+
+    /// A migration past the commit point whose driver was restarted: it has to reach the destination again,
+    /// which knows what it lacks. Begin with [`Command::Reconnect`].
+    pub fn recovered(setup: Setup, policy: Box<dyn Policy>) -> Self {
+        let mut source = Self::new(setup, policy);
+        source.state = State::Severed { post_copy: true };
+        source
+            .recorder
+            .note("taken up again after a restart of the source's daemon".into());
+        source
+    }
+
+    /// Takes in what happened at `now` (time since the request) and says what to do.
+    ///
+    /// # Errors
+    /// When the event does not belong to the state: the driver then fails the migration
+    /// ([`Event::Failed`]), except for a cancel or resolve, which it just refuses.
+    pub fn handle(&mut self, now: Duration, event: Event) -> Result<Vec<Command>, SourceError> {
+        let commands = self.dispatch(now, event)?;
+        self.recorder.enter(now, self.state.phase());
+        Ok(commands)
+    }
+
+    /// When to send [`Event::Tick`].
+    pub fn deadline(&self) -> Option<Duration> {
+        match &self.state {
+            State::Waiting { until } => Some(*until),
+            State::Round(round) => round.next_sample,
+            _ => None,
+        }
+    }
+
+    /// What page stream `stream` does next.
+    pub fn next_batch(&mut self, now: Duration, stream: usize) -> Batch {
+        match &self.state {
+            State::Ended { .. } => Batch::Finished,
+            State::Round(_) | State::StopCopy(_) => self.round_batch(now, stream),
+            State::Pushing { .. } => self.push_batch(now),
+            _ => Batch::Idle(None),
+        }
+    }
+
+    /// A stream sent the batch of `pages` pages that [`Source::next_batch`] gave it.
+    pub fn sent(&mut self, batch: SentBatch) {
+        let pages = batch.raw + batch.uniform;
+        self.recorder.sent(batch);
+        if let Some(round) = self.state.round_mut() {
+            round.pages += pages;
+            round.bytes += batch.bytes;
+        }
+    }
+
+    /// How it ended and why, once it has.
+    pub fn ended(&self) -> Option<(Outcome, Option<&str>)> {
+        match &self.state {
+            State::Ended { outcome, error } => Some((*outcome, error.as_deref())),
+            _ => None,
+        }
+    }
+
+    /// Whose the guest is.
+    pub fn ownership(&self) -> Ownership {
+        match &self.state {
+            State::Ended {
+                outcome: Outcome::Completed | Outcome::Unresolved,
+                ..
+            } => Ownership::HandedOver(self.setup.epoch),
+            state if state.committed() => Ownership::HandedOver(self.setup.epoch),
+            _ => Ownership::Here,
+        }
+    }
+
+    /// A look at it.
+    pub fn progress(&self, now: Duration) -> Progress {
+        let remaining = self.ledger.pending().count();
+        let eta = match &self.state {
+            State::Pushing { .. } | State::StopCopy(_) => self.rates.time_to_send(remaining),
+            _ => self.rates.time_to_converge(remaining),
+        };
+        Progress {
+            phase: self.state.phase().to_owned(),
+            round: match &self.state {
+                State::Round(round) => round.number,
+                _ => 0,
+            },
+            elapsed_ms: now.as_secs_f64() * 1e3,
+            remaining_pages: remaining,
+            sent_pages: self.recorder.counts.sent,
+            bytes_on_wire: self.recorder.bytes,
+            rate_bytes_per_s: self.recorder.recent_rate(now),
+            dirty_bytes_per_s: self.rates.dirty_bytes_per_s(),
+            eta_ms: eta.map(|eta| eta.as_secs_f64() * 1e3),
+            faults: self.recorder.demands,
+        }
+    }
+
+    /// Everything measured, for the report.
+    pub fn measured(&self) -> Measured {
+        self.recorder.measured(&self.ledger)
+    }
+
+    fn dispatch(&mut self, now: Duration, event: Event) -> Result<Vec<Command>, SourceError> {
+        match event {
+            Event::Cancel => self.cancel(now),
+            Event::Failed(reason) => Ok(self.fail(now, Outcome::Failed, reason)),
+            Event::JournalFailed(reason) => Ok(self.journal_failed(now, reason)),
+            Event::Disconnected(reason) => Ok(self.disconnected(now, reason)),
+            Event::Resolve(side) => self.resolve(now, side),
+            event @ (Event::Accepted
+            | Event::Armed { .. }
+            | Event::Scanned(_)
+            | Event::Resumed
+            | Event::Tick) => self.live_event(now, event),
+            event @ (Event::Stopped { .. }
+            | Event::StateSent { .. }
+            | Event::RoundReceived { .. }
+            | Event::Ready(_)
+            | Event::Journaled
+            | Event::Running(_)) => self.stop_event(now, event),
+            event @ (Event::Complete(_) | Event::Reconnected { .. }) => self.pushing_event(now, event),
+        }
+    }
+
+    /// The operator cancels: possible until the commit point.
+    fn cancel(&mut self, now: Duration) -> Result<Vec<Command>, SourceError> {
+        match &self.state {
+            State::Ended { .. } => Err(SourceError::TooLate("the migration is over")),
+            state if state.committed() => Err(SourceError::TooLate(
+                "the guest belongs to the destination already; a migration can be cancelled only before that",
+            )),
+            _ => Ok(self.fail(now, Outcome::Cancelled, "cancelled by the operator".into())),
+        }
+    }
+
+    /// Ends the migration with the guest at the source, if that is where it is.
+    fn fail(&mut self, now: Duration, outcome: Outcome, reason: String) -> Vec<Command> {
+        match &self.state {
+            State::Ended { .. } => Vec::new(),
+            State::TakingBack { .. } => self.end(now, Outcome::Unresolved, Some(reason)),
+            // Past the commit point an error is an error of the connection: the guest is the destination's.
+            state if state.committed() => self.disconnected(now, reason),
+            _ => {
+                let abort = Command::SendAbort(reason.clone());
+                let mut commands = self.end(now, outcome, Some(reason));
+                commands.extend([Command::Rollback, abort]);
+                commands
+            }
+        }
+    }
+
+    /// The journal did not take the record. Before the commit was sent that is a failure like any other: the
+    /// destination is told to decline, and whatever reached the disk, its journal decides after a restart.
+    fn journal_failed(&mut self, now: Duration, reason: String) -> Vec<Command> {
+        match self.state {
+            State::HandingOver { .. } => {
+                let mut commands = self.end(now, Outcome::Failed, Some(reason.clone()));
+                commands.extend([Command::SendAbort(reason), Command::Rollback]);
+                commands
+            }
+            _ => self.fail(now, Outcome::Failed, reason),
+        }
+    }
+
+    fn disconnected(&mut self, now: Duration, reason: String) -> Vec<Command> {
+        match self.state {
+            State::HandingOver { post_copy }
+            | State::Committing { post_copy }
+            | State::Pushing { post_copy, .. } => {
+                self.state = State::Severed { post_copy };
+                self.recorder
+                    .note(format!("connection lost after the commit point: {reason}"));
+                vec![Command::Reconnect]
+            }
+            State::Severed { .. } => Vec::new(),
+            _ => self.fail(now, Outcome::Failed, reason),
+        }
+    }
+
+    fn end(&mut self, now: Duration, outcome: Outcome, error: Option<String>) -> Vec<Command> {
+        self.recorder.ended(now);
+        self.state = State::Ended { outcome, error };
+        vec![Command::WakeStreams]
+    }
+
+    /// Claims pages, as the policy says, until a batch is full: of the round's pages left where there is a
+    /// round, of all that are pending otherwise. Without a round the policy may also wait.
+    fn claim_batch(&mut self, now: Duration) -> (Vec<PageRun>, Option<Duration>) {
+        let (mut runs, mut room) = (Vec::new(), BATCH_PAGES);
+        while room > 0 {
+            let Self {
+                policy,
+                state,
+                ledger,
+                last_scan,
+                rounds,
+                rates,
+                recorder,
+                ..
+            } = self;
+            let view = view(now, ledger, last_scan, *rounds, rates, recorder);
+            let mut left = state.round_mut().map(|round| &mut round.left);
+            let (candidates, may_wait) = match &left {
+                Some(left) => (&**left, false),
+                None => (ledger.pending(), true),
+            };
+            if candidates.is_empty() {
+                break;
+            }
+            let run = match policy.pick(&view, candidates, room) {
+                Pick::Run(run) => run,
+                Pick::Wait(at) if may_wait => return (runs, at),
+                Pick::Wait(_) => match in_address_order(candidates, room) {
+                    Pick::Run(run) => run,
+                    Pick::Wait(_) => break,
+                },
+            };
+            debug_assert_eq!(
+                candidates.count_in(run),
+                run.count,
+                "a policy picked pages that are not left"
+            );
+            if let Some(left) = &mut left {
+                left.remove_run(run);
+            }
+            recorder.counts.resent += ledger.claim(run);
+            room -= run.count.min(room);
+            runs.push(run);
+        }
+        (runs, None)
+    }
+
+    fn record_scan(&mut self, now: Duration, scanned: PageBitmap, point: ScanPoint) {
+        self.rates
+            .dirtied(scanned.count(), now.saturating_sub(self.last_scan_at));
+        self.last_scan_at = now;
+        self.last_scan = self.tracking.record(scanned, point);
+        self.ledger.dirtied(&self.last_scan);
+    }
+
+    fn unexpected(&self, found: &str, expected: &'static str) -> SourceError {
+        SourceError::Unexpected {
+            found: found.into(),
+            phase: self.state.phase(),
+            expected,
+        }
+    }
+}
+
+/// What a migration measured; the driver adds what only it knows and makes a [`crate::report::Report`] of it.
+#[derive(Clone, Debug, Default)]
+pub struct Measured {
+    /// Request until the end.
+    pub total: Duration,
+    /// Request until running at the destination.
+    pub execution_transfer: Option<Duration>,
+    /// Paused until running.
+    pub downtime: Option<Duration>,
+    /// Short pauses at the source.
+    pub micro_stops: Duration,
+    /// Bytes of pages.
+    pub page_bytes: u64,
+    /// Bytes of device state.
+    pub device_state_bytes: u64,
+    /// Pages that held data.
+    pub data_pages: u64,
+    /// How pages crossed.
+    pub counts: crate::report::PageCounts,
+    /// Rounds.
+    pub rounds: Vec<RoundReport>,
+    /// Phases.
+    pub phases: Vec<PhaseReport>,
+    /// What the destination said at the end.
+    pub summary: Summary,
+    /// What the operator should know.
+    pub notes: Vec<String>,
+}
+
+fn view<'a>(
+    now: Duration,
+    ledger: &'a Ledger,
+    last_scan: &'a PageBitmap,
+    rounds: u32,
+    rates: &'a Rates,
+    recorder: &Recorder,
+) -> View<'a> {
+    View {
+        now,
+        ledger,
+        last_scan,
+        rounds,
+        bytes_sent: recorder.bytes,
+        rates,
+    }
+}

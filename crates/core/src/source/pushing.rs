@@ -1,0 +1,147 @@
+//! After the resume at the destination: pushing, demand fetches, broken connections, the end.
+
+use std::time::Duration;
+
+use super::event::{Batch, Command, Demand, Event, Side, Summary};
+use super::state::State;
+use super::{Source, SourceError, view};
+use crate::bitmap::PageBitmap;
+use crate::handover::{Claim, Epoch, Resolution, reconcile};
+use crate::pages::PageRun;
+use crate::report::Outcome;
+use crate::tracking::ScanPoint;
+
+impl Source {
+    /// The guest at the destination, or the loading of its device state, demands `page`. Pages of the stopped
+    /// guest can be demanded from the switch on.
+    pub fn demanded(&mut self, now: Duration, page: u64) -> Demand {
+        let view = view(
+            now,
+            &self.ledger,
+            &self.last_scan,
+            self.rounds,
+            &self.rates,
+            &self.recorder,
+        );
+        self.policy.faulted(&view, page);
+        self.recorder.demands += 1;
+        if !self.ledger.pending().contains(page) {
+            return Demand::UnderWay;
+        }
+        let resent = self.ledger.claim(PageRun::single(page));
+        self.recorder.counts.resent += resent;
+        Demand::Send
+    }
+
+    pub(super) fn push_batch(&mut self, now: Duration) -> Batch {
+        let (runs, retry_at) = self.claim_batch(now);
+        if runs.is_empty() {
+            return Batch::Idle(retry_at);
+        }
+        Batch::Pages {
+            runs,
+            round: self.rounds + 1,
+            point: ScanPoint::Stopped,
+        }
+    }
+
+    /// To call after a batch or a demanded page was sent: if that was the last one, says so.
+    pub fn check_all_pushed(&mut self) -> Vec<Command> {
+        let State::Pushing {
+            post_copy,
+            all_sent: false,
+        } = self.state
+        else {
+            return Vec::new();
+        };
+        if !self.ledger.pending().is_empty() {
+            return Vec::new();
+        }
+        self.state = State::Pushing {
+            post_copy,
+            all_sent: true,
+        };
+        // What crossed before the resume was compared before the commit.
+        let hashes = (self.setup.verify && post_copy).then_some(Command::SendHashes);
+        hashes.into_iter().chain([Command::SendAllPushed]).collect()
+    }
+
+    pub(super) fn pushing_event(&mut self, now: Duration, event: Event) -> Result<Vec<Command>, SourceError> {
+        match (&self.state, event) {
+            (State::Pushing { all_sent: true, .. }, Event::Complete(summary)) => {
+                Ok(self.complete(now, summary))
+            }
+            (
+                &State::Severed { post_copy },
+                Event::Reconnected {
+                    epoch,
+                    claim,
+                    lacking,
+                },
+            ) => self.reconnected(now, post_copy, epoch, claim, lacking),
+            (State::Ended { .. }, _) => Ok(Vec::new()),
+            (_, Event::Complete(_)) => Err(self.unexpected("`Complete`", "it after every page was sent")),
+            (_, _) => Err(self.unexpected("a reconnect", "it after a broken connection")),
+        }
+    }
+
+    fn complete(&mut self, now: Duration, summary: Summary) -> Vec<Command> {
+        self.recorder.summary = summary;
+        let mut commands = self.end(now, Outcome::Completed, None);
+        commands.push(Command::Release(self.setup.epoch));
+        commands
+    }
+
+    fn reconnected(
+        &mut self,
+        now: Duration,
+        post_copy: bool,
+        epoch: Epoch,
+        claim: Claim,
+        lacking: Option<PageBitmap>,
+    ) -> Result<Vec<Command>, SourceError> {
+        match reconcile(self.setup.epoch, epoch, claim)? {
+            Resolution::Serve => {
+                // What was claimed but not received is pending again.
+                self.ledger
+                    .reset_pending(lacking.unwrap_or_else(|| PageBitmap::new(self.setup.pages)));
+                Ok(self.runs_at_destination(now, post_copy))
+            }
+            Resolution::CommitAgain => {
+                self.state = State::Committing { post_copy };
+                Ok(vec![Command::SendCommit(self.setup.epoch)])
+            }
+            Resolution::TakeBack(epoch) => {
+                let reason = "the destination lost the guest before it ran there; the source took it back";
+                self.state = State::TakingBack {
+                    reason: reason.into(),
+                };
+                Ok(vec![Command::JournalOwner(epoch)])
+            }
+        }
+    }
+
+    /// The operator decides where the peer cannot be asked.
+    pub(super) fn resolve(&mut self, now: Duration, side: Side) -> Result<Vec<Command>, SourceError> {
+        match (&self.state, side) {
+            (State::Severed { .. }, Side::Source) => {
+                let reason = "taken back by the operator while the destination was unreachable";
+                self.state = State::TakingBack {
+                    reason: reason.into(),
+                };
+                Ok(vec![Command::JournalOwner(self.setup.epoch.next())])
+            }
+            (State::Severed { post_copy: false }, Side::Destination) => {
+                let mut commands = self.end(now, Outcome::Completed, None);
+                commands.push(Command::Release(self.setup.epoch));
+                Ok(commands)
+            }
+            (State::Severed { post_copy: true }, Side::Destination) => Err(SourceError::TooLate(
+                "the destination still needs pages that only this host has; bring the connection back, or give the guest up there and resolve to the source",
+            )),
+            _ => Err(SourceError::TooLate(
+                "nothing to resolve: the migration is not waiting for its peer",
+            )),
+        }
+    }
+}

@@ -1,0 +1,142 @@
+//! What a source measures along the way.
+
+use std::time::Duration;
+
+use super::Measured;
+use super::event::{SentBatch, Summary};
+use crate::bitmap::PageBitmap;
+use crate::ledger::Ledger;
+use crate::report::{PageCounts, PhaseReport, RoundReport};
+
+/// How far back the displayed rate looks.
+const RATE_WINDOW: Duration = Duration::from_millis(500);
+
+pub(super) struct Recorder {
+    pub counts: PageCounts,
+    pub bytes: u64,
+    pub demands: u64,
+    pub device_state_bytes: u64,
+    pub paused_at: Option<Duration>,
+    pub summary: Summary,
+    data_pages: u64,
+    execution_transfer: Option<Duration>,
+    downtime: Option<Duration>,
+    micro_stops: Duration,
+    total: Duration,
+    rounds: Vec<RoundReport>,
+    phases: Vec<PhaseReport>,
+    notes: Vec<String>,
+    /// Start of the rate window and bytes then; the last full window's rate.
+    window: std::cell::Cell<(Duration, u64, f64)>,
+}
+
+impl Recorder {
+    pub(super) fn new(phase: &str) -> Self {
+        Self {
+            counts: PageCounts::default(),
+            bytes: 0,
+            demands: 0,
+            device_state_bytes: 0,
+            paused_at: None,
+            summary: Summary::default(),
+            data_pages: 0,
+            execution_transfer: None,
+            downtime: None,
+            micro_stops: Duration::ZERO,
+            total: Duration::ZERO,
+            rounds: Vec::new(),
+            phases: vec![PhaseReport {
+                name: phase.into(),
+                start_ms: 0.0,
+                end_ms: 0.0,
+            }],
+            notes: Vec::new(),
+            window: std::cell::Cell::new((Duration::ZERO, 0, 0.0)),
+        }
+    }
+
+    pub(super) fn enter(&mut self, now: Duration, phase: &str) {
+        let now_ms = now.as_secs_f64() * 1e3;
+        let last = self.phases.last_mut().expect("begins with a phase");
+        last.end_ms = now_ms;
+        if last.name != phase && phase != "ended" {
+            self.phases.push(PhaseReport {
+                name: phase.into(),
+                start_ms: now_ms,
+                end_ms: now_ms,
+            });
+        }
+    }
+
+    pub(super) fn data_found(&mut self, data: &PageBitmap) {
+        self.data_pages = data.count();
+    }
+
+    pub(super) fn sent(&mut self, batch: SentBatch) {
+        self.counts.sent += batch.raw + batch.uniform;
+        self.counts.raw += batch.raw;
+        self.counts.uniform += batch.uniform;
+        self.bytes += batch.bytes;
+    }
+
+    pub(super) fn micro_stop(&mut self, paused: Duration) {
+        self.micro_stops += paused;
+    }
+
+    pub(super) fn round(&mut self, round: RoundReport) {
+        self.rounds.push(round);
+    }
+
+    pub(super) fn dirtied_in_last_round(&mut self, pages: u64) {
+        if let Some(round) = self.rounds.last_mut() {
+            round.pages_dirtied = pages;
+        }
+    }
+
+    pub(super) fn runs_at_destination(&mut self, now: Duration) {
+        if self.execution_transfer.is_none() {
+            self.execution_transfer = Some(now);
+            self.downtime = self.paused_at.map(|at| now.saturating_sub(at));
+        }
+    }
+
+    pub(super) fn ended(&mut self, now: Duration) {
+        self.total = now;
+    }
+
+    pub(super) fn note(&mut self, note: String) {
+        self.notes.push(note);
+    }
+
+    /// Bytes a second over the recent past.
+    pub(super) fn recent_rate(&self, now: Duration) -> f64 {
+        let (since, bytes, rate) = self.window.get();
+        let span = now.saturating_sub(since);
+        if span < RATE_WINDOW {
+            return rate;
+        }
+        let rate = (self.bytes - bytes) as f64 / span.as_secs_f64();
+        self.window.set((now, self.bytes, rate));
+        rate
+    }
+
+    pub(super) fn measured(&self, ledger: &Ledger) -> Measured {
+        Measured {
+            total: self.total,
+            execution_transfer: self.execution_transfer,
+            downtime: self.downtime,
+            micro_stops: self.micro_stops,
+            page_bytes: self.bytes,
+            device_state_bytes: self.device_state_bytes,
+            data_pages: self.data_pages,
+            counts: PageCounts {
+                hole: ledger.holes(),
+                ..self.counts
+            },
+            rounds: self.rounds.clone(),
+            phases: self.phases.clone(),
+            summary: self.summary,
+            notes: self.notes.clone(),
+        }
+    }
+}

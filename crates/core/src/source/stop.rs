@@ -1,0 +1,190 @@
+//! The stop: rest and device state cross, the destination loads, the guest is handed over.
+
+use std::time::Duration;
+
+use super::event::{Command, Event};
+use super::state::{Round, State, StopCopy};
+use super::{Source, SourceError};
+use crate::bitmap::PageBitmap;
+use crate::handover::Epoch;
+use crate::ledger::Ledger;
+use crate::policy::StopPlan;
+use crate::report::Outcome;
+use crate::tracking::ScanPoint;
+
+impl Source {
+    pub(super) fn stop_event(&mut self, now: Duration, event: Event) -> Result<Vec<Command>, SourceError> {
+        match (&mut self.state, event) {
+            (
+                State::Stopping,
+                Event::Stopped {
+                    paused_at,
+                    pages,
+                    discarded,
+                },
+            ) => Ok(self.stopped(now, paused_at, pages, discarded)),
+            (State::StopCopy(stop), Event::StateSent { bytes }) => {
+                stop.state_outstanding = false;
+                self.recorder.device_state_bytes = bytes;
+                Ok(self.prepare_if_all_sent())
+            }
+            (State::Round(_) | State::StopCopy(_), Event::RoundReceived { round }) => {
+                self.round_received(now, round)
+            }
+            (&mut State::Preparing { post_copy }, Event::Ready(epoch)) => {
+                self.expect_epoch(epoch)?;
+                self.state = State::HandingOver { post_copy };
+                Ok(vec![Command::JournalHandedOver(epoch)])
+            }
+            // THE COMMIT POINT: the journal says that the guest belongs to the destination. From here on it
+            // runs at the source again only if the destination proves that it never took it.
+            (&mut State::HandingOver { post_copy }, Event::Journaled) => {
+                self.state = State::Committing { post_copy };
+                Ok(vec![Command::SendCommit(self.setup.epoch)])
+            }
+            // The connection broke while the journal was being written; the reconnect is under way.
+            (State::Severed { .. }, Event::Journaled) => Ok(Vec::new()),
+            (&mut State::Committing { post_copy }, Event::Running(epoch)) => {
+                self.expect_epoch(epoch)?;
+                Ok(self.runs_at_destination(now, post_copy))
+            }
+            (State::TakingBack { .. }, Event::Journaled) => Ok(self.taken_back(now)),
+            (State::Ended { .. }, _) => Ok(Vec::new()),
+            (_, event) => Err(self.unexpected(
+                match event {
+                    Event::Stopped { .. } => "the news that the guest stopped",
+                    Event::StateSent { .. } => "the device state",
+                    Event::Ready(_) => "`Ready`",
+                    Event::Running(_) => "`Running`",
+                    Event::RoundReceived { .. } => "the end of a round",
+                    _ => "a journal entry",
+                },
+                "an event of the stop in its turn",
+            )),
+        }
+    }
+
+    fn stopped(
+        &mut self,
+        now: Duration,
+        paused_at: Duration,
+        pages: PageBitmap,
+        discarded: Option<PageBitmap>,
+    ) -> Vec<Command> {
+        self.recorder.paused_at = Some(paused_at);
+        if self.needs.tracking {
+            self.record_scan(now, pages, ScanPoint::Stopped);
+            let dirtied = self.last_scan.count();
+            self.recorder.dirtied_in_last_round(dirtied);
+        } else {
+            self.recorder.data_found(&pages);
+            self.ledger = Ledger::new(pages);
+        }
+        if let Some(discarded) = discarded {
+            self.ledger.discarded(&discarded);
+        }
+        let view = super::view(
+            now,
+            &self.ledger,
+            &self.last_scan,
+            self.rounds,
+            &self.rates,
+            &self.recorder,
+        );
+        match self.policy.stop(&view) {
+            StopPlan::SendPending => self.stop_and_send(now),
+            StopPlan::LeavePending { free } => {
+                if let Some(free) = free {
+                    self.recorder.counts.free += self.ledger.drop_free(&free);
+                }
+                self.stop_and_leave()
+            }
+            StopPlan::Retract => {
+                self.recorder.micro_stop(now.saturating_sub(paused_at));
+                self.recorder.paused_at = None;
+                self.state = State::Retracting;
+                vec![Command::Retract]
+            }
+        }
+    }
+
+    /// Pre-copy: the rest crosses while the device state is saved.
+    fn stop_and_send(&mut self, now: Duration) -> Vec<Command> {
+        let pending = self.ledger.pending().clone();
+        let rest = Round::new(self.rounds + 1, pending, self.setup.streams, now);
+        self.state = State::StopCopy(StopCopy {
+            rest: Some(rest),
+            state_outstanding: true,
+            post_copy: false,
+        });
+        vec![Command::WakeStreams, Command::SendState]
+    }
+
+    /// Post-copy: the destination learns which pages follow.
+    fn stop_and_leave(&mut self) -> Vec<Command> {
+        self.state = State::StopCopy(StopCopy {
+            rest: None,
+            state_outstanding: true,
+            post_copy: true,
+        });
+        vec![
+            Command::SendSwitch {
+                pending: self.ledger.pending().clone(),
+            },
+            Command::SendState,
+        ]
+    }
+
+    pub(super) fn prepare_if_all_sent(&mut self) -> Vec<Command> {
+        let &mut State::StopCopy(StopCopy {
+            ref rest,
+            state_outstanding,
+            post_copy,
+        }) = &mut self.state
+        else {
+            return Vec::new();
+        };
+        if rest.is_some() || state_outstanding {
+            return Vec::new();
+        }
+        self.state = State::Preparing { post_copy };
+        let prepare = Command::SendPrepare(self.setup.epoch);
+        // What crossed before the resume is compared before the commit, so that a difference costs nothing.
+        if self.setup.verify && !post_copy {
+            vec![Command::SendHashes, prepare]
+        } else {
+            vec![prepare]
+        }
+    }
+
+    pub(super) fn runs_at_destination(&mut self, now: Duration, post_copy: bool) -> Vec<Command> {
+        self.recorder.runs_at_destination(now);
+        self.state = State::Pushing {
+            post_copy,
+            all_sent: false,
+        };
+        let mut commands = self.check_all_pushed();
+        commands.push(Command::WakeStreams);
+        commands
+    }
+
+    fn taken_back(&mut self, now: Duration) -> Vec<Command> {
+        let State::TakingBack { reason } = &self.state else {
+            return Vec::new();
+        };
+        let reason = reason.clone();
+        let mut commands = self.end(now, Outcome::Failed, Some(reason));
+        commands.push(Command::Rollback);
+        commands
+    }
+
+    fn expect_epoch(&self, epoch: Epoch) -> Result<(), SourceError> {
+        if epoch == self.setup.epoch {
+            return Ok(());
+        }
+        Err(self.unexpected(
+            &format!("an answer for epoch {epoch}"),
+            "one for the epoch of this migration",
+        ))
+    }
+}

@@ -1,0 +1,125 @@
+//! Names of the strategies and what the operator can ask of them.
+
+use std::fmt;
+use std::str::FromStr;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+use crate::policy::{self, Policy};
+
+/// A migration algorithm by name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Strategy {
+    /// Everything crosses while the guest is stopped.
+    StopAndCopy,
+    /// Rounds while the guest runs, the rest at the stop.
+    PreCopy,
+    /// Device state at the stop, pages on demand.
+    PostCopy,
+    /// The same with pages pushed around the faults.
+    PostCopyPush,
+}
+
+/// A strategy nobody knows.
+#[derive(Debug, Error, PartialEq, Eq)]
+#[error("unknown strategy {0:?}; known are {known}", known = Strategy::known())]
+pub struct UnknownStrategy(String);
+
+impl Strategy {
+    /// All of them.
+    pub const ALL: [Self; 4] = [
+        Self::StopAndCopy,
+        Self::PreCopy,
+        Self::PostCopy,
+        Self::PostCopyPush,
+    ];
+
+    /// Its name on the command line and in reports.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::StopAndCopy => "stop-and-copy",
+            Self::PreCopy => "pre-copy",
+            Self::PostCopy => "post-copy",
+            Self::PostCopyPush => "post-copy-push",
+        }
+    }
+
+    /// The policy that carries it out.
+    pub fn policy(self, limits: &Limits) -> Box<dyn Policy> {
+        match self {
+            Self::StopAndCopy => Box::new(policy::stop_and_copy::StopAndCopy),
+            Self::PreCopy => Box::new(policy::pre_copy::PreCopy::new(limits.clone())),
+            Self::PostCopy => Box::new(policy::post_copy::PostCopy::new(limits.drain_after)),
+            Self::PostCopyPush => Box::new(policy::post_copy_push::PostCopyPush::default()),
+        }
+    }
+
+    fn known() -> String {
+        Self::ALL.map(Self::name).join(", ")
+    }
+}
+
+impl FromStr for Strategy {
+    type Err = UnknownStrategy;
+
+    fn from_str(name: &str) -> Result<Self, UnknownStrategy> {
+        Self::ALL
+            .into_iter()
+            .find(|known| known.name() == name)
+            .ok_or_else(|| UnknownStrategy(name.to_owned()))
+    }
+}
+
+impl fmt::Display for Strategy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// What to do when a limit is reached before the downtime goal is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum AtLimit {
+    /// Stop the guest and send the rest, however long that takes.
+    Stop,
+    /// Let the guest go on at the destination and send the rest after it.
+    PostCopy,
+    /// Give up; the guest stays where it is.
+    Abort,
+}
+
+/// The operator's goal and limits.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Limits {
+    /// The guest is stopped once the rest is expected to cross within this time.
+    pub downtime: Duration,
+    /// Most rounds before [`Limits::at_limit`].
+    pub rounds: u32,
+    /// Longest time in rounds before [`Limits::at_limit`].
+    pub time: Option<Duration>,
+    /// Most bytes of pages in rounds before [`Limits::at_limit`].
+    pub bytes: Option<u64>,
+    /// What happens then.
+    pub at_limit: AtLimit,
+    /// `post-copy` fetches only what the guest asks for; after this time without a fault the rest is
+    /// pushed, so that the migration ends and the source becomes free.
+    pub drain_after: Duration,
+}
+
+impl Default for Limits {
+    /// 300 ms of downtime (QEMU's default), 30 rounds (Xen's), then stop.
+    fn default() -> Self {
+        Self {
+            downtime: Duration::from_millis(300),
+            rounds: 30,
+            time: None,
+            bytes: None,
+            at_limit: AtLimit::Stop,
+            drain_after: Duration::from_secs(1),
+        }
+    }
+}
