@@ -13,11 +13,13 @@ mod mapping;
 mod page_states;
 mod racy;
 mod ram;
+mod spawn;
 mod uffd;
 
 pub use error::{Error, Result};
 pub use page_states::SharedPageStates;
 pub use ram::{DataExtents, SharedMemory};
+pub use spawn::spawn_detached;
 pub use uffd::{
     CopyMode, Event, FaultFlags, Features, Ioctls, Mode, Outcome, Permission, Stopped, UffdInfo, Userfaultfd,
 };
