@@ -76,6 +76,88 @@ pub enum Error {
     /// The process whose memory was meant has exited.
     #[error("the process whose memory was meant is gone")]
     ProcessGone,
+    /// The kernel has no PAGEMAP_SCAN.
+    #[error("the kernel cannot scan for written pages (PAGEMAP_SCAN): vmferry needs Linux 6.7 or newer")]
+    NoPagemapScan {
+        /// The kernel's answer.
+        #[source]
+        source: io::Error,
+    },
+    /// A scan met memory that is not registered for tracking.
+    #[error(
+        "{start:#x}..{end:#x} is not tracked: the process changed its mappings, or tracking was not started"
+    )]
+    NotTracked {
+        /// First address of the scan.
+        start: u64,
+        /// One past the last address.
+        end: u64,
+    },
+    /// The process has no shared mapping of the file.
+    #[error(
+        "process {pid} has no shared mapping of the RAM file: its RAM must be a file mapped with share=on"
+    )]
+    NotMapped {
+        /// The process.
+        pid: u32,
+    },
+    /// We may not trace the process.
+    #[error(
+        "process {pid} may not be traced: run as root, as its user with kernel.yama.ptrace_scope = 0, \
+         or with CAP_SYS_PTRACE"
+    )]
+    TraceForbidden {
+        /// The process.
+        pid: u32,
+        /// The kernel's answer.
+        #[source]
+        source: io::Error,
+    },
+    /// A debugger holds the process.
+    #[error("process {pid} is traced by process {tracer} (a debugger?): that one must let go first")]
+    AlreadyTraced {
+        /// The process.
+        pid: u32,
+        /// Who traces it.
+        tracer: u32,
+    },
+    /// No thread of the process stopped in time, or an injected call did not return.
+    #[error(
+        "process {pid} did not answer in time: its threads may be stuck in the kernel (a dead disk or mount?)"
+    )]
+    AttachTimedOut {
+        /// The process.
+        pid: u32,
+    },
+    /// The process would have to inject calls into itself.
+    #[error("a process cannot attach to itself")]
+    OwnProcess,
+    /// The process does not run in 64-bit mode.
+    #[error("process {pid} does not run 64-bit x86 code: only such processes can be attached to")]
+    NotX8664 {
+        /// The process.
+        pid: u32,
+    },
+    /// No code in the process holds a `syscall` instruction.
+    #[error("process {pid} has no system call instruction mapped: it cannot be attached to")]
+    NoSyscallInstruction {
+        /// The process.
+        pid: u32,
+    },
+    /// This build cannot inject system calls.
+    #[error("attaching to a process works on x86_64 only")]
+    UnsupportedArchitecture,
+    /// An injected system call ran and failed.
+    #[error("system call {number} failed in process {pid}")]
+    InjectedCall {
+        /// The call's number.
+        number: i64,
+        /// The process.
+        pid: u32,
+        /// Its answer.
+        #[source]
+        source: io::Error,
+    },
 }
 
 impl Error {

@@ -2,24 +2,37 @@
 //!
 //! * [`SharedMemory`]: guest RAM as a shared file that a running guest writes at the same time.
 //! * [`Userfaultfd`]: page faults answered and writes tracked, in this process or in another one.
+//! * [`RemoteProcess`]: a userfaultfd made inside a process that already runs, and found again later.
+//! * [`PagemapScanner`], [`mappings_of`]: which pages of a process were written, and where it maps a file.
+//! * [`WpAsyncTracker`]: the three together: the pages of a RAM file that a process writes.
 //! * [`SharedPageStates`]: one state byte a page in a file, so that a restarted daemon finds it again.
 //!
 //! Offsets and lengths are bytes; pages are [`PAGE_SIZE`] bytes. Addresses are `u64`, never pointers: most of
 //! them belong to another process. Nearly all `unsafe` of the project lives here, and none of it leaks: no
 //! function of this crate hands out a reference into memory that a guest shares.
 
+mod attach;
+mod doctor;
 mod error;
 mod mapping;
+mod maps;
 mod page_states;
+mod pagemap;
 mod racy;
 mod ram;
 mod spawn;
+mod tracker;
 mod uffd;
 
+pub use attach::{RemoteProcess, Syscall, UffdRequest};
+pub use doctor::{Capabilities, Check};
 pub use error::{Error, Result};
+pub use maps::{FileId, MapEntry, Mapping, mappings_of, read_maps};
 pub use page_states::SharedPageStates;
+pub use pagemap::PagemapScanner;
 pub use ram::{DataExtents, SharedMemory};
 pub use spawn::spawn_detached;
+pub use tracker::WpAsyncTracker;
 pub use uffd::{
     CopyMode, Event, FaultFlags, Features, Ioctls, Mode, Outcome, Permission, Stopped, UffdInfo, Userfaultfd,
 };

@@ -49,6 +49,10 @@ mod tests {
         let child = spawn_detached(command, &[given.fd()]).unwrap();
         let leader = child.id().to_string();
         let output = String::from_utf8(child.wait_with_output().unwrap().stdout).unwrap();
-        assert_eq!(output.lines().collect::<Vec<_>>(), ["/memfd:spawn-given (deleted)", &leader], "{output}");
+        assert_eq!(
+            output.lines().collect::<Vec<_>>(),
+            ["/memfd:spawn-given (deleted)", &leader],
+            "{output}"
+        );
     }
 }

@@ -105,10 +105,11 @@ fn parse(message: &[u8]) -> Option<Event> {
             address: word(16),
             thread: word(24) as u32,
         },
-        // SAFETY: the kernel made this descriptor for us while we read the message, and nobody else owns it.
-        raw::UFFD_EVENT_FORK => Event::Fork {
-            child: unsafe { OwnedFd::from_raw_fd(word(8) as i32) },
-        },
+        raw::UFFD_EVENT_FORK => {
+            // SAFETY: the kernel made this descriptor for us while we read the message, and nobody else owns it.
+            let child = unsafe { OwnedFd::from_raw_fd(word(8) as i32) };
+            Event::Fork { child }
+        }
         raw::UFFD_EVENT_REMAP => Event::Remap {
             from: word(8),
             to: word(16),

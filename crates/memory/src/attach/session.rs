@@ -1,0 +1,332 @@
+//! One thread of another process, stopped, and system calls made by it (x86_64).
+
+use std::fs::File;
+use std::io;
+use std::marker::PhantomData;
+use std::os::unix::fs::FileExt;
+use std::time::{Duration, Instant};
+
+use super::Syscall;
+use crate::{Error, Result, maps};
+
+/// The bytes of the `syscall` instruction.
+const SYSCALL: [u8; 2] = [0x0F, 0x05];
+/// `cs` of a thread in 64-bit mode.
+const CODE_64_BIT: u64 = 0x33;
+/// `PTRACE_EVENT_STOP`: what a stop asked for by `PTRACE_INTERRUPT` reports, and a stop of the whole process.
+const EVENT_STOP: i32 = 128;
+/// The kernel's internal "interrupted, to be restarted" results (`ERESTARTSYS` to `ERESTART_RESTARTBLOCK`).
+const RESTARTS: std::ops::RangeInclusive<i64> = 512..=516;
+/// How long the kernel spends at least before a stop is there; then waiting sleeps instead of spinning.
+const SPIN: Duration = Duration::from_micros(300);
+
+/// The address of a `syscall` instruction in code of process `pid`: in its vDSO, or else in any code it has
+/// mapped. Two bytes that look like one will do: only they are executed.
+pub(super) fn find_syscall_instruction(pid: u32) -> Result<u64> {
+    let mut code = maps::read_maps(pid)?;
+    code.retain(|entry| entry.executable && entry.path != "[vsyscall]");
+    code.sort_by_key(|entry| entry.path != "[vdso]");
+    let memory = File::open(format!("/proc/{pid}/mem")).map_err(|e| match e.raw_os_error() {
+        Some(libc::ENOENT | libc::ESRCH) => Error::ProcessGone,
+        _ => Error::TraceForbidden { pid, source: e },
+    })?;
+    let mut buffer = vec![0; 1 << 18];
+    for addresses in code.into_iter().map(|entry| entry.addresses) {
+        let mut at = addresses.start;
+        while at + 1 < addresses.end {
+            let len = buffer.len().min((addresses.end - at) as usize);
+            let Ok(read) = memory.read_at(&mut buffer[..len], at) else {
+                break;
+            };
+            if let Some(found) = buffer[..read]
+                .windows(SYSCALL.len())
+                .position(|bytes| bytes == SYSCALL)
+            {
+                return Ok(at + found as u64);
+            }
+            if read < 2 {
+                break;
+            }
+            // The last byte again: the instruction may lie across the seam.
+            at += read as u64 - 1;
+        }
+    }
+    Err(Error::NoSyscallInstruction { pid })
+}
+
+/// A thread that is stopped and in our hands until this is dropped, which puts everything back.
+///
+/// All of a session must happen on one thread of ours: `ptrace` allows nobody else.
+pub(super) struct Session {
+    pid: u32,
+    thread: libc::pid_t,
+    instruction: u64,
+    patience: Duration,
+    started: Instant,
+    /// What to put back, once it was saved.
+    saved: Option<Saved>,
+    /// Whether the thread is in a stop now: only then can it be changed and let go.
+    stopped: bool,
+    /// A signal that came in the middle of a call, for the thread to get when it is let go.
+    deferred: libc::c_int,
+    not_send: PhantomData<*const ()>,
+}
+
+struct Saved {
+    registers: libc::user_regs_struct,
+    signal_mask: u64,
+}
+
+/// Why a thread stopped.
+enum Stop {
+    /// It was interrupted, or its whole process was stopped.
+    Event,
+    /// It is about to get this signal.
+    Signal(libc::c_int),
+}
+
+impl Session {
+    /// Stops `thread` of process `pid`.
+    pub(super) fn start(pid: u32, thread: u32, instruction: u64, patience: Duration) -> Result<Self> {
+        let thread = thread as libc::pid_t;
+        seize(thread).map_err(|e| seize_error(pid, e))?;
+        let mut session = Session {
+            pid,
+            thread,
+            instruction,
+            patience,
+            started: Instant::now(),
+            saved: None,
+            stopped: false,
+            deferred: 0,
+            not_send: PhantomData,
+        };
+        session.request(libc::PTRACE_INTERRUPT, 0, 0)?;
+        // Signals that come first are passed on; the stop asked for comes after them.
+        while let Stop::Signal(signal) = session.wait(Instant::now() + patience)? {
+            session.resume(libc::PTRACE_CONT, signal)?;
+        }
+        session.save()?;
+        Ok(session)
+    }
+
+    /// Saves registers and signal mask, and blocks signals so that none runs a handler in the middle of a call.
+    fn save(&mut self) -> Result<()> {
+        let registers = self.registers()?;
+        if registers.cs != CODE_64_BIT {
+            return Err(Error::NotX8664 { pid: self.pid });
+        }
+        let mut signal_mask = 0u64;
+        let mask_size = size_of_val(&signal_mask);
+        self.request(libc::PTRACE_GETSIGMASK, mask_size, &raw mut signal_mask as usize)?;
+        self.saved = Some(Saved {
+            registers,
+            signal_mask,
+        });
+        // SIGTRAP stays deliverable: the kernel answers a blocked one, which the single step raises, by resetting
+        // the process's handler.
+        let mut blocked = !(1u64 << (libc::SIGTRAP - 1));
+        self.request(libc::PTRACE_SETSIGMASK, mask_size, &raw mut blocked as usize)
+    }
+
+    /// Has the stopped thread make `call`; gives back its result.
+    pub(super) fn syscall(&mut self, call: Syscall) -> Result<i64> {
+        let saved = self.saved.as_ref().expect("a session begins by saving");
+        let [rdi, rsi, rdx, r10, r8, r9] = call.arguments;
+        let registers = libc::user_regs_struct {
+            rip: self.instruction,
+            rax: call.number as u64,
+            // Not inside a system call: or the kernel would set about restarting the one it was stopped in.
+            orig_rax: u64::MAX,
+            rdi,
+            rsi,
+            rdx,
+            r10,
+            r8,
+            r9,
+            ..saved.registers
+        };
+        self.set_registers(&registers)?;
+        let result = self.step()?.rax as i64;
+        match result {
+            -4095..0 if RESTARTS.contains(&-result) => Err(Error::AttachTimedOut { pid: self.pid }),
+            -4095..0 => {
+                let source = io::Error::from_raw_os_error(-result as i32);
+                Err(Error::InjectedCall {
+                    number: call.number,
+                    pid: self.pid,
+                    source,
+                })
+            }
+            _ => Ok(result),
+        }
+    }
+
+    /// Executes the one instruction; gives back the registers behind it.
+    fn step(&mut self) -> Result<libc::user_regs_struct> {
+        let behind = self.instruction + SYSCALL.len() as u64;
+        let mut deadline = Instant::now() + self.patience;
+        let mut interrupted = false;
+        self.resume(libc::PTRACE_SINGLESTEP, 0)?;
+        loop {
+            match self.wait(deadline) {
+                Ok(Stop::Signal(libc::SIGTRAP)) if self.registers()?.rip == behind => {
+                    return self.registers();
+                }
+                // Not blockable, or aimed at us: it waits until we are gone.
+                Ok(Stop::Signal(signal)) => self.deferred = signal,
+                // The process is stopped or continued as a whole meanwhile, or our own interruption below; the
+                // trap of the step is still to come.
+                Ok(Stop::Event) => {}
+                Err(Error::AttachTimedOut { .. }) if !interrupted => {
+                    interrupted = true;
+                    deadline = Instant::now() + self.patience;
+                    self.request(libc::PTRACE_INTERRUPT, 0, 0)?;
+                    continue;
+                }
+                Err(e) => return Err(e),
+            }
+            self.resume(libc::PTRACE_SINGLESTEP, 0)?;
+        }
+    }
+
+    /// Waits until the thread stops.
+    fn wait(&mut self, deadline: Instant) -> Result<Stop> {
+        let began = Instant::now();
+        loop {
+            if let Some(status) = self.poll_child(libc::WSTOPPED)? {
+                self.stopped = true;
+                let (signal, event) = (status & 0xFF, status >> 8);
+                return Ok(if event == EVENT_STOP {
+                    Stop::Event
+                } else {
+                    Stop::Signal(signal)
+                });
+            }
+            // Left in place for its parent to collect.
+            if self.poll_child(libc::WEXITED | libc::WNOWAIT)?.is_some() {
+                return Err(Error::ProcessGone);
+            }
+            if Instant::now() >= deadline {
+                return Err(Error::AttachTimedOut { pid: self.pid });
+            }
+            if began.elapsed() < SPIN {
+                std::thread::yield_now();
+            } else {
+                std::thread::sleep(Duration::from_micros(100));
+            }
+        }
+    }
+
+    /// The thread's status if it has one of the kind asked for.
+    fn poll_child(&self, kind: libc::c_int) -> Result<Option<libc::c_int>> {
+        // SAFETY: a zeroed siginfo is a valid one.
+        let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
+        let options = kind | libc::WNOHANG | libc::__WALL;
+        // SAFETY: the kernel writes only to `info`.
+        if unsafe { libc::waitid(libc::P_PID, self.thread as libc::id_t, &mut info, options) } != 0 {
+            return match io::Error::last_os_error() {
+                e if e.raw_os_error() == Some(libc::EINTR) => Ok(None),
+                // No child and no tracee of that number any more.
+                e if e.raw_os_error() == Some(libc::ECHILD) => Err(Error::ProcessGone),
+                e => Err(Error::system(format!("wait for process {}", self.pid), e)),
+            };
+        }
+        // SAFETY: `waitid` filled in a child's status, or left zeros.
+        let (pid, status) = unsafe { (info.si_pid(), info.si_status()) };
+        Ok((pid != 0).then_some(status))
+    }
+
+    fn registers(&self) -> Result<libc::user_regs_struct> {
+        // SAFETY: all bit patterns of plain integers are valid.
+        let mut registers: libc::user_regs_struct = unsafe { std::mem::zeroed() };
+        self.request(libc::PTRACE_GETREGS, 0, &raw mut registers as usize)?;
+        Ok(registers)
+    }
+
+    fn set_registers(&self, registers: &libc::user_regs_struct) -> Result<()> {
+        self.request(libc::PTRACE_SETREGS, 0, std::ptr::from_ref(registers) as usize)
+    }
+
+    /// Lets the thread run on in the way of `request`, delivering `signal` (0: none).
+    fn resume(&mut self, request: libc::c_uint, signal: libc::c_int) -> Result<()> {
+        self.request(request, 0, signal as usize)?;
+        self.stopped = false;
+        Ok(())
+    }
+
+    /// One `ptrace` request; `data` is a number, or the address of an object of the size the request implies.
+    fn request(&self, request: libc::c_uint, address: usize, data: usize) -> Result<()> {
+        ptrace(request, self.thread, address, data).map_err(|e| match e.raw_os_error() {
+            Some(libc::ESRCH) => Error::ProcessGone,
+            _ => Error::system(format!("control process {}", self.pid), e),
+        })
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        if !self.stopped {
+            // It never stopped, or died. The end of our thread lets it go.
+            return;
+        }
+        if let Some(Saved {
+            registers,
+            signal_mask,
+        }) = &self.saved
+        {
+            let restored = self.set_registers(registers).and_then(|()| {
+                let mask = &raw const *signal_mask as usize;
+                self.request(libc::PTRACE_SETSIGMASK, size_of_val(signal_mask), mask)
+            });
+            if let Err(e) = restored {
+                tracing::warn!(pid = self.pid, error = %e, "a thread could not be put back as it was");
+            }
+        }
+        if self
+            .request(libc::PTRACE_DETACH, 0, self.deferred as usize)
+            .is_ok()
+        {
+            let pause_us = self.started.elapsed().as_micros() as u64;
+            tracing::debug!(pid = self.pid, thread = self.thread, pause_us, "injected");
+        }
+    }
+}
+
+fn seize(thread: libc::pid_t) -> io::Result<()> {
+    ptrace(libc::PTRACE_SEIZE, thread, 0, 0)
+}
+
+fn seize_error(pid: u32, source: io::Error) -> Error {
+    match source.raw_os_error() {
+        Some(libc::ESRCH) => Error::ProcessGone,
+        Some(libc::EPERM) => match tracer_of(pid) {
+            Some(tracer) => Error::AlreadyTraced { pid, tracer },
+            None => Error::TraceForbidden { pid, source },
+        },
+        _ => Error::system(format!("attach to process {pid}"), source),
+    }
+}
+
+/// Who traces process `pid`, if anybody does.
+fn tracer_of(pid: u32) -> Option<u32> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let tracer = status
+        .lines()
+        .find_map(|line| line.strip_prefix("TracerPid:"))?
+        .trim()
+        .parse()
+        .ok()?;
+    (tracer != 0).then_some(tracer)
+}
+
+/// `ptrace(2)`, for the requests used here: each takes a number in `data`, or reads or writes one object there.
+fn ptrace(request: libc::c_uint, thread: libc::pid_t, address: usize, data: usize) -> io::Result<()> {
+    // SAFETY: the callers in this file pass, for GETREGS and SETREGS, the address of a `user_regs_struct`; for
+    // GETSIGMASK and SETSIGMASK, of a `u64` with its size in `address`; numbers otherwise. The objects live until
+    // the call returns, and the other process's memory is not ours to be unsafe about.
+    match unsafe { libc::ptrace(request, thread, address, data) } {
+        -1 => Err(io::Error::last_os_error()),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,23 @@
+//! Architectures on which no system call can be injected yet.
+
+use std::time::Duration;
+
+use super::Syscall;
+use crate::{Error, Result};
+
+/// Cannot be had.
+pub(super) enum Session {}
+
+pub(super) fn find_syscall_instruction(_pid: u32) -> Result<u64> {
+    Err(Error::UnsupportedArchitecture)
+}
+
+impl Session {
+    pub(super) fn start(_pid: u32, _thread: u32, _instruction: u64, _patience: Duration) -> Result<Self> {
+        Err(Error::UnsupportedArchitecture)
+    }
+
+    pub(super) fn syscall(&mut self, _call: Syscall) -> Result<i64> {
+        match *self {}
+    }
+}
