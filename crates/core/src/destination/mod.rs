@@ -393,7 +393,7 @@ impl Destination {
             _ if self.owns() => Claim::Owner,
             _ => {
                 return Err(self.unexpected(
-                    "a question about the owner".into(),
+                    "a question about the owner",
                     "it when no step is under way",
                 ));
             }
