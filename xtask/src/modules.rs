@@ -7,7 +7,7 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::command;
+use crate::{command, setup};
 
 /// What the guest cannot do without.
 const NEEDED: [&str; 6] = [
@@ -152,17 +152,17 @@ fn read_builtin(list: &Path) -> BTreeSet<String> {
         .collect()
 }
 
-/// The module's content; Debian 13 packs modules with xz, Ubuntu 24.04 with zstd. Done by the tools of these names, which
-/// such a system has, rather than by two more libraries to build before any task can run.
+/// The module's content; Debian 13 packs modules with xz, Ubuntu 24.04 with zstd. Done by the tools of these names rather
+/// than by two more libraries to build before any task can run.
 fn decompress(path: &Path) -> Result<Vec<u8>> {
-    let tool = match path.extension().and_then(|extension| extension.to_str()) {
-        Some("xz") => "xz",
-        Some("zst") => "zstd",
-        Some("gz") => "gzip",
+    let (tool, package) = match path.extension().and_then(|extension| extension.to_str()) {
+        Some("xz") => ("xz", "xz-utils"),
+        Some("zst") => ("zstd", "zstd"),
+        Some("gz") => ("gzip", "gzip"),
         _ => return fs::read(path).with_context(|| format!("cannot read {}", path.display())),
     };
-    let content = command::output(Command::new(tool).args(["-d", "-c"]).arg(path));
-    content.with_context(|| format!("cannot unpack {}: is {tool} installed?", path.display()))
+    setup::install_program(tool, package)?;
+    command::output(Command::new(tool).args(["-d", "-c"]).arg(path))
 }
 
 #[cfg(test)]

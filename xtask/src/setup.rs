@@ -37,6 +37,19 @@ pub(crate) fn install() -> Result<()> {
     if missing.is_empty() {
         return Ok(());
     }
+    install_packages(&missing)
+}
+
+/// Makes sure that a program is there which only some machines need.
+pub(crate) fn install_program(program: &str, package: &str) -> Result<()> {
+    if command::exists(program) {
+        Ok(())
+    } else {
+        install_packages(&[package])
+    }
+}
+
+fn install_packages(missing: &[&str]) -> Result<()> {
     let names = missing.join(", ");
     if !command::exists("apt-get") {
         bail!("no apt-get: cannot install {names}");
@@ -47,11 +60,11 @@ pub(crate) fn install() -> Result<()> {
     eprintln!("installing {names}");
     if !missing.iter().all(|package| is_known(package)) {
         update_lists()?;
-        return apt_install(&missing).with_context(|| format!("cannot install {names}"));
+        return apt_install(missing).with_context(|| format!("cannot install {names}"));
     }
     // Lists that are old name files which the mirror has replaced since.
-    let attempt = apt_install(&missing);
-    let retried = attempt.or_else(|_| update_lists().and_then(|()| apt_install(&missing)));
+    let attempt = apt_install(missing);
+    let retried = attempt.or_else(|_| update_lists().and_then(|()| apt_install(missing)));
     retried.with_context(|| format!("cannot install {names}"))
 }
 
