@@ -1,20 +1,17 @@
-//! Control messages.
+//! Control messages: what the two sides tell each other.
 //!
 //! A message is the payload of a frame ([`crate::frame`]) in postcard's encoding: the number of the variant,
-//! then its fields. Variants are only ever appended, and the fields of a released variant never change: a
+//! then its fields ([`crate::codec`]). Variants are only ever appended, and the fields of a released variant never change: a
 //! message that needs more becomes a new variant of a later protocol version ([`crate::version`]).
 
-use std::io::{Read, Write};
-
-use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use vmferry_core::RamLayout;
 use vmferry_core::report::{FaultReport, Verified};
+use vmferry_core::{PageBitmap, RamLayout};
 
-use crate::bytes;
+use crate::bounded::{blocks, bytes, hashes, one_line};
+use crate::codec::{ControlMessage, Sealed};
 use crate::error::{Result, WireError};
-use crate::frame::{FrameKind, read_frame, write_frame};
-use crate::hello::{cut, printable};
+use crate::frame::FrameKind;
 use crate::page_set::PageSet;
 
 /// The most bytes a guest's specification may have.
@@ -51,7 +48,7 @@ pub enum ToDestination {
         /// Whether it is the last piece.
         last: bool,
         /// The bytes, at most [`MAX_DEVICE_STATE_CHUNK_BYTES`].
-        #[serde(with = "bytes::plain")]
+        #[serde(with = "bytes")]
         bytes: Vec<u8>,
     },
     /// Verification: the 128-bit xxh3 hashes of pages as the paused source has them.
@@ -59,7 +56,7 @@ pub enum ToDestination {
         /// Page number of the first hash.
         first: u64,
         /// The hashes of consecutive pages, at most [`MAX_HASHES`].
-        #[serde(with = "bytes::hashes")]
+        #[serde(with = "hashes")]
         hashes: Vec<u128>,
     },
     /// Everything needed to run was sent; answered by [`ToSource::Ready`] once it is loaded.
@@ -78,6 +75,7 @@ pub enum ToDestination {
     /// The migration ends here, before the commit point; the guest stays with the source.
     Abort {
         /// Why.
+        #[serde(deserialize_with = "one_line::deserialize")]
         reason: String,
     },
     /// After a reconnect: what does the destination's journal say? Answered by [`ToSource::Owner`].
@@ -103,6 +101,7 @@ pub enum ToSource {
     /// The guest cannot come.
     Refuse {
         /// Why, and how to mend it.
+        #[serde(deserialize_with = "one_line::deserialize")]
         reason: String,
     },
     /// Everything sent in a round is in place.
@@ -146,6 +145,7 @@ pub enum ToSource {
     /// The destination cannot go on. Before the commit point the guest stays with the source.
     Failed {
         /// Why.
+        #[serde(deserialize_with = "one_line::deserialize")]
         reason: String,
     },
     /// Post-copy: how far it is.
@@ -168,6 +168,7 @@ pub struct Offer {
     /// The guest's specification (`GuestSpec` of `vmferry-guest`) in JSON, at most [`MAX_SPEC_BYTES`].
     pub spec_json: String,
     /// Its RAM. Bounds the page numbers of everything that follows.
+    #[serde(with = "blocks")]
     pub layout: RamLayout,
     /// Name of the strategy.
     pub strategy: String,
@@ -244,100 +245,15 @@ pub struct VerifySummary {
     pub mismatches: u64,
 }
 
-/// [`ToDestination`] or [`ToSource`].
-pub trait ControlMessage: Serialize + DeserializeOwned + private::Sealed {
-    /// Which way it goes.
-    const KIND: FrameKind;
-    /// Names of the messages, in the order of their numbers.
-    const NAMES: &'static [&'static str];
-
-    /// Refuses what is beyond a bound.
-    ///
-    /// # Errors
-    /// [`WireError::TooLong`].
-    fn check(&self) -> Result<()>;
-}
-
-/// Reads the next control message.
-///
-/// # Errors
-/// When the connection ends, or what comes is not a message in this direction within all bounds.
-pub fn read_control<M: ControlMessage>(reader: &mut impl Read) -> Result<M> {
-    decode_control(&read_frame(reader, M::KIND)?)
-}
-
-/// Writes a control message, with one call to `writer`.
-///
-/// # Errors
-/// When it is beyond a bound, or what the connection answers.
-pub fn write_control<M: ControlMessage>(writer: &mut impl Write, message: &M) -> Result<()> {
-    write_frame(writer, M::KIND, &encode_control(message)?)
-}
-
-/// The payload of the frame of `message`.
-///
-/// # Errors
-/// When it is beyond a bound.
-pub fn encode_control<M: ControlMessage>(message: &M) -> Result<Vec<u8>> {
-    message.check()?;
-    let message_name = std::any::type_name::<M>();
-    postcard::to_stdvec(message).map_err(|source| WireError::Encode {
-        message: message_name,
-        source,
-    })
-}
-
-/// The message in the payload of a frame.
-///
-/// # Errors
-/// When it is unknown, its fields do not decode or are beyond a bound, or bytes are left over.
-pub fn decode_control<M: ControlMessage>(payload: &[u8]) -> Result<M> {
-    let number = match postcard::take_from_bytes::<u32>(payload) {
-        Ok((number, _)) => number,
-        Err(source) => {
-            return Err(WireError::Malformed {
-                message: "number",
-                source,
-            });
-        }
-    };
-    let Some(name) = M::NAMES.get(number as usize) else {
-        return Err(WireError::UnknownKind {
-            what: "control message",
-            came: number.to_string(),
-            expected: format!(
-                "0 ({}) to {} ({})",
-                M::NAMES[0],
-                M::NAMES.len() - 1,
-                M::NAMES[M::NAMES.len() - 1]
-            ),
-        });
-    };
-    let (message, rest) = postcard::take_from_bytes::<M>(payload).map_err(|source| WireError::Malformed {
-        message: name,
-        source,
-    })?;
-    if !rest.is_empty() {
-        return Err(WireError::TooLong {
-            what: name,
-            came: payload.len() as u64,
-            unit: "bytes",
-            limit: (payload.len() - rest.len()) as u64,
-        });
-    }
-    message.check()?;
-    Ok(message)
-}
-
 /// `reason` in one line and short enough for a message.
 pub fn clip_reason(reason: &str) -> String {
-    printable(cut(reason, MAX_REASON_BYTES))
+    one_line::of(one_line::cut(reason, MAX_REASON_BYTES))
 }
 
 impl ToDestination {
     /// The messages that say which pages are still to come: `Switch`, after as many `Pending` as a large or
     /// fragmented set takes.
-    pub fn switch(pending: &vmferry_core::PageBitmap, resend: bool) -> Vec<Self> {
+    pub fn switch(pending: &PageBitmap, resend: bool) -> Vec<Self> {
         let mut parts = PageSet::parts(pending);
         let last = parts.pop().expect("a set has at least one part");
         let mut messages: Vec<_> = parts.into_iter().map(|pages| Self::Pending { pages }).collect();
@@ -366,7 +282,7 @@ impl ToDestination {
 
 impl ToSource {
     /// The messages that say which pages the destination has, at least one.
-    pub fn received(pages: &vmferry_core::PageBitmap) -> Vec<Self> {
+    pub fn received(pages: &PageBitmap) -> Vec<Self> {
         let parts = PageSet::parts(pages);
         let count = parts.len();
         let message = |(index, pages)| Self::Received {
@@ -518,8 +434,5 @@ fn bound(what: &'static str, came: usize, unit: &'static str, limit: usize) -> R
     Ok(())
 }
 
-mod private {
-    pub trait Sealed {}
-    impl Sealed for super::ToDestination {}
-    impl Sealed for super::ToSource {}
-}
+impl Sealed for ToDestination {}
+impl Sealed for ToSource {}

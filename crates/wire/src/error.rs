@@ -119,19 +119,19 @@ pub enum WireError {
         expected: String,
     },
     /// The fields of a message do not decode.
-    #[error("the fields of message {message} do not decode")]
+    #[error("control message {what} does not decode")]
     Malformed {
         /// Name of the message.
-        message: &'static str,
+        what: &'static str,
         /// What the decoder found.
         #[source]
         source: postcard::Error,
     },
     /// A message cannot be encoded.
-    #[error("cannot encode message {message}")]
+    #[error("cannot encode {what}")]
     Encode {
-        /// Name of the message.
-        message: &'static str,
+        /// Direction of the message.
+        what: &'static str,
         /// What the encoder found.
         #[source]
         source: postcard::Error,

@@ -15,7 +15,7 @@ use vmferry_core::{PageRun, RamLayout};
 use zerocopy::little_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-use crate::checksum::crc32;
+use crate::checksum::{self, crc32};
 use crate::error::{Result, WireError};
 use crate::read::{At, read_fixed};
 
@@ -59,14 +59,7 @@ impl FaultRequest {
     /// When the checksum does not match or the page does not exist.
     pub fn decode(bytes: &[u8; FAULT_REQUEST_BYTES], layout: &RamLayout) -> Result<Self> {
         let request: RequestLayout = zerocopy::transmute!(*bytes);
-        let (came, expected) = (request.crc.get(), crc32(&bytes[..FAULT_REQUEST_BYTES - 4]));
-        if came != expected {
-            return Err(WireError::Checksum {
-                what: WHAT,
-                came,
-                expected,
-            });
-        }
+        checksum::check(WHAT, request.crc.get(), crc32(&bytes[..FAULT_REQUEST_BYTES - 4]))?;
         layout
             .check(PageRun::single(request.page.get()))
             .map_err(|source| WireError::OutOfRam { what: WHAT, source })?;

@@ -13,7 +13,7 @@ use std::io::{Read, Write};
 use zerocopy::little_endian::{U16, U32};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-use crate::checksum::crc32;
+use crate::checksum::{self, crc32};
 use crate::error::{Result, WireError};
 use crate::read::{At, read_fixed, read_payload};
 
@@ -51,7 +51,7 @@ impl FrameKind {
         }
     }
 
-    const fn name(self) -> &'static str {
+    pub(crate) const fn name(self) -> &'static str {
         match self {
             Self::ToDestination => "a message to the destination",
             Self::ToSource => "a message to the source",
@@ -84,7 +84,7 @@ pub fn read_frame(reader: &mut impl Read, kind: FrameKind) -> Result<Vec<u8>> {
     let bytes: [u8; FRAME_HEADER_BYTES] = read_fixed(reader, At::Border, WHAT)?;
     let header: HeaderLayout = zerocopy::transmute!(bytes);
     let expected = crc32(&bytes[..FRAME_HEADER_BYTES - 4]);
-    check_crc(
+    checksum::check(
         "the header of a control message",
         header.header_crc.get(),
         expected,
@@ -106,7 +106,7 @@ pub fn read_frame(reader: &mut impl Read, kind: FrameKind) -> Result<Vec<u8>> {
     let len = header.len.get() as usize;
     check_len(len)?;
     let payload = read_payload(reader, len, WHAT)?;
-    check_crc(
+    checksum::check(
         "the payload of a control message",
         header.payload_crc.get(),
         crc32(&payload),
@@ -135,14 +135,6 @@ fn check_len(len: usize) -> Result<()> {
         });
     }
     Ok(())
-}
-
-fn check_crc(what: &'static str, came: u32, expected: u32) -> Result<()> {
-    if came == expected {
-        Ok(())
-    } else {
-        Err(WireError::Checksum { what, came, expected })
-    }
 }
 
 fn describe_kind(number: u16) -> String {

@@ -31,7 +31,8 @@ use std::io::{Read, Write};
 use zerocopy::little_endian::{U16, U32};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-use crate::checksum::{Crc32, crc32};
+use crate::bounded::one_line;
+use crate::checksum::{self, Crc32, crc32};
 use crate::error::{Result, WireError};
 use crate::read::{At, read_payload, read_some};
 use crate::version::VersionRange;
@@ -152,7 +153,7 @@ impl Hello {
     pub fn decode(bytes: &[u8; HELLO_BYTES]) -> Result<Self> {
         check_magic(bytes)?;
         let layout: HelloLayout = zerocopy::transmute!(*bytes);
-        check_crc("the hello", layout.crc.get(), crc32(&bytes[..HELLO_BYTES - 4]))?;
+        checksum::check("the hello", layout.crc.get(), crc32(&bytes[..HELLO_BYTES - 4]))?;
         let role = match layout.role {
             1 => StreamRole::Control {
                 resume: layout.role_flags & FLAG_RESUME != 0,
@@ -207,7 +208,7 @@ impl HelloReply {
     pub fn encode(&self) -> Vec<u8> {
         let (kind, version, reason) = match self {
             Self::Welcome { version } => (WELCOME, *version, ""),
-            Self::Refused { reason } => (REFUSED, 0, cut(reason, MAX_REASON_BYTES)),
+            Self::Refused { reason } => (REFUSED, 0, one_line::cut(reason, MAX_REASON_BYTES)),
         };
         let mut layout = ReplyLayout {
             magic: MAGIC,
@@ -240,13 +241,13 @@ impl HelloReply {
             });
         }
         let reason = read_payload(reader, reason_len, WHAT)?;
-        check_crc(WHAT, layout.crc.get(), reply_crc(&bytes, &reason))?;
+        checksum::check(WHAT, layout.crc.get(), reply_crc(&bytes, &reason))?;
         match layout.kind {
             WELCOME => Ok(Self::Welcome {
                 version: layout.version.get(),
             }),
             REFUSED => Ok(Self::Refused {
-                reason: printable(&String::from_utf8_lossy(&reason)),
+                reason: one_line::of(&String::from_utf8_lossy(&reason)),
             }),
             other => Err(WireError::UnknownKind {
                 what: "reply to a hello",
@@ -319,33 +320,9 @@ fn check_magic(bytes: &[u8]) -> Result<()> {
     Ok(())
 }
 
-fn check_crc(what: &'static str, came: u32, expected: u32) -> Result<()> {
-    if came == expected {
-        Ok(())
-    } else {
-        Err(WireError::Checksum { what, came, expected })
-    }
-}
-
 fn reply_crc(header: &[u8], reason: &[u8]) -> u32 {
     let mut crc = Crc32::new();
     crc.update(&header[..REPLY_BYTES - 4]);
     crc.update(reason);
     crc.finalize()
-}
-
-/// The longest beginning of `text` of at most `limit` bytes that is whole characters.
-pub(crate) fn cut(text: &str, limit: usize) -> &str {
-    let mut end = limit.min(text.len());
-    while !text.is_char_boundary(end) {
-        end -= 1;
-    }
-    &text[..end]
-}
-
-/// A peer's text without control characters, so that it cannot play with the operator's terminal.
-pub(crate) fn printable(text: &str) -> String {
-    text.chars()
-        .map(|c| if c.is_control() { ' ' } else { c })
-        .collect()
 }

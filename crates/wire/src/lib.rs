@@ -13,8 +13,9 @@
 //! of a frame, and every refusal says what came and what was expected ([`WireError`]).
 #![forbid(unsafe_code)]
 
-mod bytes;
+mod bounded;
 pub mod checksum;
+pub mod codec;
 pub mod control;
 pub mod error;
 pub mod fault;
@@ -26,13 +27,14 @@ mod read;
 pub mod version;
 
 pub use checksum::{Crc32, crc32};
+pub use codec::{ControlMessage, decode_control, encode_control, read_control, write_control};
 pub use control::{
-    ControlMessage, DestinationSummary, FaultModeWire, FaultSummary, Offer, OwnerState, ToDestination,
-    ToSource, VerifySummary, clip_reason, read_control, write_control,
+    DestinationSummary, FaultModeWire, FaultSummary, Offer, OwnerState, ToDestination, ToSource,
+    VerifySummary, clip_reason,
 };
 pub use error::{Result, WireError};
 pub use fault::{FAULT_REQUEST_BYTES, FaultRequest};
 pub use hello::{Hello, HelloReply, SessionToken, StreamRole};
 pub use page::{MAX_RUN_PAGES, PAGE_HEADER_BYTES, PageFrame, PageHeader};
-pub use page_set::PageSet;
+pub use page_set::{PageSet, PageSetParts};
 pub use version::{SPOKEN, VersionRange};

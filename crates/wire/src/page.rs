@@ -34,7 +34,7 @@ use vmferry_core::{PAGE_SIZE, PageRun, RamLayout};
 use zerocopy::little_endian::{U32, U64};
 use zerocopy::{FromBytes, FromZeros as _, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-use crate::checksum::crc32;
+use crate::checksum::{self, crc32};
 use crate::error::{Result, WireError};
 use crate::read::{At, read_fixed};
 
@@ -115,18 +115,11 @@ impl PageFrame {
     /// # Errors
     /// [`WireError::Checksum`].
     pub fn check_payload(&self, payload_crc: impl FnOnce() -> u32) -> Result<()> {
-        let Self::Raw { crc: Some(came), .. } = *self else {
-            return Ok(());
-        };
-        let expected = payload_crc();
-        if came == expected {
-            Ok(())
-        } else {
-            Err(WireError::Checksum {
-                what: "the payload of a raw page frame",
-                came,
-                expected,
-            })
+        match *self {
+            Self::Raw { crc: Some(came), .. } => {
+                checksum::check("the payload of a raw page frame", came, payload_crc())
+            }
+            _ => Ok(()),
         }
     }
 
@@ -210,13 +203,7 @@ impl PageHeader {
     pub fn decode(bytes: &[u8; PAGE_HEADER_BYTES], layout: &RamLayout) -> Result<PageFrame> {
         let header: Self = zerocopy::transmute!(*bytes);
         let expected = crc32(&bytes[..PAGE_HEADER_BYTES - 4]);
-        if header.header_crc.get() != expected {
-            return Err(WireError::Checksum {
-                what: "the header of a page frame",
-                came: header.header_crc.get(),
-                expected,
-            });
-        }
+        checksum::check("the header of a page frame", header.header_crc.get(), expected)?;
         let round = header.round.get();
         let frame = match header.kind {
             RAW => {

@@ -13,9 +13,9 @@
 //! (at worst one bit a page and a little: 128 GiB of RAM in crumbs) is cut into several parts.
 
 use serde::{Deserialize, Serialize};
-use vmferry_core::{LayoutError, PageBitmap, PageRun};
+use vmferry_core::{LayoutError, PageBitmap, PageRun, RamLayout};
 
-use crate::bytes;
+use crate::bounded::bytes;
 use crate::error::{Result, WireError};
 
 /// The most bytes the coding of a part may have.
@@ -37,7 +37,7 @@ const BITS: u64 = 2;
 pub struct PageSet {
     first: u64,
     pages: u64,
-    #[serde(with = "bytes::plain")]
+    #[serde(with = "bytes")]
     coding: Vec<u8>,
 }
 
@@ -127,6 +127,56 @@ impl PageSet {
             });
         }
         Ok(())
+    }
+}
+
+/// A set of all pages of a guest, put together from its parts as they come.
+#[derive(Debug)]
+pub struct PageSetParts {
+    set: PageBitmap,
+    next: u64,
+}
+
+impl PageSetParts {
+    /// No part yet of a set over the pages of `layout`, whose bitmap is allocated here.
+    pub fn new(layout: &RamLayout) -> Self {
+        Self {
+            set: PageBitmap::new(layout.pages()),
+            next: 0,
+        }
+    }
+
+    /// Adds the next part.
+    ///
+    /// # Errors
+    /// When it is not the next one, or wrong in itself (see [`PageSet::add_to`]).
+    pub fn add(&mut self, part: &PageSet) -> Result<()> {
+        if part.first != self.next {
+            return Err(unexpected(
+                "the first page of a part of a page set",
+                part.first,
+                self.next.to_string(),
+            ));
+        }
+        part.add_to(&mut self.set)?;
+        self.next = part.covers().end;
+        Ok(())
+    }
+
+    /// The whole set.
+    ///
+    /// # Errors
+    /// When parts are missing at the end.
+    pub fn finish(self) -> Result<PageBitmap> {
+        if self.next != self.set.len() {
+            let expected = self.set.len().to_string();
+            return Err(unexpected(
+                "the number of pages that a page set tells of",
+                self.next,
+                expected,
+            ));
+        }
+        Ok(self.set)
     }
 }
 
