@@ -105,7 +105,7 @@ impl GuestRam {
         for (index, memory) in self.blocks.iter().enumerate() {
             let start = self.layout.block_run(index).first;
             for extent in memory.data_extents(0..memory.len()) {
-                let extent = extent?;
+                let extent = extent.map_err(io::Error::other)?;
                 let first = extent.start / PAGE_SIZE;
                 let end = extent.end.div_ceil(PAGE_SIZE);
                 pages.insert_run(PageRun::new(start + first, end - first));
@@ -120,7 +120,7 @@ impl GuestRam {
     /// When the memory file does not support it.
     pub fn punch(&self, run: PageRun) -> io::Result<()> {
         for part in self.layout.split(run) {
-            self.blocks[part.block].punch_hole(part.offset_bytes..part.offset_bytes + part.len_bytes)?;
+            self.blocks[part.block].punch_hole(part.offset_bytes..part.offset_bytes + part.len_bytes).map_err(io::Error::other)?;
         }
         Ok(())
     }
