@@ -123,6 +123,9 @@ impl PageBitmap {
             self.len
         );
         self.words[index] |= bits;
+        if bits != 0 {
+            self.low = self.low.min(index);
+        }
     }
 
     /// Takes all pages out.
