@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, anyhow, bail};
 
 use crate::{command, image};
 
@@ -58,14 +58,15 @@ fn install_packages(missing: &[&str]) -> Result<()> {
         bail!("not root: cannot install {names}");
     }
     eprintln!("installing {names}");
-    if !missing.iter().all(|package| is_known(package)) {
-        update_lists()?;
-        return apt_install(missing).with_context(|| format!("cannot install {names}"));
-    }
-    // Lists that are old name files which the mirror has replaced since.
-    let attempt = apt_install(missing);
+    // No lists, as in a fresh container, or old ones that name files which the mirror has replaced since.
+    let known = missing.iter().all(|package| is_known(package));
+    let attempt = if known {
+        apt_install(missing)
+    } else {
+        Err(anyhow!("unknown to apt"))
+    };
     let retried = attempt.or_else(|_| update_lists().and_then(|()| apt_install(missing)));
-    retried.with_context(|| format!("cannot install {names}"))
+    retried.with_context(|| format!("cannot install {names} (is there a network?)"))
 }
 
 /// Whether we are root.
@@ -78,7 +79,7 @@ pub(crate) fn update_lists() -> Result<()> {
     if !is_root() {
         bail!("not root: cannot fetch apt's lists of packages (run `apt-get update`)");
     }
-    apt(&["update"]).context("apt's lists of packages cannot be fetched: is there a network?")
+    apt(&["update"]).context("cannot fetch apt's lists of packages (is there a network?)")
 }
 
 fn missing() -> Vec<&'static str> {
@@ -110,12 +111,15 @@ fn apt_install(packages: &[&str]) -> Result<()> {
     apt(&[&["install", "--yes", "--no-install-recommends"], packages].concat())
 }
 
+/// Runs `apt-get` and keeps its talk to itself; what went wrong is in the error.
 fn apt(arguments: &[&str]) -> Result<()> {
+    let patience = ["-o", "Acquire::http::Timeout=20", "-o", "Acquire::Retries=1"];
     let mut apt = Command::new("apt-get");
     apt.arg("-qq")
+        .args(patience)
         .args(arguments)
         .env("DEBIAN_FRONTEND", "noninteractive");
-    command::run(&mut apt)
+    command::output(&mut apt).map(drop)
 }
 
 #[cfg(test)]

@@ -8,6 +8,12 @@ const DOCUMENTS: [&str; 4] = ["README.md", "ARCHITECTURE.md", "CHANGELOG.md", "C
 /// Where each algorithm has a file.
 const POLICIES: &str = "crates/core/src/policy/";
 
+/// The crates that may use `anyhow`; all others have a typed error.
+const ANYHOW_CRATES: [&str; 2] = ["crates/cli", "xtask"];
+
+/// The crates that stand on nothing of ours.
+const GROUND: [&str; 2] = ["crates/core", "crates/memory"];
+
 /// Checks what no single file can show.
 pub(crate) fn check(sources: &[Source]) -> Vec<Finding> {
     let text_of = |path: &str| {
@@ -25,14 +31,29 @@ pub(crate) fn check(sources: &[Source]) -> Vec<Finding> {
         }
     }
     let architecture = text_of("ARCHITECTURE.md").unwrap_or_default();
-    for folder in sources
-        .iter()
-        .filter_map(|source| source.path.strip_suffix("/Cargo.toml"))
-    {
+    for source in sources {
+        let Some(folder) = source.path.strip_suffix("/Cargo.toml") else {
+            continue;
+        };
         if !names(architecture, folder) {
             find(
                 "ARCHITECTURE.md",
                 format!("does not name {folder}: say what it is for and what is deliberately not in it"),
+            );
+        }
+        let dependencies: Vec<_> = dependencies(&source.text).collect();
+        if dependencies.contains(&"anyhow") && !ANYHOW_CRATES.contains(&folder) {
+            find(
+                &source.path,
+                "depends on anyhow: give the crate one typed error, with thiserror".to_owned(),
+            );
+        }
+        if let Some(name) = dependencies.iter().find(|name| name.starts_with("vmferry-"))
+            && GROUND.contains(&folder)
+        {
+            find(
+                &source.path,
+                format!("depends on {name}: {folder} stands on nothing of ours"),
             );
         }
     }
@@ -52,6 +73,20 @@ fn names(text: &str, folder: &str) -> bool {
         || text.contains(&format!("`{name}/`"))
         || text.contains(&format!("{folder}/"))
         || text.contains(&format!("`{folder}`"))
+}
+
+/// The names under `[dependencies]`; those of tests and of platforms have tables of their own.
+fn dependencies(manifest: &str) -> impl Iterator<Item = &str> {
+    let lines = manifest
+        .lines()
+        .skip_while(|line| line.trim() != "[dependencies]")
+        .skip(1);
+    let lines = lines.take_while(|line| !line.starts_with('['));
+    lines.filter_map(|line| {
+        line.split(['.', '=', ' '])
+            .next()
+            .filter(|name| !name.is_empty() && !name.starts_with('#'))
+    })
 }
 
 fn is_policy(path: &str) -> bool {
@@ -100,6 +135,19 @@ mod tests {
     #[test]
     fn a_document_must_be_there() {
         assert!(found(&[("CHANGELOG.md", "\n")])[0].starts_with("CHANGELOG.md:1: is missing or empty"));
+    }
+
+    #[test]
+    fn dependencies_point_one_way() {
+        let manifest = "[package]\nname = \"x\"\n[dependencies]\nanyhow.workspace = true\nvmferry-wire = { path = \"..\" }\n\n\
+                        [dev-dependencies]\nproptest.workspace = true\n";
+        assert_eq!(
+            dependencies(manifest).collect::<Vec<_>>(),
+            ["anyhow", "vmferry-wire"]
+        );
+        let findings = found(&[("crates/core/Cargo.toml", manifest)]);
+        assert_eq!(findings.len(), 2, "{findings:?}");
+        assert!(findings[0].contains("typed error") && findings[1].contains("stands on nothing of ours"));
     }
 
     #[test]

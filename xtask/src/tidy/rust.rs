@@ -18,6 +18,32 @@ const UNFINISHED: [(&str, &str); 3] = [
     ("dbg!", "remove it, or use `tracing::debug!`"),
 ];
 
+/// What a folder keeps out by design: the words, and why.
+const ABSENT: [(&str, &[&str], &str); 3] = [
+    (
+        "crates/core/src/",
+        &[
+            "std::fs",
+            "std::net",
+            "std::thread",
+            "std::process",
+            "Instant::now",
+            "SystemTime",
+        ],
+        "`core` decides and never acts: take what you need as an observation, return an action",
+    ),
+    (
+        "crates/wire/src/",
+        &["std::net", "std::fs", "std::thread"],
+        "`wire` has no sockets: put it into `transport`",
+    ),
+    (
+        "crates/transport/src/",
+        &["tokio"],
+        "the page path is plain threads with blocking sockets",
+    ),
+];
+
 /// Checks one file. `is_excepted` says whether a function (empty: the file) may be long.
 pub(crate) fn check(source: &Source, mut is_excepted: impl FnMut(&str) -> bool) -> Vec<Finding> {
     let code = lexer::code_only(&source.text);
@@ -46,6 +72,14 @@ pub(crate) fn check(source: &Source, mut is_excepted: impl FnMut(&str) -> bool) 
         for (word, remedy) in UNFINISHED {
             if line.contains(word) {
                 find(index + 1, format!("`{word}`: {remedy}"));
+            }
+        }
+        for (folder, words, why) in ABSENT {
+            let word = words
+                .iter()
+                .find(|word| source.path.starts_with(folder) && line.contains(**word));
+            if let Some(word) = word {
+                find(index + 1, format!("`{word}` in {folder}: {why}"));
             }
         }
         if has_word(line, "unsafe") && !may_be_unsafe(&source.path) {
@@ -197,6 +231,19 @@ mod tests {
         assert_eq!(
             found("src/a.rs", "// A comment may name todo!() and so may \"dbg!\".\n"),
             []
+        );
+    }
+
+    #[test]
+    fn what_a_crate_keeps_out_is_found() {
+        let snippet = "fn now() -> Instant {\n    std::time::Instant::now()\n}\n";
+        let (line, message) = only("crates/core/src/rates.rs", snippet);
+        assert!(line == 2 && message.contains("observation"), "{message}");
+        assert_eq!(found("crates/runtime/src/clock.rs", snippet), []);
+        assert!(
+            only("crates/wire/src/codec.rs", "use std::net::TcpStream;\n")
+                .1
+                .contains("transport")
         );
     }
 
