@@ -1,4 +1,31 @@
-//! Stock QEMU as a vmferry guest, driven over QMP.
+//! Stock QEMU as a vmferry guest: nothing in it is patched, everything is done from outside.
+//!
+//! RAM lies in memfds that QEMU inherits as shared file backends ([`QemuBackend`]); writes are tracked and page
+//! faults answered through a userfaultfd made inside QEMU's process by one injected system call; device state
+//! goes through QEMU's own migration stream with shared RAM left out, driven over [`qmp`]. QEMU lives on when
+//! the daemon does not, and is found again. What is deliberately absent: any table of QEMU versions, and any
+//! `unsafe`.
 #![forbid(unsafe_code)]
 
+mod args;
+mod backend;
+mod faults;
+mod guest;
+mod launch;
+mod mappings;
+mod migrate_in;
+mod migrate_out;
+mod paths;
+mod process;
+mod record;
+mod tracker;
+mod uffd;
+
+pub mod physical;
 pub mod qmp;
+pub mod spec;
+
+pub use backend::QemuBackend;
+pub use guest::QemuGuest;
+pub use physical::GuestPhysicalMap;
+pub use spec::QemuConfig;

@@ -322,10 +322,11 @@ pub struct SchemaEntry {
     pub values: Vec<String>,
 }
 
-/// A member of an object or enum.
+/// A member of an object, enum or alternate.
 #[derive(Clone, Debug, Deserialize)]
 pub struct SchemaMember {
-    /// Its name.
+    /// Its name; empty in alternates, whose members have none.
+    #[serde(default)]
     pub name: String,
     /// Its type, in objects.
     #[serde(rename = "type")]

@@ -1,0 +1,6 @@
+//! Against real QEMU under TCG. Every guest boots in well under a second: firmware, then one sector of code that
+//! writes and checks memory without end.
+
+mod bench_guest;
+mod life;
+mod moves;
