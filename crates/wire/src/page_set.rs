@@ -228,17 +228,20 @@ impl<'a> Encoder<'a> {
         )
     }
 
+    /// Puts the runs of the pages of `words` words from `word`.
     fn put_runs(&mut self, word: usize, words: usize) {
-        let mut at = word as u64 * WORD_PAGES;
-        let end = self.set.len().min(at + words as u64 * WORD_PAGES);
-        while at < end {
-            let Some(run) = self.set.next_run(at, end - at).filter(|run| run.first < end) else {
-                return self.put(ABSENT, end - at);
-            };
-            let count = run.count.min(end - run.first);
-            self.put(ABSENT, run.first - at);
-            self.put(PRESENT, count);
-            at = run.first + count;
+        for index in word..word + words {
+            let mut left = (self.set.len() - index as u64 * WORD_PAGES).min(WORD_PAGES);
+            let mut bits = self.set.words()[index];
+            while left > 0 {
+                let absent = u64::from(bits.trailing_zeros()).min(left);
+                bits = bits.checked_shr(absent as u32).unwrap_or(0);
+                let present = u64::from(bits.trailing_ones());
+                bits = bits.checked_shr(present as u32).unwrap_or(0);
+                self.put(ABSENT, absent);
+                self.put(PRESENT, present);
+                left -= absent + present;
+            }
         }
     }
 

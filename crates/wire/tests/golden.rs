@@ -1,0 +1,324 @@
+//! The bytes of every released protocol version. A line in `golden/` is never changed, only added: hosts of
+//! that version are out there. What this build writes must be those bytes, and it must read them back.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+
+use vmferry_core::{PageBitmap, PageRun, RamBlock, RamLayout};
+use vmferry_wire::{
+    ControlMessage, DestinationSummary, FaultModeWire, FaultRequest, FaultSummary, Hello, HelloReply, Offer,
+    OwnerState, PageFrame, PageSet, SessionToken, StreamRole, ToDestination, ToSource, VerifySummary,
+    VersionRange, read_control, write_control,
+};
+
+const VERSION_1: &str = include_str!("golden/version-1.txt");
+
+#[test]
+fn version_1_is_written_and_read_as_ever() {
+    let mut lines = Lines::new(VERSION_1);
+    hellos(&mut lines);
+    control(&mut lines, &to_destination(), "to-destination");
+    control(&mut lines, &to_source(), "to-source");
+    pages(&mut lines);
+    faults(&mut lines);
+    lines.finish();
+}
+
+fn session() -> SessionToken {
+    SessionToken(*b"0123456789abcdef")
+}
+
+fn layout() -> RamLayout {
+    RamLayout::new(vec![
+        RamBlock {
+            name: "low".into(),
+            pages: 1024,
+        },
+        RamBlock {
+            name: "high".into(),
+            pages: 300,
+        },
+    ])
+    .unwrap()
+}
+
+fn hellos(lines: &mut Lines) {
+    let versions = VersionRange { min: 1, max: 1 };
+    for (name, role) in [
+        ("hello control", StreamRole::Control { resume: false }),
+        ("hello control resume", StreamRole::Control { resume: true }),
+        ("hello pages", StreamRole::Pages { index: 258 }),
+        ("hello faults", StreamRole::Faults),
+    ] {
+        let hello = Hello {
+            versions,
+            session: session(),
+            role,
+        };
+        let golden = lines.check(name, &hello.encode());
+        assert_eq!(Hello::read(&mut golden.as_slice()).unwrap(), hello, "{name}");
+    }
+    for (name, reply) in [
+        ("reply welcome", HelloReply::Welcome { version: 1 }),
+        (
+            "reply refused",
+            HelloReply::Refused {
+                reason: "no such session".into(),
+            },
+        ),
+    ] {
+        let golden = lines.check(name, &reply.encode());
+        assert_eq!(HelloReply::read(&mut golden.as_slice()).unwrap(), reply, "{name}");
+    }
+}
+
+fn control<M: ControlMessage + PartialEq + std::fmt::Debug>(lines: &mut Lines, messages: &[M], way: &str) {
+    let mut numbers = Vec::new();
+    for (index, message) in messages.iter().enumerate() {
+        let mut bytes = Vec::new();
+        write_control(&mut bytes, message).unwrap();
+        // The number of the message is the first byte of the payload.
+        let number = bytes[vmferry_wire::frame::FRAME_HEADER_BYTES];
+        numbers.push(usize::from(number));
+        let golden = lines.check(
+            &format!("{way} {index} {}", M::NAMES[usize::from(number)]),
+            &bytes,
+        );
+        assert_eq!(read_control::<M>(&mut golden.as_slice()).unwrap(), *message);
+        let name = format!("{message:?}");
+        assert!(
+            name.starts_with(M::NAMES[usize::from(number)]),
+            "message {number} has the name of another: {name}"
+        );
+    }
+    numbers.dedup();
+    assert_eq!(
+        numbers,
+        (0..M::NAMES.len()).collect::<Vec<_>>(),
+        "every message {way} has golden bytes, in order"
+    );
+}
+
+fn set_of_crumbs() -> PageSet {
+    let mut set = PageBitmap::new(layout().pages());
+    set.insert_run(PageRun::new(3, 200));
+    (512..1000)
+        .filter(|page| page % 3 == 0 || page % 5 == 0)
+        .for_each(|page| {
+            set.insert(page);
+        });
+    PageSet::parts(&set).remove(0)
+}
+
+fn set_of_runs() -> PageSet {
+    let mut set = PageBitmap::full(layout().pages());
+    set.remove_run(PageRun::new(100, 1000));
+    PageSet::parts(&set).remove(0)
+}
+
+fn to_destination() -> Vec<ToDestination> {
+    let offer = |faults| {
+        ToDestination::Offer(Offer {
+            spec_json: r#"{"name":"vm","backend":"synth","config":{}}"#.into(),
+            layout: layout(),
+            strategy: "post-copy-push".into(),
+            streams: 4,
+            faults,
+            verify: faults.is_some(),
+            epoch: 7,
+        })
+    };
+    vec![
+        offer(None),
+        offer(Some(FaultModeWire::Missing)),
+        offer(Some(FaultModeWire::MissingAndStale)),
+        ToDestination::Pending { pages: set_of_runs() },
+        ToDestination::Switch {
+            pending: set_of_crumbs(),
+            resend: true,
+        },
+        ToDestination::DeviceState {
+            last: true,
+            bytes: b"state of devices".to_vec(),
+        },
+        ToDestination::PageHashes {
+            first: 1022,
+            hashes: vec![0, u128::MAX, 0x0123_4567_89ab_cdef << 64 | 5],
+        },
+        ToDestination::Prepare { epoch: 7 },
+        ToDestination::Commit { epoch: u64::MAX },
+        ToDestination::PushedAll,
+        ToDestination::Abort {
+            reason: "cancelled by the operator".into(),
+        },
+        ToDestination::Query { epoch: 7 },
+        ToDestination::Ping { nonce: 0xfeed },
+    ]
+}
+
+fn to_source() -> Vec<ToSource> {
+    let owner = |state| ToSource::Owner { epoch: 7, state };
+    vec![
+        ToSource::Accept { streams: 2 },
+        ToSource::Refuse {
+            reason: "a guest of this name is here".into(),
+        },
+        ToSource::RoundReceived {
+            round: 2,
+            pages: 1 << 40,
+            bytes: 1 << 52,
+        },
+        ToSource::Ready { epoch: 7 },
+        ToSource::Running { epoch: 7 },
+        owner(OwnerState::Unknown),
+        owner(OwnerState::Prepared),
+        owner(OwnerState::Owner),
+        owner(OwnerState::Declined),
+        ToSource::Received {
+            pages: set_of_runs(),
+            last: true,
+        },
+        ToSource::Complete {
+            summary: DestinationSummary {
+                faults: FaultSummary {
+                    count: 1000,
+                    network: 900,
+                    local: 100,
+                    p50_us: 26.5,
+                    p99_us: 61.25,
+                    max_us: 1003.0,
+                },
+                cpu_seconds: 0.125,
+                memory_bytes: 1 << 20,
+                verified: Some(VerifySummary {
+                    pages: 1324,
+                    mismatches: 0,
+                }),
+                pages_received: 1400,
+            },
+        },
+        ToSource::Complete {
+            summary: DestinationSummary::default(),
+        },
+        ToSource::Failed {
+            reason: "not enough memory".into(),
+        },
+        ToSource::Progress {
+            faults: 12,
+            pages: 345,
+        },
+        ToSource::Pong { nonce: 0xfeed },
+    ]
+}
+
+fn pages(lines: &mut Lines) {
+    let run = PageRun::new(300, 1024);
+    for (name, frame) in [
+        (
+            "page raw",
+            PageFrame::Raw {
+                run,
+                round: 0x0102_0304,
+                crc: None,
+            },
+        ),
+        (
+            "page raw with checksum",
+            PageFrame::Raw {
+                run: PageRun::single(1023),
+                round: 0,
+                crc: Some(0xdead_beef),
+            },
+        ),
+        (
+            "page uniform",
+            PageFrame::Uniform {
+                run,
+                round: 1,
+                byte: 0xa5,
+            },
+        ),
+        ("page round end", PageFrame::RoundEnd { round: 3 }),
+        ("page push end", PageFrame::PushEnd),
+    ] {
+        let golden = lines.check(name, &frame.header().encode());
+        assert_eq!(
+            PageFrame::read(&mut golden.as_slice(), &layout()).unwrap(),
+            frame,
+            "{name}"
+        );
+    }
+}
+
+fn faults(lines: &mut Lines) {
+    let request = FaultRequest {
+        page: 1323,
+        seq: 0x0a0b_0c0d,
+    };
+    let golden = lines.check("fault request", &request.encode());
+    assert_eq!(
+        FaultRequest::read(&mut golden.as_slice(), &layout()).unwrap(),
+        request
+    );
+}
+
+/// The lines `name = bytes in hex` of a file.
+struct Lines {
+    left: BTreeMap<String, String>,
+    wrong: String,
+}
+
+impl Lines {
+    fn new(text: &str) -> Self {
+        let lines = text
+            .lines()
+            .filter(|line| !line.is_empty() && !line.starts_with('#'));
+        let pairs = lines.map(|line| line.split_once(" = ").expect("name = bytes"));
+        let left = pairs
+            .map(|(name, hex)| (name.to_owned(), hex.to_owned()))
+            .collect();
+        Self {
+            left,
+            wrong: String::new(),
+        }
+    }
+
+    /// Compares `bytes` with the line `name`; answers the bytes of the line.
+    fn check(&mut self, name: &str, bytes: &[u8]) -> Vec<u8> {
+        let came = hex(bytes);
+        match self.left.remove(name) {
+            Some(golden) if golden == came => unhex(&golden),
+            golden => {
+                let _ = writeln!(self.wrong, "{name} = {came}");
+                golden.map_or_else(|| bytes.to_vec(), |golden| unhex(&golden))
+            }
+        }
+    }
+
+    fn finish(self) {
+        assert!(
+            self.wrong.is_empty(),
+            "these bytes are not the golden ones:\n{}",
+            self.wrong
+        );
+        assert!(
+            self.left.is_empty(),
+            "golden bytes of what this build cannot write: {:?}",
+            self.left
+        );
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}
+
+fn unhex(text: &str) -> Vec<u8> {
+    (0..text.len())
+        .step_by(2)
+        .map(|at| u8::from_str_radix(&text[at..at + 2], 16).unwrap())
+        .collect()
+}
