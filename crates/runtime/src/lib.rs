@@ -1,1 +1,22 @@
-//! Drives the algorithms of vmferry over a guest and a transport.
+//! Drives the algorithms of vmferry over a guest and a transport: threads, clocks, sockets, journals, recovery.
+//!
+//! `vmferry-core` decides; this crate carries out. [`Outgoing`] is the source of one migration, [`Incoming`]
+//! all migrations that arrive at a host. Both are built alike: a driver thread owns the events of a state
+//! machine, page streams and the fault stream are threads of their own that ask the machine (source) or the
+//! pager (destination) directly, so that a page never waits for the driver.
+#![forbid(unsafe_code)]
+
+mod clock;
+pub mod destination;
+pub mod dir;
+pub mod error;
+pub mod journal;
+mod link;
+pub mod source;
+mod usage;
+
+pub use destination::{Admitted, Host, Incoming, IncomingProgress, IncomingReport};
+pub use dir::GuestDir;
+pub use error::RuntimeError;
+pub use journal::Journal;
+pub use source::{Outgoing, Request};

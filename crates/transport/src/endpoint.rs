@@ -5,6 +5,8 @@ use std::net::Ipv6Addr;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
+use serde::{Deserialize, Serialize};
+
 use crate::error::TransportError;
 
 /// The TCP port where none is written.
@@ -17,7 +19,8 @@ const MAX_UNIX_PATH_BYTES: usize = 107;
 ///
 /// Written as `host`, `host:port`, `tcp:host:port` or `unix:/path`; an IPv6 address with a port needs
 /// brackets. Displayed in the long form, which parses to the same endpoint.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub enum Endpoint {
     /// A TCP port.
     Tcp {
@@ -47,6 +50,20 @@ impl Endpoint {
         Self::Unix {
             path: path.as_ref().to_owned(),
         }
+    }
+}
+
+impl TryFrom<String> for Endpoint {
+    type Error = TransportError;
+
+    fn try_from(text: String) -> Result<Self, TransportError> {
+        text.parse()
+    }
+}
+
+impl From<Endpoint> for String {
+    fn from(endpoint: Endpoint) -> Self {
+        endpoint.to_string()
     }
 }
 

@@ -41,8 +41,8 @@ pub enum Event {
     Abort(String),
     /// Something failed here.
     Failed(String),
-    /// The connection broke.
-    Disconnected,
+    /// The connection broke, or what came over it made no sense.
+    Broken(String),
 }
 
 impl Event {
@@ -63,7 +63,7 @@ impl Event {
             Self::Asked(_) => "a question about the owner",
             Self::Abort(_) => "`Abort`",
             Self::Failed(_) => "a failure",
-            Self::Disconnected => "the loss of the connection",
+            Self::Broken(_) => "the loss of the connection",
         }
     }
 }

@@ -48,25 +48,21 @@ enum State {
         /// The round whose end is awaited, and which streams reported it.
         round: u32,
         marked: Vec<bool>,
-        /// Pages follow after the resume.
-        post_copy: bool,
         /// The device state is complete.
         state_arrived: bool,
     },
     /// The device state is being loaded. *Source.*
-    Loading { post_copy: bool },
+    Loading,
     /// Pages are compared before the commit. *Source.*
     Comparing,
     /// `Ready` was sent. *Source, or this host as soon as a commit comes.*
-    Prepared { post_copy: bool },
+    Prepared,
     /// *Owner* is being written. *Nobody yet.*
-    TakingOver { post_copy: bool },
+    TakingOver,
     /// The guest is being resumed. *This host.*
-    Starting { post_copy: bool },
+    Starting,
     /// The guest runs here. *This host.*
     Running {
-        /// Pages are outstanding.
-        pages_outstanding: bool,
         /// The source sent everything it has.
         all_pushed: bool,
     },
@@ -82,29 +78,23 @@ enum State {
 pub struct Destination {
     setup: Setup,
     state: State,
+    /// Pages were announced for after the resume and are not all here.
+    pages_outstanding: bool,
+    /// Pages follow after the resume.
+    post_copy: bool,
 }
 
 impl Destination {
     /// A migration whose offer was accepted.
     pub fn new(setup: Setup) -> Self {
-        let state = State::Receiving {
-            round: 1,
-            marked: vec![false; setup.streams],
-            post_copy: false,
-            state_arrived: false,
-        };
-        Self { setup, state }
+        let state = State::Receiving { round: 1, marked: vec![false; setup.streams], state_arrived: false };
+        Self { setup, state, post_copy: false, pages_outstanding: false }
     }
 
     /// A migration whose daemon was restarted after it took the guest over, with pages outstanding.
     pub fn recovered(setup: Setup) -> Self {
-        Self {
-            setup,
-            state: State::Running {
-                pages_outstanding: true,
-                all_pushed: false,
-            },
-        }
+        let state = State::Running { all_pushed: false };
+        Self { setup, state, post_copy: true, pages_outstanding: true }
     }
 
     /// Takes in what happened and says what to do.
@@ -114,7 +104,7 @@ impl Destination {
     pub fn handle(&mut self, event: Event) -> Result<Vec<Command>, DestinationError> {
         match event {
             Event::Abort(reason) | Event::Failed(reason) => Ok(self.fail(reason)),
-            Event::Disconnected => Ok(self.disconnected()),
+            Event::Broken(reason) => Ok(self.broken(reason)),
             Event::Asked(epoch) => self.asked(epoch),
             Event::RoundEnd { .. } | Event::Switch | Event::StateArrived | Event::Prepare(_) => {
                 self.receiving(event)
@@ -137,7 +127,7 @@ impl Destination {
     pub fn owns(&self) -> bool {
         matches!(
             self.state,
-            State::Starting { .. }
+            State::Starting
                 | State::Running { .. }
                 | State::ComparingArrived
                 | State::Ended {
@@ -151,11 +141,11 @@ impl Destination {
     pub fn phase(&self) -> &'static str {
         match &self.state {
             State::Receiving { .. } => "receiving pages",
-            State::Loading { .. } => "loading device state",
+            State::Loading => "loading device state",
             State::Comparing | State::ComparingArrived => "comparing pages",
-            State::Prepared { .. } => "waiting for the commit",
-            State::TakingOver { .. } => "taking over",
-            State::Starting { .. } => "starting the guest",
+            State::Prepared => "waiting for the commit",
+            State::TakingOver => "taking over",
+            State::Starting => "starting the guest",
             State::Running { .. } => "running, pages arrive",
             State::Declining { .. } => "declining",
             State::Ended { .. } => "ended",
@@ -175,14 +165,9 @@ impl Destination {
                 *round += 1;
                 Ok(vec![Command::SendRoundReceived { round: ended }])
             }
-            (
-                State::Receiving {
-                    post_copy: post_copy @ false,
-                    ..
-                },
-                Event::Switch,
-            ) => {
-                *post_copy = true;
+            (State::Receiving { .. }, Event::Switch) if !self.post_copy => {
+                self.post_copy = true;
+                self.pages_outstanding = true;
                 Ok(vec![Command::ExpectPages])
             }
             (
@@ -195,21 +180,13 @@ impl Destination {
                 *arrived = true;
                 Ok(Vec::new())
             }
-            (
-                &mut State::Receiving {
-                    state_arrived: true,
-                    post_copy,
-                    ..
-                },
-                Event::Prepare(epoch),
-            ) if epoch == self.setup.epoch => {
-                self.state = State::Loading { post_copy };
+            (State::Receiving { state_arrived: true, .. }, Event::Prepare(epoch)) if epoch == self.setup.epoch => {
+                self.state = State::Loading;
                 Ok(vec![Command::Load])
             }
             (State::Ended { .. } | State::Declining { .. }, _) => Ok(Vec::new()),
-            (State::Receiving { round, .. }, Event::RoundEnd { stream, round: ended }) => {
-                let found = format!("the end of round {ended} on stream {stream}");
-                let _ = round;
+            (State::Receiving { .. }, Event::RoundEnd { stream, round }) => {
+                let found = format!("the end of round {round} on stream {stream}");
                 Err(self.unexpected(found, "the end of the current round, once a stream"))
             }
             (State::Receiving { .. }, Event::Prepare(epoch)) => Err(self.unexpected(
@@ -222,16 +199,16 @@ impl Destination {
 
     fn loading(&mut self, event: Event) -> Result<Vec<Command>, DestinationError> {
         match (&self.state, event) {
-            (&State::Loading { post_copy }, Event::Loaded) => {
-                if self.setup.verify && !post_copy {
+            (State::Loading, Event::Loaded) => {
+                if self.setup.verify && !self.post_copy {
                     self.state = State::Comparing;
                     return Ok(vec![Command::Compare]);
                 }
-                self.state = State::Prepared { post_copy };
+                self.state = State::Prepared;
                 Ok(vec![Command::SendReady(self.setup.epoch)])
             }
             (State::Comparing, Event::Compared { mismatches: 0 }) => {
-                self.state = State::Prepared { post_copy: false };
+                self.state = State::Prepared;
                 Ok(vec![Command::SendReady(self.setup.epoch)])
             }
             (State::Comparing, Event::Compared { mismatches }) => Ok(self.fail(format!(
@@ -246,19 +223,16 @@ impl Destination {
 
     fn taking_over(&mut self, event: Event) -> Result<Vec<Command>, DestinationError> {
         match (&self.state, event) {
-            (&State::Prepared { post_copy }, Event::Commit(epoch)) if epoch == self.setup.epoch => {
-                self.state = State::TakingOver { post_copy };
+            (State::Prepared, Event::Commit(epoch)) if epoch == self.setup.epoch => {
+                self.state = State::TakingOver;
                 Ok(vec![Command::JournalOwner(epoch)])
             }
-            (&State::TakingOver { post_copy }, Event::Journaled) => {
-                self.state = State::Starting { post_copy };
+            (State::TakingOver, Event::Journaled) => {
+                self.state = State::Starting;
                 Ok(vec![Command::Run])
             }
-            (&State::Starting { post_copy }, Event::Started) => {
-                self.state = State::Running {
-                    pages_outstanding: post_copy,
-                    all_pushed: false,
-                };
+            (State::Starting, Event::Started) => {
+                self.state = State::Running { all_pushed: false };
                 Ok(vec![Command::SendRunning(self.setup.epoch), Command::Announce])
             }
             (State::Declining { reason }, Event::Journaled) => {
@@ -270,7 +244,7 @@ impl Destination {
                 Ok(vec![Command::Discard, Command::SendFailed(reason)])
             }
             // The source did not hear that the guest runs and commits again.
-            (State::Starting { .. } | State::TakingOver { .. }, Event::Commit(_)) => Ok(Vec::new()),
+            (State::Starting | State::TakingOver, Event::Commit(_)) => Ok(Vec::new()),
             (State::Running { .. } | State::ComparingArrived, Event::Commit(epoch))
                 if epoch == self.setup.epoch =>
             {
@@ -283,15 +257,9 @@ impl Destination {
 
     fn arriving(&mut self, event: Event) -> Result<Vec<Command>, DestinationError> {
         match (&mut self.state, event) {
-            (
-                State::Running {
-                    pages_outstanding, ..
-                },
-                Event::AllArrived,
-            ) => {
-                *pages_outstanding = false;
-            }
-            (State::Running { all_pushed, .. }, Event::AllPushed) => *all_pushed = true,
+            // Possibly before the resume: the loading of the device state may demand the last one.
+            (_, Event::AllArrived) => self.pages_outstanding = false,
+            (State::Running { all_pushed }, Event::AllPushed) => *all_pushed = true,
             // The source did not hear of the end.
             (
                 State::Ended {
@@ -303,27 +271,13 @@ impl Destination {
                 return Ok(vec![Command::SendComplete]);
             }
             (State::Ended { .. } | State::ComparingArrived, _) => return Ok(Vec::new()),
-            // Every page was demanded by the loading of the device state, before the guest ran.
-            (
-                State::Loading { post_copy }
-                | State::Prepared { post_copy }
-                | State::TakingOver { post_copy }
-                | State::Starting { post_copy },
-                Event::AllArrived,
-            ) => {
-                *post_copy = false;
-                return Ok(Vec::new());
-            }
             (_, event) => return Err(self.unexpected(event.name(), "it after the resume")),
         }
-        let State::Running {
-            pages_outstanding: false,
-            all_pushed: true,
-        } = self.state
-        else {
+        if self.pages_outstanding || !matches!(self.state, State::Running { all_pushed: true }) {
             return Ok(Vec::new());
-        };
-        if self.setup.verify {
+        }
+        // What crossed before the resume was compared before the commit.
+        if self.setup.verify && self.post_copy {
             self.state = State::ComparingArrived;
             return Ok(vec![Command::ReleaseFaults, Command::CompareArrived]);
         }
@@ -346,26 +300,26 @@ impl Destination {
         match &self.state {
             State::Ended { .. } | State::Declining { .. } => Vec::new(),
             // The guest is ours: an error of the session is an error of the connection.
-            State::Starting { .. } | State::Running { .. } | State::ComparingArrived => {
+            State::Starting | State::Running { .. } | State::ComparingArrived => {
                 vec![Command::AwaitReconnect]
             }
             State::Receiving { .. }
-            | State::Loading { .. }
+            | State::Loading
             | State::Comparing
-            | State::Prepared { .. }
-            | State::TakingOver { .. } => {
+            | State::Prepared
+            | State::TakingOver => {
                 self.state = State::Declining { reason };
                 vec![Command::JournalDeclined(self.setup.epoch)]
             }
         }
     }
 
-    fn disconnected(&mut self) -> Vec<Command> {
+    fn broken(&mut self, reason: String) -> Vec<Command> {
         match &self.state {
             // A commit may be on its way: keep the guest until the source says, or the driver gives up
             // waiting and fails the session.
-            State::Prepared { .. } | State::TakingOver { .. } => vec![Command::AwaitReconnect],
-            _ => self.fail("the connection to the source broke".into()),
+            State::Prepared | State::TakingOver => vec![Command::AwaitReconnect],
+            _ => self.fail(reason),
         }
     }
 
@@ -378,7 +332,7 @@ impl Destination {
             ));
         }
         let claim = match &self.state {
-            State::Prepared { .. } => Claim::Prepared,
+            State::Prepared => Claim::Prepared,
             state
                 if matches!(
                     state,
@@ -398,7 +352,7 @@ impl Destination {
                 ));
             }
         };
-        if let State::Running { all_pushed, .. } = &mut self.state {
+        if let State::Running { all_pushed } = &mut self.state {
             *all_pushed = false;
         }
         Ok(vec![Command::SendClaim { epoch, claim }])

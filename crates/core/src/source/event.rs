@@ -12,7 +12,10 @@ use crate::tracking::ScanPoint;
 #[derive(Debug)]
 pub enum Event {
     /// The destination accepted the offer and created the guest.
-    Accepted,
+    Accepted {
+        /// Page streams it takes.
+        streams: usize,
+    },
     /// Tracking is armed; `data` are the pages that hold anything. The guest was paused for `paused`.
     Armed {
         /// Pages that hold data.

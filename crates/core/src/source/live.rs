@@ -14,11 +14,14 @@ use crate::tracking::ScanPoint;
 impl Source {
     pub(super) fn live_event(&mut self, now: Duration, event: Event) -> Result<Vec<Command>, SourceError> {
         match (&mut self.state, event) {
-            (State::Offered, Event::Accepted) if self.needs.tracking => {
+            (State::Offered, Event::Accepted { streams }) => {
+                self.setup.streams = streams;
+                if !self.needs.tracking {
+                    return Ok(self.decide(now));
+                }
                 self.state = State::Arming;
                 Ok(vec![Command::Arm])
             }
-            (State::Offered, Event::Accepted) => Ok(self.decide(now)),
             (State::Arming, Event::Armed { data, paused }) => {
                 self.recorder.data_found(&data);
                 self.recorder.micro_stop(paused);
@@ -49,7 +52,7 @@ impl Source {
             (State::Ended { .. }, _) => Ok(Vec::new()),
             (_, event) => Err(self.unexpected(
                 match event {
-                    Event::Accepted => "an acceptance",
+                    Event::Accepted { .. } => "an acceptance",
                     Event::Armed { .. } => "the news that tracking is armed",
                     Event::Resumed => "the news that the guest runs",
                     _ => "a scan",

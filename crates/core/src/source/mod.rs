@@ -213,7 +213,7 @@ impl Source {
             Event::JournalFailed(reason) => Ok(self.journal_failed(now, reason)),
             Event::Disconnected(reason) => Ok(self.disconnected(now, reason)),
             Event::Resolve(side) => self.resolve(now, side),
-            event @ (Event::Accepted
+            event @ (Event::Accepted { .. }
             | Event::Armed { .. }
             | Event::Scanned(_)
             | Event::Resumed
@@ -278,7 +278,7 @@ impl Source {
                     .note(format!("connection lost after the commit point: {reason}"));
                 vec![Command::Reconnect]
             }
-            State::Severed { .. } => Vec::new(),
+            State::Severed { .. } => vec![Command::Reconnect],
             _ => self.fail(now, Outcome::Failed, reason),
         }
     }

@@ -1,0 +1,151 @@
+//! A page stream of a destination: pages from the socket into guest memory.
+
+use std::io::Read;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicU8, Ordering};
+use std::sync::{Arc, OnceLock};
+
+use vmferry_core::destination::Event;
+use vmferry_core::{PAGE_SIZE, PageRun};
+use vmferry_guest::GuestRam;
+use vmferry_transport::BoxedStream;
+use vmferry_wire::{PageFrame, crc32};
+
+use super::pager::Pager;
+use crate::link::chain;
+
+/// How pages get into memory now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(super) enum Intake {
+    /// Straight: the guest does not run.
+    Direct,
+    /// Through the pager: the guest may run.
+    Paged,
+    /// Not at all: everything was here.
+    Closed,
+}
+
+/// Where all page streams and the fault stream of a session deliver.
+pub(super) struct Sink {
+    pub ram: Arc<GuestRam>,
+    /// In sessions whose guest may run before all pages are here.
+    pub pager: OnceLock<Arc<Pager>>,
+    intake: AtomicU8,
+    pub pages: AtomicU64,
+    /// Pages wait for the guest's own writes no more: set at the end, for threads that wait.
+    pub closing: AtomicBool,
+}
+
+impl Sink {
+    pub(super) fn new(ram: Arc<GuestRam>) -> Self {
+        Self {
+            ram,
+            pager: OnceLock::new(),
+            intake: AtomicU8::new(Intake::Direct as u8),
+            pages: AtomicU64::new(0),
+            closing: AtomicBool::new(false),
+        }
+    }
+
+    pub(super) fn set_intake(&self, intake: Intake) {
+        self.intake.store(intake as u8, Ordering::Release);
+    }
+
+    fn intake(&self) -> Intake {
+        match self.intake.load(Ordering::Acquire) {
+            0 => Intake::Direct,
+            1 => Intake::Paged,
+            _ => Intake::Closed,
+        }
+    }
+}
+
+/// What a stream delivered besides pages.
+pub(super) enum Delivered {
+    /// Pages, nothing else.
+    Pages,
+    /// Something the state machine has to know.
+    Event(Event),
+}
+
+/// Reads page frames of one stream.
+pub(super) struct PageReader {
+    stream: BoxedStream,
+    index: usize,
+    buffer: Vec<u8>,
+}
+
+impl PageReader {
+    pub(super) fn new(stream: BoxedStream, index: usize) -> Self {
+        Self { stream, index, buffer: Vec::new() }
+    }
+
+    /// Takes the next frame in.
+    ///
+    /// # Errors
+    /// One line: what came and what was expected, or what the connection says.
+    pub(super) fn next(&mut self, sink: &Sink) -> Result<Delivered, String> {
+        let frame = PageFrame::read(&mut self.stream, sink.ram.layout()).map_err(|e| chain(&e))?;
+        let last = match frame {
+            PageFrame::RoundEnd { round } => {
+                return Ok(Delivered::Event(Event::RoundEnd { stream: self.index, round }));
+            }
+            PageFrame::PushEnd => return Ok(Delivered::Pages),
+            PageFrame::Raw { run, crc, .. } => {
+                sink.pages.fetch_add(run.count, Ordering::Relaxed);
+                self.raw(sink, &frame, run, crc.is_some())?
+            }
+            PageFrame::Uniform { run, byte, .. } => {
+                sink.pages.fetch_add(run.count, Ordering::Relaxed);
+                self.uniform(sink, run, byte)?
+            }
+        };
+        Ok(if last { Delivered::Event(Event::AllArrived) } else { Delivered::Pages })
+    }
+
+    fn raw(&mut self, sink: &Sink, frame: &PageFrame, run: PageRun, checked: bool) -> Result<bool, String> {
+        let intake = sink.intake();
+        if let (Intake::Direct, false, Some(socket)) = (intake, checked, self.stream.plain_fd()) {
+            sink.ram.receive(socket, run).map_err(|e| chain(&e))?;
+            note_received(sink, run);
+            return Ok(false);
+        }
+        self.buffer.resize(run.bytes() as usize, 0);
+        self.stream.read_exact(&mut self.buffer).map_err(|e| chain(&e))?;
+        frame.check_payload(|| crc32(&self.buffer)).map_err(|e| chain(&e))?;
+        self.place(sink, intake, run)
+    }
+
+    fn uniform(&mut self, sink: &Sink, run: PageRun, byte: u8) -> Result<bool, String> {
+        let intake = sink.intake();
+        self.buffer.clear();
+        self.buffer.resize((run.count * PAGE_SIZE) as usize, byte);
+        self.place(sink, intake, run)
+    }
+
+    /// Puts the buffer where it belongs; answers whether these were the last pages outstanding.
+    fn place(&mut self, sink: &Sink, intake: Intake, run: PageRun) -> Result<bool, String> {
+        match intake {
+            Intake::Direct => {
+                sink.ram.write(run, &self.buffer);
+                note_received(sink, run);
+                Ok(false)
+            }
+            Intake::Paged => {
+                let pager = sink.pager.get().ok_or("no pages were expected after the resume")?;
+                pager.arrived(run, &self.buffer).map_err(|e| chain(&e))
+            }
+            Intake::Closed => Err(format!(
+                "got pages {}..{} when all pages were here, expected none",
+                run.first,
+                run.end()
+            )),
+        }
+    }
+}
+
+fn note_received(sink: &Sink, run: PageRun) {
+    if let Some(pager) = sink.pager.get() {
+        pager.received(run);
+    }
+}

@@ -1,0 +1,113 @@
+//! The control stream of a source: what the destination says becomes events.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use crossbeam_channel::Sender;
+use vmferry_core::handover::{Claim, Epoch};
+use vmferry_core::source::{Event, Summary};
+use vmferry_core::PageBitmap;
+use vmferry_transport::BoxedStream;
+use vmferry_wire::{DestinationSummary, OwnerState, ToSource, WireError, read_control};
+
+use super::Shared;
+use super::driver::Input;
+use crate::link::chain;
+
+/// How a thread of a connection reaches the driver.
+#[derive(Clone)]
+pub(super) struct Peer {
+    pub inputs: Sender<Input>,
+    pub connection: u64,
+    /// The driver ends the connection: errors are no news.
+    pub closing: Arc<AtomicBool>,
+}
+
+impl Peer {
+    pub(super) fn tell(&self, event: Event) {
+        // The driver may have ended.
+        let _ = self.inputs.send(Input::Peer { connection: self.connection, event });
+    }
+
+    pub(super) fn broken(&self, reason: String) {
+        if !self.closing.load(Ordering::Relaxed) {
+            self.tell(Event::Disconnected(reason));
+        }
+    }
+}
+
+/// Reads until the connection ends.
+pub(super) fn read(mut stream: BoxedStream, shared: &Shared, peer: &Peer) {
+    let _usage = shared.usage.thread();
+    let mut owner = None;
+    let mut received = None;
+    loop {
+        match read_control::<ToSource>(&mut stream) {
+            Ok(message) => match event(message, shared, &mut owner, &mut received) {
+                Ok(Some(event)) => peer.tell(event),
+                Ok(None) => {}
+                Err(error) => return peer.broken(chain(&error)),
+            },
+            Err(error) => return peer.broken(chain(&error)),
+        }
+    }
+}
+
+/// The event in a message; none where more belongs to it.
+fn event(
+    message: ToSource,
+    shared: &Shared,
+    owner: &mut Option<Epoch>,
+    received: &mut Option<PageBitmap>,
+) -> Result<Option<Event>, WireError> {
+    let pages = shared.ram.layout().pages();
+    Ok(Some(match message {
+        ToSource::Accept { streams } => Event::Accepted { streams: usize::from(streams) },
+        ToSource::Refuse { reason } => Event::Failed(format!("the destination refused: {reason}")),
+        ToSource::Failed { reason } => Event::Failed(format!("the destination failed: {reason}")),
+        ToSource::RoundReceived { round, .. } => Event::RoundReceived { round },
+        ToSource::Ready { epoch } => Event::Ready(Epoch(epoch)),
+        ToSource::Running { epoch } => Event::Running(Epoch(epoch)),
+        ToSource::Owner { epoch, state } => {
+            let epoch = Epoch(epoch);
+            match state {
+                OwnerState::Prepared => reconnected(epoch, Claim::Prepared, None),
+                OwnerState::Declined => reconnected(epoch, Claim::Declined, None),
+                OwnerState::Owner => {
+                    // The pages it has follow.
+                    *owner = Some(epoch);
+                    *received = Some(PageBitmap::new(pages));
+                    return Ok(None);
+                }
+                OwnerState::Unknown => Event::Disconnected(
+                    "the destination knows nothing of this session; if it is the right host, use `vmferry resolve`".into(),
+                ),
+            }
+        }
+        ToSource::Received { pages: part, last } => {
+            let Some(set) = received.as_mut() else { return Ok(None) };
+            part.add_to(set)?;
+            if !last {
+                return Ok(None);
+            }
+            let mut lacking = received.take().unwrap_or_else(|| PageBitmap::new(pages));
+            lacking.invert();
+            reconnected(owner.take().unwrap_or_default(), Claim::Owner, Some(lacking))
+        }
+        ToSource::Complete { summary } => Event::Complete(to_summary(summary)),
+        ToSource::Progress { .. } | ToSource::Pong { .. } => return Ok(None),
+    }))
+}
+
+fn reconnected(epoch: Epoch, claim: Claim, lacking: Option<PageBitmap>) -> Event {
+    Event::Reconnected { epoch, claim, lacking }
+}
+
+fn to_summary(summary: DestinationSummary) -> Summary {
+    Summary {
+        faults: summary.faults.into(),
+        cpu_seconds: summary.cpu_seconds,
+        memory_bytes: summary.memory_bytes,
+        verified: summary.verified.map(Into::into),
+    }
+}

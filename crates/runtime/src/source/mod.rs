@@ -1,0 +1,246 @@
+//! The source of a migration.
+
+mod control;
+mod driver;
+mod faults;
+mod pages;
+
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::Duration;
+
+use crossbeam_channel::{Sender, bounded, unbounded};
+use serde::{Deserialize, Serialize};
+use vmferry_core::handover::{Epoch, Record};
+use vmferry_core::report::{Progress, Report};
+use vmferry_core::source::{Event, Setup, Side, Source};
+use vmferry_core::{Limits, Strategy};
+use vmferry_guest::{GuestRam, Vm};
+use vmferry_transport::Endpoint;
+use vmferry_wire::SessionToken;
+
+use crate::clock::Clock;
+use crate::dir::{GuestDir, load_json, store_json};
+use crate::error::RuntimeError;
+use crate::journal::Journal;
+use crate::link::{new_token, parse_token, token_text};
+use crate::usage::Usage;
+use driver::{Driver, Input};
+
+/// Most page streams.
+pub const MAX_STREAMS: u16 = 64;
+
+/// A migration to make.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Request {
+    /// The daemon at the destination.
+    pub destination: Endpoint,
+    /// The algorithm.
+    pub strategy: Strategy,
+    /// The operator's goal and limits.
+    #[serde(default)]
+    pub limits: Limits,
+    /// Page streams; chosen from the cores of this host where absent.
+    #[serde(default)]
+    pub streams: Option<u16>,
+    /// Compare every page at the end.
+    #[serde(default)]
+    pub verify: bool,
+}
+
+impl Request {
+    /// Half of the cores, at most four: a stream is a thread at either side.
+    fn streams(&self) -> u16 {
+        let cores = thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        self.streams.unwrap_or((cores / 2).clamp(1, 4) as u16)
+    }
+
+    fn check(&self) -> Result<(), RuntimeError> {
+        let streams = self.streams();
+        if streams == 0 || streams > MAX_STREAMS {
+            return Err(RuntimeError::BadRequest(format!(
+                "{streams} page streams are not possible; choose 1 to {MAX_STREAMS}"
+            )));
+        }
+        if self.limits.rounds == 0 {
+            return Err(RuntimeError::BadRequest("at least one round is needed".into()));
+        }
+        Ok(())
+    }
+}
+
+/// What a restarted daemon needs to take a handed-over guest up again.
+#[derive(Debug, Serialize, Deserialize)]
+struct SavedSession {
+    session: String,
+    request: Request,
+}
+
+/// A migration on its way out. Handles are cheap to clone; the migration goes on without any.
+#[derive(Clone)]
+pub struct Outgoing {
+    shared: Arc<Shared>,
+    inputs: Sender<Input>,
+    report: Arc<(Mutex<Option<Report>>, Condvar)>,
+}
+
+/// What the threads of a source share.
+struct Shared {
+    source: Mutex<Source>,
+    /// Notified when streams should ask again.
+    wake: Condvar,
+    clock: Clock,
+    ram: Arc<GuestRam>,
+    usage: Usage,
+    session: SessionToken,
+    request: Request,
+}
+
+impl Shared {
+    fn source(&self) -> MutexGuard<'_, Source> {
+        self.source.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn now(&self) -> Duration {
+        self.clock.now()
+    }
+
+    /// Waits until woken, or until `at`.
+    fn wait<'a>(&self, source: MutexGuard<'a, Source>, at: Option<Duration>) -> MutexGuard<'a, Source> {
+        let longest = Duration::from_secs(1);
+        let time = at.map_or(longest, |at| at.saturating_sub(self.now())).min(longest);
+        self.wake.wait_timeout(source, time).map_or_else(|e| e.into_inner().0, |(source, _)| source)
+    }
+}
+
+impl Outgoing {
+    /// Starts a migration on threads of its own; the guest goes on meanwhile.
+    ///
+    /// # Errors
+    /// When the guest is not this host's, cannot leave, or the request makes no sense. What comes later is in
+    /// the report.
+    pub fn start(vm: Arc<dyn Vm>, dir: GuestDir, request: Request) -> Result<Self, RuntimeError> {
+        request.check()?;
+        let journal = Journal::open(dir.path())?;
+        match journal.last() {
+            None | Some(Record::Owner { .. }) => {}
+            Some(record) => return Err(RuntimeError::NotOwner(format!("{record:?}"))),
+        }
+        if dir.page_states().exists() {
+            return Err(RuntimeError::BadRequest(
+                "pages of the guest still arrive from its last host; wait until that migration is complete".into(),
+            ));
+        }
+        vm.prepare_out()?;
+        let failed = |source| RuntimeError::File { what: "get a random number for", path: dir.session(), source };
+        let session = new_token().map_err(failed)?;
+        store_json(&dir.session(), &SavedSession { session: token_text(session), request: request.clone() })?;
+        let source = Source::new(setup(&vm, &request, journal.epoch().next()), request.strategy.policy(&request.limits));
+        Ok(Self::spawn(vm, dir, journal, request, session, source, false))
+    }
+
+    /// Takes up a guest that was handed over when the daemon ended: the destination may lack pages that only
+    /// this host has, or may have lost it.
+    ///
+    /// # Errors
+    /// When the journal does not say that it was handed over.
+    pub fn recover(vm: Arc<dyn Vm>, dir: GuestDir) -> Result<Self, RuntimeError> {
+        let journal = Journal::open(dir.path())?;
+        let Some(Record::HandedOver { epoch, .. }) = journal.last() else {
+            return Err(RuntimeError::NotOwner("nothing of a handover".into()));
+        };
+        let damaged = |why: &str| RuntimeError::Damaged { path: dir.session(), why: why.into() };
+        let saved: SavedSession = load_json(&dir.session())?.ok_or_else(|| damaged("it is missing"))?;
+        let session = parse_token(&saved.session).ok_or_else(|| damaged("its session is no token"))?;
+        let request = saved.request;
+        let source =
+            Source::recovered(setup(&vm, &request, epoch), request.strategy.policy(&request.limits));
+        Ok(Self::spawn(vm, dir, journal, request, session, source, true))
+    }
+
+    /// How far it is.
+    pub fn progress(&self) -> Progress {
+        self.shared.source().progress(self.shared.now())
+    }
+
+    /// Cancels it: the guest stays here.
+    ///
+    /// # Errors
+    /// Past the commit point.
+    pub fn cancel(&self) -> Result<(), RuntimeError> {
+        self.ask(Event::Cancel)
+    }
+
+    /// The operator says where the guest has to run, when the destination cannot be reached.
+    ///
+    /// # Errors
+    /// When nothing waits for that.
+    pub fn resolve(&self, side: Side) -> Result<(), RuntimeError> {
+        self.ask(Event::Resolve(side))
+    }
+
+    /// The report, once the migration ended.
+    pub fn report(&self) -> Option<Report> {
+        self.report.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Waits for the end.
+    pub fn wait(&self) -> Report {
+        let mut report = self.report.0.lock().unwrap_or_else(PoisonError::into_inner);
+        loop {
+            match &*report {
+                Some(report) => return report.clone(),
+                None => report = self.report.1.wait(report).unwrap_or_else(PoisonError::into_inner),
+            }
+        }
+    }
+
+    fn ask(&self, event: Event) -> Result<(), RuntimeError> {
+        let over = || RuntimeError::BadRequest("the migration is over".into());
+        let (answer, answered) = bounded(1);
+        self.inputs.send(Input::Ask(event, answer)).map_err(|_| over())?;
+        Ok(answered.recv().map_err(|_| over())??)
+    }
+
+    fn spawn(
+        vm: Arc<dyn Vm>,
+        dir: GuestDir,
+        journal: Journal,
+        request: Request,
+        session: SessionToken,
+        source: Source,
+        recovered: bool,
+    ) -> Self {
+        let (inputs, received) = unbounded();
+        let shared = Arc::new(Shared {
+            source: Mutex::new(source),
+            wake: Condvar::new(),
+            clock: Clock::start(),
+            ram: vm.ram().clone(),
+            usage: Usage::start(),
+            session,
+            request,
+        });
+        let report = Arc::new((Mutex::new(None), Condvar::new()));
+        let outgoing = Self { shared: shared.clone(), inputs: inputs.clone(), report: report.clone() };
+        let name = vm.spec().name.clone();
+        let driver = Driver::new(vm, dir, journal, shared, inputs, received);
+        let run = move || {
+            let ended = driver.run(recovered);
+            *report.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(ended);
+            report.1.notify_all();
+        };
+        thread::Builder::new().name(format!("out {name}")).spawn(run).expect("a thread can be started");
+        outgoing
+    }
+}
+
+fn setup(vm: &Arc<dyn Vm>, request: &Request, epoch: Epoch) -> Setup {
+    Setup {
+        pages: vm.ram().layout().pages(),
+        streams: usize::from(request.streams()),
+        pinned_io: vm.has_pinned_io(),
+        verify: request.verify,
+        epoch,
+    }
+}
