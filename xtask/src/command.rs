@@ -1,7 +1,7 @@
 //! Running other programs. Their talk goes to stderr: stdout belongs to the result of the task.
 
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::{Command, Output, Stdio};
 
 use anyhow::{Context as _, Result, ensure};
 
@@ -33,15 +33,19 @@ pub(crate) fn output(command: &mut Command) -> Result<Vec<u8>> {
         .stdin(Stdio::null())
         .output()
         .with_context(|| format!("cannot start `{}`", line(command)))?;
-    let stderr = String::from_utf8_lossy(&output.stderr);
-    let last = stderr.lines().last().unwrap_or("it said nothing");
+    let (line, last) = (line(command), last_words(&output));
     ensure!(
         output.status.success(),
-        "`{}` failed ({}): {last}",
-        line(command),
+        "`{line}` failed ({}): {last}",
         output.status
     );
     Ok(output.stdout)
+}
+
+/// The last line that a command wrote to stderr.
+pub(crate) fn last_words(output: &Output) -> String {
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    stderr.lines().last().unwrap_or("it said nothing").to_owned()
 }
 
 /// Like [`output`], for text.

@@ -89,21 +89,24 @@ impl Kernel {
     }
 
     fn fetch(kernels: &Path) -> Result<Self> {
-        let packages = find_packages()?;
-        eprintln!("fetching the guest's kernel: {}", packages.join(", "));
-        let staging = kernels.join(format!(".fetch-{}", std::process::id()));
+        if !command::exists("apt-get") || !command::exists("dpkg") {
+            bail!("no apt-get: the guest's kernel comes from a Debian or Ubuntu package");
+        }
+        // What is there was left behind by a fetch that was stopped: the cache is ours alone.
+        let staging = kernels.join(".fetch");
+        let _ = fs::remove_dir_all(&staging);
         let unpacked = staging.join("unpacked");
         fs::create_dir_all(&unpacked).with_context(|| format!("cannot make {}", unpacked.display()))?;
-        // The sandbox user of apt cannot write into our folder; apt would warn and then do as this option says.
-        let download = ["-qq", "-o", "APT::Sandbox::User=root", "download"];
-        command::run(
-            Command::new("apt-get")
-                .args(download)
-                .args(&packages)
-                .current_dir(&staging),
-        )?;
+        // No lists of packages, as in a fresh container, or old ones that name files which the mirror has replaced since.
+        download(&staging).or_else(|error| match setup::is_root() {
+            true => setup::update_lists().and_then(|()| download(&staging)),
+            false => Err(error),
+        })?;
         let mut name = String::new();
-        for entry in fs::read_dir(&staging)?.flatten() {
+        for entry in fs::read_dir(&staging)
+            .context("cannot list what was fetched")?
+            .flatten()
+        {
             let deb = entry.path();
             if deb.extension().is_some_and(|extension| extension == "deb") {
                 command::run(Command::new("dpkg").arg("-x").arg(&deb).arg(&unpacked))?;
@@ -123,17 +126,19 @@ impl Kernel {
     }
 }
 
-/// The names of the packages that hold the newest kernel this machine's apt knows.
-fn find_packages() -> Result<Vec<String>> {
-    if !command::exists("apt-get") || !command::exists("dpkg") {
-        bail!("no apt-get: the guest's kernel comes from a Debian or Ubuntu package");
-    }
-    let known = || META_PACKAGES.into_iter().find_map(|meta| resolve(meta, depends));
-    if let Some(packages) = known() {
-        return Ok(packages);
-    }
-    setup::update_lists()?;
-    known().with_context(|| format!("apt knows none of {}", META_PACKAGES.join(", ")))
+/// Downloads the packages that hold the newest kernel which apt knows.
+fn download(folder: &Path) -> Result<()> {
+    let packages = META_PACKAGES.into_iter().find_map(|meta| resolve(meta, depends));
+    let packages = packages.with_context(|| format!("apt knows none of {}", META_PACKAGES.join(", ")))?;
+    eprintln!("fetching the guest's kernel: {}", packages.join(", "));
+    // The sandbox user of apt cannot write into our folder; apt would warn and then do as this option says.
+    let download = ["-o", "APT::Sandbox::User=root", "download"];
+    let arguments: Vec<_> = download
+        .into_iter()
+        .chain(packages.iter().map(String::as_str))
+        .collect();
+    setup::apt(&arguments, folder)
+        .with_context(|| format!("cannot fetch {} (is there a network?)", packages.join(", ")))
 }
 
 /// From a meta package to the package with the kernel itself and the one with its modules, where that is another.

@@ -1,8 +1,9 @@
 //! What the demo and the tests need of the machine, and installing what is missing.
 
-use std::process::Command;
+use std::path::Path;
+use std::process::{Command, Stdio};
 
-use anyhow::{Context as _, Result, anyhow, bail};
+use anyhow::{Context as _, Result, anyhow, bail, ensure};
 
 use crate::{command, image};
 
@@ -79,7 +80,7 @@ pub(crate) fn update_lists() -> Result<()> {
     if !is_root() {
         bail!("not root: cannot fetch apt's lists of packages (run `apt-get update`)");
     }
-    apt(&["update"]).context("cannot fetch apt's lists of packages (is there a network?)")
+    apt(&["update"], Path::new("/")).context("cannot fetch apt's lists of packages (is there a network?)")
 }
 
 fn missing() -> Vec<&'static str> {
@@ -108,18 +109,22 @@ fn is_known(package: &str) -> bool {
 }
 
 fn apt_install(packages: &[&str]) -> Result<()> {
-    apt(&[&["install", "--yes", "--no-install-recommends"], packages].concat())
+    let arguments = [&["install", "--yes", "--no-install-recommends"], packages].concat();
+    apt(&arguments, Path::new("/"))
 }
 
-/// Runs `apt-get` and keeps its talk to itself; what went wrong is in the error.
-fn apt(arguments: &[&str]) -> Result<()> {
+/// Runs `apt-get` and keeps its talk to itself; its last words are in the error.
+pub(crate) fn apt(arguments: &[&str], folder: &Path) -> Result<()> {
     let patience = ["-o", "Acquire::http::Timeout=20", "-o", "Acquire::Retries=1"];
     let mut apt = Command::new("apt-get");
-    apt.arg("-qq")
-        .args(patience)
-        .args(arguments)
-        .env("DEBIAN_FRONTEND", "noninteractive");
-    command::output(&mut apt).map(drop)
+    apt.arg("-qq").args(patience).args(arguments).current_dir(folder);
+    apt.env("DEBIAN_FRONTEND", "noninteractive").env("LC_ALL", "C");
+    let output = apt
+        .stdin(Stdio::null())
+        .output()
+        .context("cannot start `apt-get`")?;
+    ensure!(output.status.success(), "{}", command::last_words(&output));
+    Ok(())
 }
 
 #[cfg(test)]
