@@ -194,7 +194,7 @@ impl Session {
     fn wait(&mut self, deadline: Instant) -> Result<Stop> {
         let began = Instant::now();
         loop {
-            if let Some(status) = self.poll_child(libc::WSTOPPED)? {
+            if let Some(status) = self.poll_stop()? {
                 self.stopped = true;
                 let (signal, event) = (status & 0xFF, status >> 8);
                 return Ok(if event == EVENT_STOP {
@@ -202,10 +202,6 @@ impl Session {
                 } else {
                     Stop::Signal(signal)
                 });
-            }
-            // Left in place for its parent to collect.
-            if self.poll_child(libc::WEXITED | libc::WNOWAIT)?.is_some() {
-                return Err(Error::ProcessGone);
             }
             if Instant::now() >= deadline {
                 return Err(Error::AttachTimedOut { pid: self.pid });
@@ -218,11 +214,12 @@ impl Session {
         }
     }
 
-    /// The thread's status if it has one of the kind asked for.
-    fn poll_child(&self, kind: libc::c_int) -> Result<Option<libc::c_int>> {
+    /// The thread's status if it is stopped: the signal, and above it the event.
+    fn poll_stop(&self) -> Result<Option<libc::c_int>> {
         // SAFETY: a zeroed siginfo is a valid one.
         let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
-        let options = kind | libc::WNOHANG | libc::__WALL;
+        // Nothing is consumed: should the thread have died, that is for its parent to collect.
+        let options = libc::WSTOPPED | libc::WEXITED | libc::WNOWAIT | libc::WNOHANG | libc::__WALL;
         // SAFETY: the kernel writes only to `info`.
         if unsafe { libc::waitid(libc::P_PID, self.thread as libc::id_t, &mut info, options) } != 0 {
             return match io::Error::last_os_error() {
@@ -234,7 +231,11 @@ impl Session {
         }
         // SAFETY: `waitid` filled in a child's status, or left zeros.
         let (pid, status) = unsafe { (info.si_pid(), info.si_status()) };
-        Ok((pid != 0).then_some(status))
+        match (pid, info.si_code) {
+            (0, _) => Ok(None),
+            (_, libc::CLD_TRAPPED | libc::CLD_STOPPED) => Ok(Some(status)),
+            _ => Err(Error::ProcessGone),
+        }
     }
 
     fn registers(&self) -> Result<libc::user_regs_struct> {
