@@ -1,0 +1,78 @@
+//! Every strategy moves a busy synthetic guest, and every page is compared.
+
+mod common;
+
+use std::time::Duration;
+
+use common::{Pair, assert_healthy, busy};
+use vmferry_core::report::Outcome;
+use vmferry_core::{AtLimit, Limits, Strategy};
+use vmferry_guest::{Guest as _, GuestState};
+
+fn moves(strategy: Strategy, limits: Limits) -> vmferry_core::report::Report {
+    let pair = Pair::new();
+    let (vm, dir) = pair.launch("vm", &busy());
+    let request = vmferry_runtime::Request { limits, ..pair.request(strategy) };
+    let report = pair.migrate(vm.clone(), dir, request);
+    assert_eq!(report.outcome, Outcome::Completed, "{:?}", report.error);
+    let verified = report.verified.expect("it was asked for");
+    assert_eq!((verified.pages, verified.mismatches), (16384, 0));
+    assert_healthy(&pair.destination, "vm");
+    assert_eq!(vm.state(), GuestState::Gone, "the source let go");
+    report
+}
+
+#[test]
+fn stop_and_copy() {
+    let report = moves(Strategy::StopAndCopy, Limits::default());
+    assert_eq!(report.rounds.len(), 1, "the stop is the only round");
+    assert_eq!(report.pages.resent, 0);
+}
+
+#[test]
+fn pre_copy() {
+    let report = moves(Strategy::PreCopy, Limits { downtime: Duration::from_millis(50), ..Limits::default() });
+    assert!(report.rounds.len() >= 2, "{:?}", report.rounds);
+    assert!(report.pages.hole > 0 && report.pages.uniform > 0, "{:?}", report.pages);
+}
+
+#[test]
+fn post_copy() {
+    let limits = Limits { drain_after: Duration::from_millis(100), ..Limits::default() };
+    let report = moves(Strategy::PostCopy, limits);
+    assert!(report.faults.network > 0, "{:?}", report.faults);
+    assert_eq!(report.pages.resent, 0, "each page crosses once");
+}
+
+#[test]
+fn post_copy_push() {
+    let report = moves(Strategy::PostCopyPush, Limits::default());
+    assert_eq!(report.pages.resent, 0, "each page crosses once");
+    assert!(report.rounds.is_empty(), "no page crosses during the stop");
+}
+
+#[test]
+fn pre_copy_that_cannot_converge_goes_on_as_post_copy() {
+    let limits = Limits {
+        downtime: Duration::from_micros(1),
+        rounds: 2,
+        at_limit: AtLimit::PostCopy,
+        ..Limits::default()
+    };
+    let report = moves(Strategy::PreCopy, limits);
+    assert!(report.pages.resent > 0, "pages dirtied in the rounds cross again after the resume");
+}
+
+#[test]
+fn pre_copy_that_cannot_converge_gives_up_when_asked_to() {
+    let pair = Pair::new();
+    let (vm, dir) = pair.launch("vm", &busy());
+    let limits =
+        Limits { downtime: Duration::from_micros(1), rounds: 2, at_limit: AtLimit::Abort, ..Limits::default() };
+    let request = vmferry_runtime::Request { limits, ..pair.request(Strategy::PreCopy) };
+    let report = pair.migrate(vm, dir, request);
+    assert_eq!(report.outcome, Outcome::Failed);
+    assert!(report.error.unwrap().contains("dirties memory too fast"));
+    assert_healthy(&pair.source, "vm");
+    common::eventually("the destination let go", || pair.destination.backend.find("vm").is_none());
+}
