@@ -1,0 +1,181 @@
+//! `vmferry demo`: a guest moves between two host daemons of this machine and back, under load, with every page verified.
+//!
+//! With QEMU and a guest image it is a Linux guest in a network of namespaces, else the synthetic guest over
+//! loopback. Everything it makes goes when it ends, also after Ctrl-C.
+
+mod guards;
+mod hosts;
+mod load;
+mod memcached;
+mod namespace;
+mod qemu;
+mod requirements;
+mod result;
+mod synthetic;
+mod timeline;
+mod topology;
+mod watch;
+
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::{Context as _, Result};
+use clap::Args;
+use tempfile::TempDir;
+
+use self::guards::{Interrupt, Interrupted};
+use self::result::DemoResult;
+use self::topology::Topology;
+use crate::units;
+
+/// Exit code after Ctrl-C, as shells give it.
+const INTERRUPTED: u8 = 130;
+
+/// Moves a guest between two daemons of this machine, by post-copy-push, and back by pre-copy, under load and with every
+/// page verified.
+///
+/// As root, with QEMU, iproute2 and a guest image (`cargo xtask demo` brings them all) the guest is a Linux with memcached,
+/// and its client keeps one TCP connection open across both migrations; the hosts are network namespaces. Where something is
+/// missing, that is said and the synthetic guest moves. Nothing is left behind, also after Ctrl-C.
+#[derive(Debug, Args)]
+pub(crate) struct DemoArgs {
+    /// Folder with the guest image [default: guest in $VMFERRY_CACHE or the user's cache folder for vmferry]
+    ///
+    /// It holds vmlinuz, initramfs.cpio and image.json, as `cargo xtask image` makes them.
+    #[arg(long, value_name = "DIR")]
+    image: Option<PathBuf>,
+    /// Move the synthetic guest, which needs neither QEMU nor root
+    #[arg(long)]
+    synthetic: bool,
+    /// RAM of the guest
+    #[arg(long, value_name = "SIZE", default_value = "512M", value_parser = units::parse_size)]
+    memory: u64,
+    /// Rate of the links between the hosts, as `tc` reads it, or `none` for no limit
+    #[arg(long, value_name = "RATE", default_value = "1gbit", value_parser = parse_link)]
+    link: Link,
+    /// Keep the folder with the logs and the guest's console
+    #[arg(long)]
+    keep: bool,
+    /// Print `{"migrations": [...], "client": {...}}` on stdout and nothing else; the common option of all commands
+    #[arg(skip)]
+    pub(crate) json: bool,
+}
+
+/// Rate of the links; none for no limit.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Link(Option<String>);
+
+fn parse_link(text: &str) -> Result<Link, String> {
+    if text == "none" {
+        return Ok(Link(None));
+    }
+    let digits = text.trim_end_matches(|letter: char| letter.is_ascii_alphabetic());
+    let known = ["bit", "kbit", "mbit", "gbit"].contains(&text[digits.len()..].to_ascii_lowercase().as_str());
+    match digits.parse::<u32>() {
+        Ok(1..) if known => Ok(Link(Some(text.to_owned()))),
+        _ => Err(format!("{text:?} is no rate; write for example 1gbit, 100mbit or none")),
+    }
+}
+
+/// Carries the demo out.
+pub(crate) fn run(args: DemoArgs) -> Result<ExitCode> {
+    match show(&args) {
+        Err(error) if error.is::<Interrupted>() => {
+            narrate("interrupted; cleaned up");
+            Ok(ExitCode::from(INTERRUPTED))
+        }
+        other => other,
+    }
+}
+
+fn show(args: &DemoArgs) -> Result<ExitCode> {
+    let interrupt = Interrupt::install()?;
+    let folder = guards::scratch_folder()?;
+    let result = match prepare_qemu(args) {
+        Some((image, topology)) => {
+            narrate("demo: a Linux guest in QEMU");
+            let setup = qemu::Setup {
+                image: &image,
+                memory_bytes: args.memory,
+                folder: folder.path(),
+                topology: &topology,
+                interrupt: &interrupt,
+            };
+            setup.run()
+        }
+        None => {
+            narrate("demo: the synthetic guest, over loopback");
+            synthetic::run(args.memory, folder.path(), &interrupt)
+        }
+    };
+    if args.keep {
+        keep(folder);
+    }
+    print(&result?, args.json)
+}
+
+/// Image and network for the demo with QEMU. Or none, after one line that says why.
+fn prepare_qemu(args: &DemoArgs) -> Option<(PathBuf, Topology)> {
+    if args.synthetic {
+        return None;
+    }
+    let image = args.image.clone().or_else(requirements::default_image);
+    if let Some(missing) = requirements::missing_for_qemu(image.as_deref()) {
+        narrate(&format!("{missing}; running the synthetic guest"));
+        return None;
+    }
+    let stale = namespace::remove_stale();
+    if !stale.is_empty() {
+        narrate(&format!("removed what an earlier demo had to leave: {}", stale.join(", ")));
+    }
+    match Topology::create(&std::process::id().to_string(), args.link.0.as_deref()) {
+        Ok(topology) => Some((absolute(&image?), topology)),
+        Err(error) => {
+            narrate(&format!("no network for the hosts: {error:#}; running the synthetic guest"));
+            None
+        }
+    }
+}
+
+/// The daemons have working directories of their own.
+fn absolute(path: &Path) -> PathBuf {
+    std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
+}
+
+fn keep(folder: TempDir) {
+    let from = folder.keep();
+    // Under its own name it would be taken for one that was left.
+    let to = std::env::temp_dir().join(format!("vmferry-kept-{}", std::process::id()));
+    let kept = if std::fs::rename(&from, &to).is_ok() { to } else { from };
+    narrate(&format!("kept: {}", kept.display()));
+}
+
+fn print(result: &DemoResult, json: bool) -> Result<ExitCode> {
+    let text = if json { serde_json::to_string_pretty(result)? + "\n" } else { format!("\n{}", result.render()) };
+    std::io::stdout().write_all(text.as_bytes()).context("cannot print the result")?;
+    let problems = result.problems();
+    for problem in &problems {
+        narrate(&format!("FAILED: {problem}"));
+    }
+    Ok(if problems.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Says on stderr what is going on. Nobody is left to tell where that cannot be written.
+fn narrate(line: &str) {
+    let _ = writeln!(std::io::stderr(), "{line}");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rates_of_links_are_checked_before_anything_is_made() {
+        assert_eq!(parse_link("1gbit"), Ok(Link(Some("1gbit".into()))));
+        assert_eq!(parse_link("none"), Ok(Link(None)));
+        for text in ["", "gbit", "1", "0gbit", "1gbps!", "-1gbit", "1 gbit"] {
+            assert!(parse_link(text).is_err(), "{text}");
+        }
+    }
+}

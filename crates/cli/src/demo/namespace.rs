@@ -1,0 +1,180 @@
+//! Network namespaces that go with their guard, and all processes in them.
+
+use std::fs::File;
+use std::os::fd::AsFd as _;
+use std::path::Path;
+use std::process::{Child, Command};
+use std::thread;
+
+use anyhow::{Context as _, Result, bail};
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+
+use super::guards;
+
+/// Name of the namespaces of all runs, before the role.
+const PREFIX: &str = "vmferry-";
+
+/// A network namespace of this run.
+pub(super) struct Namespace {
+    name: String,
+    file: File,
+}
+
+impl Namespace {
+    /// Makes `vmferry-ROLE-RUN`, with its loopback up.
+    pub(super) fn create(role: &str, run: &str) -> Result<Self> {
+        let name = format!("{PREFIX}{role}-{run}");
+        ip(&["netns", "add", &name])?;
+        let path = Path::new("/run/netns").join(&name);
+        let file = match File::open(&path) {
+            Ok(file) => file,
+            Err(error) => {
+                remove(&name);
+                return Err(error).with_context(|| format!("cannot open {}", path.display()));
+            }
+        };
+        let namespace = Self { name, file };
+        namespace.ip(&["link", "set", "lo", "up"])?;
+        Ok(namespace)
+    }
+
+    /// Its name.
+    pub(super) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Runs `ip` in it.
+    pub(super) fn ip(&self, arguments: &[&str]) -> Result<()> {
+        ip(&[&["-n", &self.name], arguments].concat()).map(drop)
+    }
+
+    /// Runs `tc` in it.
+    pub(super) fn tc(&self, arguments: &[&str]) -> Result<()> {
+        run("tc", &[&["-n", &self.name], arguments].concat()).map(drop)
+    }
+
+    /// Runs `work` on a thread inside the namespace: sockets that it makes, and processes that it starts, stay there.
+    pub(super) fn enter<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T> {
+        thread::scope(|scope| {
+            let inside = || {
+                move_into_link_name_space(self.file.as_fd(), Some(LinkNameSpaceType::Network))?;
+                Ok(work())
+            };
+            scope.spawn(inside).join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })
+        .map_err(|error: rustix::io::Errno| anyhow::Error::new(error))
+        .with_context(|| format!("cannot enter the network namespace {}", self.name))
+    }
+
+    /// Starts a process inside the namespace.
+    pub(super) fn spawn(&self, command: &mut Command) -> Result<Child> {
+        let program = command.get_program().to_owned();
+        self.enter(|| command.spawn())?.with_context(|| format!("cannot start {}", Path::new(&program).display()))
+    }
+}
+
+impl Drop for Namespace {
+    fn drop(&mut self) {
+        remove(&self.name);
+    }
+}
+
+/// Removes the namespaces of runs that are gone, with all processes in them. Returns the names.
+pub(super) fn remove_stale() -> Vec<String> {
+    let listed = ip(&["netns", "list"]).unwrap_or_default();
+    // A line reads `NAME` or `NAME (id: N)`.
+    let names = listed.lines().filter_map(|line| line.split_whitespace().next());
+    let stale: Vec<String> =
+        names.filter(|name| run_of(name).is_some_and(|id| !guards::is_alive(id))).map(str::to_owned).collect();
+    stale.iter().for_each(|name| remove(name));
+    stale
+}
+
+/// The process whose run made a namespace of this name.
+fn run_of(name: &str) -> Option<u32> {
+    let (role, run) = name.strip_prefix(PREFIX)?.split_once('-')?;
+    if !["a", "b", "net"].contains(&role) {
+        return None;
+    }
+    run.split('-').next()?.parse().ok()
+}
+
+/// Kills what runs in the namespace and removes it. Its devices go with it.
+fn remove(name: &str) {
+    let us = std::process::id();
+    guards::kill_all(|| {
+        let listed = ip(&["netns", "pids", name]).unwrap_or_default();
+        listed.lines().filter_map(|line| line.trim().parse().ok()).filter(|&id| id != us).collect()
+    });
+    // There is nobody left to tell.
+    let _ = ip(&["netns", "del", name]);
+}
+
+/// Runs `ip` and returns what it printed.
+pub(super) fn ip(arguments: &[&str]) -> Result<String> {
+    run("ip", arguments)
+}
+
+fn run(program: &str, arguments: &[&str]) -> Result<String> {
+    let line = || format!("`{program} {}`", arguments.join(" "));
+    let output = Command::new(program).args(arguments).output().with_context(|| format!("cannot run {}", line()))?;
+    if !output.status.success() {
+        let said = String::from_utf8_lossy(&output.stderr);
+        let said = said.lines().map(str::trim).filter(|said| !said.is_empty()).collect::<Vec<_>>().join("; ");
+        bail!("{} failed: {said}", line());
+    }
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{TcpListener, TcpStream};
+
+    use super::*;
+
+    #[test]
+    fn names_tell_their_run() {
+        assert_eq!(run_of("vmferry-a-123"), Some(123));
+        assert_eq!(run_of("vmferry-net-123-4"), Some(123));
+        for name in ["vmferry-c-123", "vmferry-a-x", "other-a-123", "vmferry-a"] {
+            assert_eq!(run_of(name), None, "{name}");
+        }
+    }
+
+    #[test]
+    fn a_namespace_is_a_network_of_its_own_and_goes_with_its_processes() {
+        if crate::demo::requirements::skips_namespaces() {
+            return;
+        }
+        let namespace = Namespace::create("a", &format!("{}-ns", std::process::id())).unwrap();
+        let address = namespace.enter(|| {
+            let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+            let address = listener.local_addr().unwrap();
+            TcpStream::connect(address).unwrap();
+            (listener, address)
+        });
+        let (_listener, address) = address.unwrap();
+        assert!(TcpStream::connect(address).is_err(), "the listener must not be reachable from outside");
+
+        let mut child = namespace.spawn(Command::new("sleep").arg("1000")).unwrap();
+        let name = namespace.name().to_owned();
+        assert!(!remove_stale().contains(&name), "our own run is not stale");
+        drop(namespace);
+        assert!(!child.wait().unwrap().success());
+        assert!(!ip(&["netns", "list"]).unwrap().contains(&name));
+    }
+
+    #[test]
+    fn namespaces_of_runs_that_are_gone_are_removed() {
+        if crate::demo::requirements::skips_namespaces() {
+            return;
+        }
+        let mut gone = Command::new("true").spawn().unwrap();
+        gone.wait().unwrap();
+        let stale = Namespace::create("net", &gone.id().to_string()).unwrap();
+        let removed = remove_stale();
+        let name = stale.name.clone();
+        assert!(removed.contains(&name), "{removed:?}");
+        assert!(!ip(&["netns", "list"]).unwrap().contains(&name));
+    }
+}
