@@ -1,5 +1,8 @@
 //! Two hosts in one process, with synthetic guests.
 #![allow(dead_code, reason = "each test uses a part of it")]
+#![allow(unreachable_pub, reason = "a module of several test crates")]
+
+pub mod proxy;
 
 use std::collections::HashMap;
 use std::path::PathBuf;
