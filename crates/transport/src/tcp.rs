@@ -52,6 +52,7 @@ impl Socket for TcpStream {
 
 #[cfg(test)]
 mod tests {
+    use std::io::{Read, Write};
     use std::time::{Duration, Instant};
 
     use super::*;
@@ -112,6 +113,25 @@ mod tests {
         };
         assert!(matches!(error, TransportError::ConnectTimeout { .. }), "{error}");
         assert!(begin.elapsed() >= timeout, "gave up before its time");
+    }
+
+    #[test]
+    fn a_peer_that_gave_up_does_not_disturb_the_listener() {
+        let listener = Listener::bind(&Endpoint::tcp("127.0.0.1", 0)).unwrap();
+        let reset = connect(listener.local_endpoint(), Duration::from_secs(30)).unwrap();
+        sockopt::set_socket_linger(reset.plain_fd().unwrap(), Some(Duration::ZERO)).unwrap();
+        drop(reset);
+        let mut client = connect(listener.local_endpoint(), Duration::from_secs(30)).unwrap();
+        client.write_all(b"x").unwrap();
+        // The connection that was reset may be handed out first: reading from it fails.
+        let came = (0..2).any(|_| {
+            listener
+                .accept()
+                .unwrap()
+                .read(&mut [0; 1])
+                .is_ok_and(|count| count == 1)
+        });
+        assert!(came, "the second connection is lost");
     }
 
     #[test]
