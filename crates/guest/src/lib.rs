@@ -7,11 +7,15 @@
 #![forbid(unsafe_code)]
 
 pub mod backend;
+#[cfg(feature = "conformance")]
+pub mod conformance;
 pub mod error;
 pub mod guest;
 pub mod ram;
 
 pub use backend::{Backend, GuestSpec};
 pub use error::{GuestError, Result};
-pub use guest::{DirtyTracker, FaultMode, Guest, GuestState, Installed, MigrateIn, MigrateOut, PageFaults, Vm};
+pub use guest::{
+    DirtyTracker, FaultMode, Guest, GuestState, Installed, MigrateIn, MigrateOut, PageFaults, Vm,
+};
 pub use ram::GuestRam;

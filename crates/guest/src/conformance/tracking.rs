@@ -1,0 +1,118 @@
+//! Dirty tracking.
+
+use vmferry_core::PageBitmap;
+
+use super::snapshot::{Snapshot, some_of};
+use super::{Check, Held, Outcome, Subject, demand, demand_intact};
+use crate::guest::DirtyTracker;
+
+pub(super) fn checks() -> Vec<Check> {
+    vec![
+        Check {
+            name: "scans together find every page that was written",
+            check: scans_are_complete,
+        },
+        Check {
+            name: "a scan forgets what it reported",
+            check: scans_forget,
+        },
+        Check {
+            name: "tracking can be ended and begun again",
+            check: arm_again,
+        },
+    ]
+}
+
+/// Several rounds on one tracker: what is written in one round must be found again in the next one.
+fn scans_are_complete(subject: &dyn Subject) -> Outcome {
+    let guest = Held::source(subject);
+    subject.let_run(&*guest);
+    guest.pause()?;
+    let mut tracker = guest.dirty_tracker()?;
+    tracker.arm()?;
+    let mut before = Snapshot::of(guest.ram())?;
+    for round in 1..=4 {
+        let mut reported = PageBitmap::new(guest.ram().layout().pages());
+        guest.resume()?;
+        for _ in 0..3 {
+            subject.let_run(&*guest);
+            tracker.scan(&mut reported)?;
+        }
+        guest.pause()?;
+        tracker.scan(&mut reported)?;
+        let after = Snapshot::of(guest.ram())?;
+        let changed = after.changed(&before);
+        let mut missed = changed.clone();
+        missed.subtract(&reported);
+        demand(missed.is_empty(), || {
+            format!(
+                "round {round}: {} changed and were not reported",
+                some_of(&missed)
+            )
+        })?;
+        demand(!changed.is_empty() || !subject.is_busy(), || {
+            format!("round {round}: the guest wrote nothing")
+        })?;
+        before = after;
+    }
+    drop(tracker);
+    demand_intact(subject, &*guest)
+}
+
+fn scans_forget(subject: &dyn Subject) -> Outcome {
+    let guest = Held::source(subject);
+    subject.let_run(&*guest);
+    guest.pause()?;
+    let mut tracker = guest.dirty_tracker()?;
+    tracker.arm()?;
+    demand_clean(&mut *tracker, &guest, "right after it was armed")?;
+    guest.resume()?;
+    subject.let_run(&*guest);
+    guest.pause()?;
+    let mut dirty = PageBitmap::new(guest.ram().layout().pages());
+    // What was found before must stay in the set.
+    dirty.insert(0);
+    tracker.scan(&mut dirty)?;
+    demand(dirty.contains(0), || {
+        "a scan took a page out of the caller's set".into()
+    })?;
+    demand(dirty.count() > 1 || !subject.is_busy(), || {
+        "nothing was reported".into()
+    })?;
+    demand_clean(&mut *tracker, &guest, "after a scan, with the guest paused")
+}
+
+fn arm_again(subject: &dyn Subject) -> Outcome {
+    let guest = Held::source(subject);
+    for _ in 0..2 {
+        let mut tracker = guest.dirty_tracker()?;
+        for _ in 0..2 {
+            guest.pause()?;
+            tracker.arm()?;
+            guest.resume()?;
+            subject.let_run(&*guest);
+            let mut dirty = PageBitmap::new(guest.ram().layout().pages());
+            tracker.scan(&mut dirty)?;
+            demand(!dirty.is_empty() || !subject.is_busy(), || {
+                "nothing was reported".into()
+            })?;
+            tracker.disarm()?;
+            subject.let_run(&*guest);
+        }
+        // Dropped armed: the next tracker must find the guest free.
+        guest.pause()?;
+        tracker.arm()?;
+        guest.resume()?;
+    }
+    subject.let_run(&*guest);
+    guest.pause()?;
+    demand_intact(subject, &*guest)
+}
+
+fn demand_clean(tracker: &mut dyn DirtyTracker, guest: &Held, when: &str) -> Outcome {
+    let mut dirty = PageBitmap::new(guest.ram().layout().pages());
+    tracker.scan(&mut dirty)?;
+    demand(dirty.is_empty(), || {
+        format!("{} are reported {when}", some_of(&dirty))
+    })
+}
