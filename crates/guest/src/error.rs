@@ -61,6 +61,9 @@ impl GuestError {
         operation: impl Into<String>,
         source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
     ) -> Self {
-        Self::Operation { operation: operation.into(), source: source.into() }
+        Self::Operation {
+            operation: operation.into(),
+            source: source.into(),
+        }
     }
 }

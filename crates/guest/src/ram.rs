@@ -25,7 +25,12 @@ impl GuestRam {
     pub fn new(layout: RamLayout, blocks: Vec<Arc<SharedMemory>>) -> Self {
         assert_eq!(layout.blocks().len(), blocks.len(), "one memory a block");
         for (block, memory) in layout.blocks().iter().zip(&blocks) {
-            assert_eq!(block.pages * PAGE_SIZE, memory.len(), "size of block {}", block.name);
+            assert_eq!(
+                block.pages * PAGE_SIZE,
+                memory.len(),
+                "size of block {}",
+                block.name
+            );
         }
         Self { layout, blocks }
     }
@@ -120,13 +125,19 @@ impl GuestRam {
     /// When the memory file does not support it.
     pub fn punch(&self, run: PageRun) -> io::Result<()> {
         for part in self.layout.split(run) {
-            self.blocks[part.block].punch_hole(part.offset_bytes..part.offset_bytes + part.len_bytes).map_err(io::Error::other)?;
+            self.blocks[part.block]
+                .punch_hole(part.offset_bytes..part.offset_bytes + part.len_bytes)
+                .map_err(io::Error::other)?;
         }
         Ok(())
     }
 
     fn locate(&self, page: u64) -> (usize, u64) {
-        let part = self.layout.split(PageRun::single(page)).next().expect("a page of the layout");
+        let part = self
+            .layout
+            .split(PageRun::single(page))
+            .next()
+            .expect("a page of the layout");
         (part.block, part.offset_bytes)
     }
 }
