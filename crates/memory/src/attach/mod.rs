@@ -17,7 +17,7 @@ use crate::uffd::{IOC_NEW, USER_MODE_ONLY};
 use crate::{Error, Result, Userfaultfd};
 
 /// How long a thread may take to stop, and an injected call to return.
-const PATIENCE: Duration = Duration::from_secs(5);
+const PATIENCE: Duration = Duration::from_secs(3);
 
 /// A system call to be made by another process: its number there, and up to six arguments.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

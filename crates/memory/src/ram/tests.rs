@@ -52,7 +52,9 @@ fn words_are_atomic() {
     assert_eq!(memory.fetch_update(8, |_| None), Err(42));
     std::thread::scope(|scope| {
         for _ in 0..2 {
-            scope.spawn(|| (0..10_000).for_each(|_| drop(memory.fetch_update(8, |old| Some(old + 1)))));
+            scope.spawn(|| {
+                (0..10_000).for_each(|_| assert!(memory.fetch_update(8, |old| Some(old + 1)).is_ok()));
+            });
         }
     });
     assert_eq!(memory.load_u64(8), 20_042);
@@ -68,7 +70,7 @@ fn a_second_mapping_of_the_file_sees_the_same() {
         (7, 2 * PAGE, 2 * PAGE)
     );
     let extents: Vec<_> = upper.data_extents(0..upper.len()).map(Result::unwrap).collect();
-    assert_eq!(extents, [0..PAGE]);
+    assert_eq!(extents, std::slice::from_ref(&(0..PAGE)));
     upper.punch_hole(0..PAGE).unwrap();
     assert_eq!(memory.load_u64(2 * PAGE + 8), 0);
 }
@@ -173,7 +175,10 @@ fn holes_are_found_made_and_filled() {
     assert_eq!(extents(all.clone()), [a, b.clone(), c]);
     assert_eq!(memory.allocated_bytes().unwrap(), 12 * PAGE);
     // Clipped at both ends of what was asked for.
-    assert_eq!(extents(15 * PAGE..500 * PAGE), [15 * PAGE..20 * PAGE]);
+    assert_eq!(
+        extents(15 * PAGE..500 * PAGE),
+        std::slice::from_ref(&(15 * PAGE..20 * PAGE))
+    );
     assert_eq!(extents(20 * PAGE..500 * PAGE), []);
     assert_eq!(extents(500 * PAGE..u64::MAX)[0], b);
     assert_eq!(extents(all.end..all.end), []);
@@ -191,7 +196,7 @@ fn holes_are_found_made_and_filled() {
     memory.punch_hole(12 * PAGE..13 * PAGE).unwrap();
 
     memory.populate(0..100 * PAGE).unwrap();
-    assert_eq!(extents(0..memory.len()), [0..100 * PAGE]);
+    assert_eq!(extents(0..memory.len()), std::slice::from_ref(&(0..100 * PAGE)));
 }
 
 #[test]

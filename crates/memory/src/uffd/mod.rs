@@ -274,3 +274,6 @@ fn open_device() -> std::io::Result<OwnedFd> {
     // SAFETY: the kernel just made this descriptor for us, and nobody else owns it.
     Ok(unsafe { OwnedFd::from_raw_fd(made) })
 }
+
+#[cfg(test)]
+mod tests;

@@ -220,7 +220,7 @@ impl Work {
         let told = stop.clone();
         let work = move || match kind.as_str() {
             "compute" => compute(&told),
-            "ppoll" => repeat(&told, || ppoll_once()),
+            "ppoll" => repeat(&told, ppoll_once),
             "nanosleep" => repeat(&told, || {
                 let nap = rustix::thread::Timespec {
                     tv_sec: 0,
