@@ -8,7 +8,9 @@
 #![forbid(unsafe_code)]
 
 mod args;
+mod attach;
 mod backend;
+mod cmdline;
 mod faults;
 mod guest;
 mod launch;
@@ -16,6 +18,7 @@ mod mappings;
 mod migrate_in;
 mod migrate_out;
 mod paths;
+mod probe;
 mod process;
 mod record;
 mod tracker;
@@ -25,7 +28,9 @@ pub mod physical;
 pub mod qmp;
 pub mod spec;
 
+pub use attach::attach;
 pub use backend::QemuBackend;
 pub use guest::QemuGuest;
 pub use physical::GuestPhysicalMap;
+pub use probe::{QemuInfo, probe};
 pub use spec::QemuConfig;

@@ -33,7 +33,10 @@ impl QemuProcess {
     pub(crate) fn of_child(mut child: Child) -> io::Result<Self> {
         let process = Self::open(child.id())?;
         let exit = Arc::clone(&process.exit);
+        let pidfd = process.pidfd.try_clone()?;
         thread::Builder::new().name("qemu-reaper".into()).spawn(move || {
+            // Not in `wait`: that would also be told when a thread of QEMU is stopped to inject a call.
+            while !ended(&pidfd, None) {}
             if let Ok(status) = child.wait() {
                 info!(pid = child.id(), %status, "QEMU ended");
                 let _ = exit.set(status);
@@ -50,6 +53,9 @@ impl QemuProcess {
                 io::ErrorKind::NotFound,
                 "its pid belongs to another process now",
             ));
+        }
+        if !process.is_alive() {
+            return Err(io::Error::new(io::ErrorKind::NotFound, "it waits to be reaped"));
         }
         Ok(process)
     }
@@ -85,9 +91,7 @@ impl QemuProcess {
 
     /// Waits for its end at most `timeout`; answers whether it ended.
     pub(crate) fn wait(&self, timeout: Duration) -> bool {
-        let timeout = Timespec::try_from(timeout).ok();
-        let mut fds = [PollFd::new(&self.pidfd, PollFlags::IN)];
-        matches!(poll(&mut fds, timeout.as_ref()), Ok(1..))
+        ended(&self.pidfd, Some(timeout))
     }
 
     /// Ends it at once.
@@ -108,6 +112,13 @@ impl QemuProcess {
         }
         format!("QEMU (pid {}) ended", self.id.pid)
     }
+}
+
+/// Waits until the process of `pidfd` has ended, at most `timeout`.
+fn ended(pidfd: &OwnedFd, timeout: Option<Duration>) -> bool {
+    let timeout = timeout.and_then(|timeout| Timespec::try_from(timeout).ok());
+    let mut fds = [PollFd::new(pidfd, PollFlags::IN)];
+    matches!(poll(&mut fds, timeout.as_ref()), Ok(1..))
 }
 
 fn start_ticks(pid: u32) -> io::Result<u64> {

@@ -135,7 +135,7 @@ fn what_is_gone_is_not_found() {
     assert!(QemuBackend.reopen(&spec, &dir).is_err());
     std::fs::write(dir.join("guest.json"), record).unwrap();
     let error = QemuBackend.reopen(&spec, &dir).err().unwrap();
-    assert!(matches!(error, GuestError::Gone { .. }), "{error}");
+    assert!(matches!(error, GuestError::Gone { .. }), "{error:?}");
 }
 
 #[test]

@@ -4,3 +4,4 @@
 mod bench_guest;
 mod life;
 mod moves;
+mod taken_over;
