@@ -304,7 +304,11 @@ fn within(what: &'static str, found: u64, bounds: std::ops::RangeInclusive<u64>)
     ))
 }
 
-fn out_of_bounds(what: &'static str, found: impl ToString, expected: impl Into<String>) -> ConfigError {
+fn out_of_bounds(
+    what: &'static str,
+    found: impl std::fmt::Display,
+    expected: impl Into<String>,
+) -> ConfigError {
     ConfigError::OutOfBounds {
         what,
         found: found.to_string(),

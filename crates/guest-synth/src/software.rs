@@ -397,7 +397,7 @@ impl PageFaults for SoftwareFaults {
         let gate = self.gate();
         let write = |part: PageRun| {
             gate.memory
-                .fill(part.first * PAGE_SIZE..part.end() * PAGE_SIZE, 0)
+                .fill(part.first * PAGE_SIZE..part.end() * PAGE_SIZE, 0);
         };
         gate.install(run, write)
             .map_err(|e| GuestError::operation("installing zero pages", e))

@@ -122,19 +122,26 @@ impl Stats {
         workers: impl Iterator<Item = &'a WorkerCounters> + Clone,
     ) -> Self {
         let mut stats = Self::default();
+        // Saturated: where the guest came from, others may have counted.
         for (index, kind) in kinds.enumerate() {
             let mut load = LoadStats {
                 kind: kind.into(),
                 ..LoadStats::default()
             };
             for counters in workers.clone().map(|worker| &worker.loads[index]) {
-                load.operations += counters.operations.load(Ordering::Relaxed);
-                load.checks += counters.checks.load(Ordering::Relaxed);
-                load.violations += counters.violations.load(Ordering::Relaxed);
+                load.operations = load
+                    .operations
+                    .saturating_add(counters.operations.load(Ordering::Relaxed));
+                load.checks = load
+                    .checks
+                    .saturating_add(counters.checks.load(Ordering::Relaxed));
+                load.violations = load
+                    .violations
+                    .saturating_add(counters.violations.load(Ordering::Relaxed));
             }
-            stats.operations += load.operations;
-            stats.checks += load.checks;
-            stats.violations += load.violations;
+            stats.operations = stats.operations.saturating_add(load.operations);
+            stats.checks = stats.checks.saturating_add(load.checks);
+            stats.violations = stats.violations.saturating_add(load.violations);
             stats.loads.push(load);
         }
         for worker in workers {

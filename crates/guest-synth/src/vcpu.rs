@@ -17,6 +17,8 @@ use crate::stats::WorkerCounters;
 
 /// Operations of a load before the next one has its turn.
 const TURN: usize = 16;
+/// A vCPU with nothing due sleeps at least this long, and then does what has come together.
+const MIN_SLEEP: Duration = Duration::from_millis(1);
 /// A paced load that was held up catches up at most this much.
 const MAX_LAG: Duration = Duration::from_millis(100);
 
@@ -237,7 +239,8 @@ impl RunClock {
         match due.min() {
             None => thread::park(),
             Some(due) => {
-                thread::park_timeout(due.saturating_duration_since(self.now));
+                let due = due.max(self.now + MIN_SLEEP);
+                thread::park_timeout(due - self.now);
                 self.content_until = self.content_until.max(due.min(Instant::now()));
             }
         }
@@ -363,9 +366,10 @@ impl Vcpus {
                 return Err(self.wrong_state(&life, "running or paused"));
             }
         };
-        *life = Life::Pausing { halt: halt.clone() };
-        drop(life);
+        // Under the lock: whoever destroys the guest from here on overrules it.
         halt.0.store(PAUSE, Ordering::Release);
+        *life = Life::Pausing { halt };
+        drop(life);
         threads.iter().for_each(|thread| thread.thread().unpark());
         let vcpus: thread::Result<Vec<Vcpu>> = threads.into_iter().map(JoinHandle::join).collect();
         let mut life = self.lock();

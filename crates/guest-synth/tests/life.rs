@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use common::{all_loads, incoming, launch, mechanisms, move_paused, run_for};
 use vmferry_core::{PAGE_SIZE, PageRun};
-use vmferry_guest::{Backend, Guest, GuestError, GuestState, MigrateIn, MigrateOut};
+use vmferry_guest::{Backend, FaultMode, Guest, GuestError, GuestState, MigrateIn, MigrateOut};
 use vmferry_guest_synth::{FaultMechanism, LoadConfig, SynthBackend, SynthConfig};
 
 /// Every load operates, checks, and finds its data as it left it.
@@ -275,4 +275,38 @@ fn unsuitable_guests_are_refused() {
     spec.config = serde_json::json!({"memory_bytes": "much"});
     let syntax = backend.launch_guest(&spec).map(|_| ()).unwrap_err().to_string();
     assert!(syntax.contains("not understood"), "{syntax}");
+}
+
+/// A vCPU that waits for a page cannot stand still; whoever waits for that is told when the guest is ended.
+#[test]
+fn a_pause_that_waits_for_a_fault_ends_with_the_guest() {
+    for mechanism in mechanisms() {
+        let source = launch(&common::one_load("write", mechanism));
+        source.pause().unwrap();
+        let destination = incoming(&common::one_load("write", mechanism), &source);
+        let faults = destination.page_faults(FaultMode::Missing).unwrap();
+        let mut first = vec![0; PAGE_SIZE as usize];
+        source.ram().read(PageRun::single(0), &mut first);
+        faults.install(PageRun::single(0), &first).unwrap();
+        destination
+            .load_device_state(&source.save_device_state().unwrap())
+            .unwrap();
+        destination.resume().unwrap();
+        let mut pages = Vec::new();
+        common::until(
+            || {
+                faults.wait(Duration::ZERO, &mut pages).unwrap();
+                !pages.is_empty()
+            },
+            "the first fault",
+        );
+        std::thread::scope(|scope| {
+            let pausing = scope.spawn(|| destination.pause());
+            std::thread::sleep(Duration::from_millis(20));
+            assert!(!pausing.is_finished(), "{mechanism:?}: it cannot stand still");
+            destination.destroy();
+            assert!(matches!(pausing.join().unwrap(), Err(GuestError::Gone { .. })));
+        });
+        assert_eq!(destination.stats().violations, 0);
+    }
 }

@@ -142,7 +142,10 @@ fn demand(holds: bool, otherwise: impl FnOnce() -> String) -> Outcome {
 
 /// An operation that was not to work.
 fn demand_error<T>(result: crate::Result<T>, operation: &str) -> Outcome {
-    demand(result.is_err(), || format!("{operation} was accepted"))
+    result
+        .err()
+        .map(|_| ())
+        .ok_or_else(|| Problem(format!("{operation} was accepted")))
 }
 
 fn demand_intact(subject: &dyn Subject, guest: &dyn Vm) -> Outcome {

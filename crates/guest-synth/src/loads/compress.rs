@@ -184,7 +184,7 @@ impl Load for Compress {
 
     fn restore(&mut self, cursor: &Cursor) -> bool {
         match cursor {
-            Cursor::Compress(cursor) if cursor.text < self.texts && cursor.lap < u64::MAX => {
+            Cursor::Compress(cursor) if cursor.text < self.texts && cursor.lap < u64::MAX / 2 => {
                 self.cursor = cursor.clone();
                 true
             }

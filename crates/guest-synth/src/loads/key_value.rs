@@ -144,15 +144,22 @@ impl KeyValue {
         self.region.page(self.index_pages + record / per_page) + within
     }
 
-    fn record(&self, key: u64, version: u64) -> ([u64; PAGE_WORDS], usize) {
-        let mut words = [0; PAGE_WORDS];
+    /// Makes the record of `key` in its version `version`.
+    fn make_record(&self, key: u64, version: u64, record: &mut [u64]) {
         let base = mix3(self.seed, key, version);
-        for (index, word) in words[..self.record_words].iter_mut().enumerate() {
+        for (index, word) in record.iter_mut().enumerate() {
             *word = (index as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ base;
         }
-        words[0] = key;
-        words[1] = version;
-        (words, self.record_words)
+        record[0] = key;
+        record[1] = version;
+    }
+
+    /// Whether `record` is as [`KeyValue::make_record`] makes it.
+    fn is_record(&self, key: u64, version: u64, record: &[u64]) -> bool {
+        let base = mix3(self.seed, key, version);
+        let is_right =
+            |(index, &word): (usize, &u64)| word == (index as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ base;
+        record[..HEADER_WORDS] == [key, version] && record.iter().enumerate().skip(HEADER_WORDS).all(is_right)
     }
 
     /// Checks the record that `entry` speaks of.
@@ -167,15 +174,13 @@ impl KeyValue {
         let mut buffer = [0; PAGE_WORDS];
         let found = &mut buffer[..self.record_words];
         ram.read_words(offset, found);
-        let (expected, len) = self.record(entry.key, entry.version);
-        if *found == expected[..len] {
+        let Entry { key, version, .. } = entry;
+        if self.is_record(key, version, found) {
             return Ok(());
         }
         let page = offset / PAGE_SIZE;
-        let Entry { key, version, .. } = entry;
-        let [found_key, found_version, ..] = buffer;
-        let (older, len) = self.record(found_key, found_version);
-        if found_key == key && buffer[..len] == older[..len] {
+        let [found_key, found_version] = [found[0], found[1]];
+        if found_key == key && self.is_record(key, found_version, found) {
             return Err(format!(
                 "key-value store: key {key} at page {page} has version {found_version}, the index says {version}"
             ));
@@ -190,8 +195,10 @@ impl KeyValue {
             version: entry.version.wrapping_add(1),
             ..entry
         };
-        let (record, len) = self.record(entry.key, entry.version);
-        ram.write_words(self.record_offset(entry.record), &record[..len]);
+        let mut buffer = [0; PAGE_WORDS];
+        let record = &mut buffer[..self.record_words];
+        self.make_record(entry.key, entry.version, record);
+        ram.write_words(self.record_offset(entry.record), record);
         ram.write_words(self.entry_offset(at), &entry.to_words());
         self.cursor.puts += 1;
         if at < self.cursor.audited {
@@ -250,10 +257,17 @@ impl Load for KeyValue {
             };
             let start = (at * ENTRY_WORDS) as usize;
             index[start..start + ENTRY_WORDS as usize].copy_from_slice(&entry.to_words());
-            let (record, len) = self.record(key, 0);
-            ram.write_words(self.record_offset(key), &record[..len]);
         }
         ram.write_words(self.entry_offset(0), &index);
+        // Record by record in the order they lie in RAM, but a page at a time.
+        let per_page = PAGE_WORDS / self.record_words;
+        let mut page = [0; PAGE_WORDS];
+        for first in (0..self.keys).step_by(per_page) {
+            for (key, record) in (first..self.keys).zip(page.chunks_exact_mut(self.record_words)) {
+                self.make_record(key, 0, record);
+            }
+            ram.write_words(self.record_offset(first), &page);
+        }
     }
 
     fn operate(&mut self, cx: &mut Context<'_>) {

@@ -260,9 +260,9 @@ impl Oltp {
         }
         let (mut separator, mut right) = leaf.split(self.allocate());
         if key < separator {
-            leaf.insert_row(row)
+            leaf.insert_row(row);
         } else {
-            right.insert_row(row)
+            right.insert_row(row);
         }
         let mut left = leaf;
         self.store_page(ram, &mut left);

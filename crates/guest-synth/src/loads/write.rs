@@ -102,7 +102,7 @@ impl Load for WriteLoop {
 
     fn restore(&mut self, cursor: &Cursor) -> bool {
         match cursor {
-            Cursor::Write(cursor) if cursor.page < self.region.pages && cursor.lap < u64::MAX => {
+            Cursor::Write(cursor) if cursor.page < self.region.pages && cursor.lap < u64::MAX / 2 => {
                 self.cursor = cursor.clone();
                 true
             }

@@ -107,7 +107,7 @@ pub(crate) fn run_for(guest: &SynthGuest, time: Duration) {
 }
 
 /// Waits for something that is sure to come; a minute without it is a failure.
-pub(crate) fn until(condition: impl Fn() -> bool, what: &str) {
+pub(crate) fn until(mut condition: impl FnMut() -> bool, what: &str) {
     let start = Instant::now();
     while !condition() {
         assert!(
