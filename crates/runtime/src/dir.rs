@@ -40,11 +40,19 @@ impl GuestDir {
 
 /// Writes `value` so that after a crash either the old or the new file is there, whole.
 pub(crate) fn store_json(path: &Path, value: &impl Serialize) -> Result<(), RuntimeError> {
-    let failed = |what| move |source| RuntimeError::File { what, path: path.to_owned(), source };
+    let failed = |what| {
+        move |source| RuntimeError::File {
+            what,
+            path: path.to_owned(),
+            source,
+        }
+    };
     let new = path.with_extension("new");
     let bytes = serde_json::to_vec_pretty(value).map_err(|e| failed("encode")(e.into()))?;
     let mut file = File::create(&new).map_err(failed("create"))?;
-    file.write_all(&bytes).and_then(|()| file.sync_all()).map_err(failed("write"))?;
+    file.write_all(&bytes)
+        .and_then(|()| file.sync_all())
+        .map_err(failed("write"))?;
     fs::rename(&new, path).map_err(failed("replace"))
 }
 
@@ -52,9 +60,16 @@ pub(crate) fn store_json(path: &Path, value: &impl Serialize) -> Result<(), Runt
 pub(crate) fn load_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, RuntimeError> {
     let bytes = match fs::read(path) {
         Err(e) if e.kind() == ErrorKind::NotFound => return Ok(None),
-        read => read.map_err(|source| RuntimeError::File { what: "read", path: path.to_owned(), source })?,
+        read => read.map_err(|source| RuntimeError::File {
+            what: "read",
+            path: path.to_owned(),
+            source,
+        })?,
     };
-    let damaged = |e: serde_json::Error| RuntimeError::Damaged { path: path.to_owned(), why: e.to_string() };
+    let damaged = |e: serde_json::Error| RuntimeError::Damaged {
+        path: path.to_owned(),
+        why: e.to_string(),
+    };
     serde_json::from_slice(&bytes).map(Some).map_err(damaged)
 }
 

@@ -34,8 +34,12 @@ impl Journal {
             move |source| RuntimeError::File { what, path, source }
         };
         let mut options = OpenOptions::new();
-        let mut file =
-            options.read(true).append(true).create(true).open(&path).map_err(failed("open"))?;
+        let mut file = options
+            .read(true)
+            .append(true)
+            .create(true)
+            .open(&path)
+            .map_err(failed("open"))?;
         let mut text = String::new();
         file.read_to_string(&mut text).map_err(failed("read"))?;
         let whole = text.rfind('\n').map_or(0, |end| end + 1);
@@ -50,8 +54,13 @@ impl Journal {
             })?),
         };
         // The name must be on disk as well as the lines.
-        File::open(dir).and_then(|dir| dir.sync_all()).map_err(failed("sync the directory of"))?;
-        Ok(Self { inner: Mutex::new(Inner { file, last }), path })
+        File::open(dir)
+            .and_then(|dir| dir.sync_all())
+            .map_err(failed("sync the directory of"))?;
+        Ok(Self {
+            inner: Mutex::new(Inner { file, last }),
+            path,
+        })
     }
 
     /// The record that counts.
@@ -69,17 +78,27 @@ impl Journal {
     /// # Errors
     /// When that fails: then it is not known whether the record counts.
     pub fn append(&self, record: &Record) -> Result<(), RuntimeError> {
-        let failed = |source| RuntimeError::File { what: "append to", path: self.path.clone(), source };
+        let failed = |source| RuntimeError::File {
+            what: "append to",
+            path: self.path.clone(),
+            source,
+        };
         let mut line = serde_json::to_vec(record).map_err(|e| failed(e.into()))?;
         line.push(b'\n');
         let mut inner = self.lock();
-        inner.file.write_all(&line).and_then(|()| inner.file.sync_data()).map_err(failed)?;
+        inner
+            .file
+            .write_all(&line)
+            .and_then(|()| inner.file.sync_data())
+            .map_err(failed)?;
         inner.last = Some(record.clone());
         Ok(())
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Inner> {
-        self.inner.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+        self.inner
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 }
 
@@ -108,6 +127,9 @@ mod tests {
     fn a_damaged_journal_is_an_error_not_an_empty_one() {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join("journal"), "nonsense\n").unwrap();
-        assert!(matches!(Journal::open(dir.path()), Err(RuntimeError::Damaged { .. })));
+        assert!(matches!(
+            Journal::open(dir.path()),
+            Err(RuntimeError::Damaged { .. })
+        ));
     }
 }

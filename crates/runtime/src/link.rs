@@ -54,17 +54,21 @@ pub(crate) fn dial(
     stream.set_nodelay(true).map_err(|e| at(&e))?;
     if matches!(role, StreamRole::Pages { .. }) {
         stream.set_send_buffer(PUSH_BUFFER_BYTES).map_err(|e| at(&e))?;
+    } else {
+        // A fault must not wait behind the push.
+        stream.set_low_delay().map_err(|e| at(&e))?;
     }
     stream.set_peer_timeout(PEER_TIMEOUT).map_err(|e| at(&e))?;
     stream.set_read_timeout(Some(DIAL_TIMEOUT)).map_err(|e| at(&e))?;
-    Hello { versions: SPOKEN, session, role }.write(&mut stream).map_err(|e| at(&e))?;
-    match HelloReply::read(&mut stream).map_err(|e| at(&e))? {
-        HelloReply::Welcome { version } if SPOKEN.contains(version) => {}
-        HelloReply::Welcome { version } => {
-            return Err(format!("{endpoint} chose version {version} of the protocol, which was not offered"));
-        }
-        HelloReply::Refused { reason } => return Err(format!("{endpoint} refused: {reason}")),
+    Hello {
+        versions: SPOKEN,
+        session,
+        role,
     }
+    .write(&mut stream)
+    .map_err(|e| at(&e))?;
+    let reply = HelloReply::read(&mut stream).map_err(|e| at(&e))?;
+    reply.accepted(SPOKEN).map_err(|e| at(&e))?;
     stream.set_read_timeout(None).map_err(|e| at(&e))?;
     Ok(stream)
 }

@@ -19,12 +19,19 @@ pub(crate) struct Usage {
 
 impl Usage {
     pub(crate) fn start() -> Self {
-        Self { cpu_ns: AtomicU64::new(0), base_bytes: private_bytes(), peak_bytes: AtomicU64::new(0) }
+        Self {
+            cpu_ns: AtomicU64::new(0),
+            base_bytes: private_bytes(),
+            peak_bytes: AtomicU64::new(0),
+        }
     }
 
     /// Counts the CPU time of the calling thread until the answer is dropped.
     pub(crate) fn thread(&self) -> ThreadUsage<'_> {
-        ThreadUsage { usage: self, from_ns: thread_cpu_ns() }
+        ThreadUsage {
+            usage: self,
+            from_ns: thread_cpu_ns(),
+        }
     }
 
     pub(crate) fn cpu_seconds(&self) -> f64 {
@@ -32,7 +39,8 @@ impl Usage {
     }
 
     pub(crate) fn sample_memory(&self) {
-        self.peak_bytes.fetch_max(private_bytes().saturating_sub(self.base_bytes), Ordering::Relaxed);
+        self.peak_bytes
+            .fetch_max(private_bytes().saturating_sub(self.base_bytes), Ordering::Relaxed);
     }
 
     /// Private memory at its highest, beyond what the process had before.
@@ -69,7 +77,9 @@ impl ThreadUsage<'_> {
     /// Counts what was used so far.
     pub(crate) fn flush(&mut self) {
         let now_ns = thread_cpu_ns();
-        self.usage.cpu_ns.fetch_add(now_ns - self.from_ns, Ordering::Relaxed);
+        self.usage
+            .cpu_ns
+            .fetch_add(now_ns - self.from_ns, Ordering::Relaxed);
         self.from_ns = now_ns;
     }
 }

@@ -12,7 +12,10 @@ use vmferry_guest::{Guest as _, GuestState};
 fn moves(strategy: Strategy, limits: Limits) -> vmferry_core::report::Report {
     let pair = Pair::new();
     let (vm, dir) = pair.launch("vm", &busy());
-    let request = vmferry_runtime::Request { limits, ..pair.request(strategy) };
+    let request = vmferry_runtime::Request {
+        limits,
+        ..pair.request(strategy)
+    };
     let report = pair.migrate(vm.clone(), dir, request);
     assert_eq!(report.outcome, Outcome::Completed, "{:?}", report.error);
     let verified = report.verified.expect("it was asked for");
@@ -31,14 +34,27 @@ fn stop_and_copy() {
 
 #[test]
 fn pre_copy() {
-    let report = moves(Strategy::PreCopy, Limits { downtime: Duration::from_millis(50), ..Limits::default() });
+    let report = moves(
+        Strategy::PreCopy,
+        Limits {
+            downtime: Duration::from_millis(50),
+            ..Limits::default()
+        },
+    );
     assert!(report.rounds.len() >= 2, "{:?}", report.rounds);
-    assert!(report.pages.hole > 0 && report.pages.uniform > 0, "{:?}", report.pages);
+    assert!(
+        report.pages.hole > 0 && report.pages.uniform > 0,
+        "{:?}",
+        report.pages
+    );
 }
 
 #[test]
 fn post_copy() {
-    let limits = Limits { drain_after: Duration::from_millis(100), ..Limits::default() };
+    let limits = Limits {
+        drain_after: Duration::from_millis(100),
+        ..Limits::default()
+    };
     let report = moves(Strategy::PostCopy, limits);
     assert!(report.faults.network > 0, "{:?}", report.faults);
     assert_eq!(report.pages.resent, 0, "each page crosses once");
@@ -60,19 +76,31 @@ fn pre_copy_that_cannot_converge_goes_on_as_post_copy() {
         ..Limits::default()
     };
     let report = moves(Strategy::PreCopy, limits);
-    assert!(report.pages.resent > 0, "pages dirtied in the rounds cross again after the resume");
+    assert!(
+        report.pages.resent > 0,
+        "pages dirtied in the rounds cross again after the resume"
+    );
 }
 
 #[test]
 fn pre_copy_that_cannot_converge_gives_up_when_asked_to() {
     let pair = Pair::new();
     let (vm, dir) = pair.launch("vm", &busy());
-    let limits =
-        Limits { downtime: Duration::from_micros(1), rounds: 2, at_limit: AtLimit::Abort, ..Limits::default() };
-    let request = vmferry_runtime::Request { limits, ..pair.request(Strategy::PreCopy) };
+    let limits = Limits {
+        downtime: Duration::from_micros(1),
+        rounds: 2,
+        at_limit: AtLimit::Abort,
+        ..Limits::default()
+    };
+    let request = vmferry_runtime::Request {
+        limits,
+        ..pair.request(Strategy::PreCopy)
+    };
     let report = pair.migrate(vm, dir, request);
     assert_eq!(report.outcome, Outcome::Failed);
     assert!(report.error.unwrap().contains("dirties memory too fast"));
     assert_healthy(&pair.source, "vm");
-    common::eventually("the destination let go", || pair.destination.backend.find("vm").is_none());
+    common::eventually("the destination let go", || {
+        pair.destination.backend.find("vm").is_none()
+    });
 }

@@ -1,7 +1,9 @@
 //! Comparing pages by their hashes (`--verify`).
 
-use vmferry_core::report::Verified;
+use std::sync::LazyLock;
+
 use vmferry_core::PAGE_SIZE;
+use vmferry_core::report::Verified;
 use vmferry_guest::GuestRam;
 
 use crate::link::chain;
@@ -16,7 +18,8 @@ pub(crate) fn hash(page: &[u8]) -> u128 {
 
 /// The hash of a page of zeros.
 pub(crate) fn zero_hash() -> u128 {
-    hash(&[0; PAGE_SIZE as usize])
+    static HASH: LazyLock<u128> = LazyLock::new(|| hash(&[0; PAGE_SIZE as usize]));
+    *HASH
 }
 
 /// Hands the hashes of all pages to `send`, in order, with the number of the first page of each part. Holes
@@ -30,7 +33,9 @@ pub(crate) fn hashes(
     let pages = ram.layout().pages();
     for first in (0..pages).step_by(CHUNK as usize) {
         let part = first..(first + CHUNK).min(pages);
-        let hashes = part.map(|page| if data.contains(page) { ram.hash(page) } else { zero }).collect();
+        let hashes = part
+            .map(|page| if data.contains(page) { ram.hash(page) } else { zero })
+            .collect();
         send(first, hashes)?;
     }
     Ok(())
@@ -73,7 +78,10 @@ impl Expected {
         mut found: impl FnMut(u64) -> Option<u128>,
     ) -> Result<Verified, String> {
         if self.hashes.len() as u64 != pages {
-            return Err(format!("got hashes of {} pages, expected those of {pages}", self.hashes.len()));
+            return Err(format!(
+                "got hashes of {} pages, expected those of {pages}",
+                self.hashes.len()
+            ));
         }
         let mut mismatches = 0;
         for (page, expected) in self.hashes.iter().enumerate() {

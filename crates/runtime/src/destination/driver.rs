@@ -9,16 +9,16 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, unbounded};
 use serde::{Deserialize, Serialize};
+use vmferry_core::PageBitmap;
 use vmferry_core::destination::{Command, Destination, Event, Setup};
 use vmferry_core::handover::{Claim, Epoch, Record};
 use vmferry_core::report::{Outcome, Verified};
-use vmferry_core::PageBitmap;
 use vmferry_guest::{FaultMode, GuestSpec, Vm};
 use vmferry_memory::SharedPageStates;
 use vmferry_transport::BoxedStream;
 use vmferry_wire::{
-    DestinationSummary, FaultModeWire, Offer, OwnerState, SessionToken, ToDestination, ToSource, VerifySummary,
-    clip_reason, read_control, write_control,
+    DestinationSummary, FaultModeWire, Offer, OwnerState, PageSetParts, SessionToken, ToDestination,
+    ToSource, VerifySummary, clip_reason, read_control, write_control,
 };
 
 use super::compare::Expected;
@@ -74,6 +74,8 @@ struct Driver<'a> {
     control: Option<BoxedStream>,
     control_reader: Option<JoinHandle<()>>,
     fault_thread: Option<JoinHandle<()>>,
+    /// The pages announced for after the resume, part by part.
+    announced: Option<PageSetParts>,
     pending: PageBitmap,
     device_state: Vec<u8>,
     expected: Expected,
@@ -85,16 +87,21 @@ struct Driver<'a> {
 /// Takes a new session from its offer to its end.
 pub(super) fn run(shared: &Arc<Shared>, token: SessionToken, mut control: BoxedStream) {
     let clock = Clock::start();
-    let offer = match control.set_read_timeout(Some(OFFER_TIMEOUT)).map_err(|e| chain(&e)).and_then(|()| {
-        read_control::<ToDestination>(&mut control).map_err(|e| chain(&e))
-    }) {
+    let offer = match control
+        .set_read_timeout(Some(OFFER_TIMEOUT))
+        .map_err(|e| chain(&e))
+        .and_then(|()| read_control::<ToDestination>(&mut control).map_err(|e| chain(&e)))
+    {
         Ok(ToDestination::Offer(offer)) => offer,
         Ok(_) => return refuse(&mut control, "expected an offer"),
         Err(reason) => return refuse(&mut control, &reason),
     };
     let streams = offer.streams.min(MAX_STREAMS);
     if streams == 0 {
-        return refuse(&mut control, "got an offer of no page streams, expected at least one");
+        return refuse(
+            &mut control,
+            "got an offer of no page streams, expected at least one",
+        );
     }
     let (arrival, mode) = match admit(shared, &offer) {
         Ok(admitted) => admitted,
@@ -108,7 +115,11 @@ pub(super) fn run(shared: &Arc<Shared>, token: SessionToken, mut control: BoxedS
     });
     match accepted {
         Ok((session, received)) => {
-            let setup = Setup { streams: usize::from(streams), verify: offer.verify, epoch: arrival.epoch };
+            let setup = Setup {
+                streams: usize::from(streams),
+                verify: offer.verify,
+                epoch: arrival.epoch,
+            };
             let machine = Destination::new(setup);
             let mut driver = Driver::new(shared, session, received, machine, arrival, clock);
             let began = driver
@@ -126,7 +137,10 @@ pub(super) fn run(shared: &Arc<Shared>, token: SessionToken, mut control: BoxedS
 
 /// Takes a session up whose guest runs here while pages are outstanding.
 pub(super) fn recover(shared: &Arc<Shared>, vm: Arc<dyn Vm>, dir: GuestDir) -> Result<(), RuntimeError> {
-    let damaged = |why: &str| RuntimeError::Damaged { path: dir.session(), why: why.into() };
+    let damaged = |why: &str| RuntimeError::Damaged {
+        path: dir.session(),
+        why: why.into(),
+    };
     let saved: SavedSession = load_json(&dir.session())?.ok_or_else(|| damaged("it is missing"))?;
     let token = parse_token(&saved.session).ok_or_else(|| damaged("its session is no token"))?;
     let ram = vm.ram().clone();
@@ -135,6 +149,7 @@ pub(super) fn recover(shared: &Arc<Shared>, vm: Arc<dyn Vm>, dir: GuestDir) -> R
     let faults = vm.reopen_page_faults()?;
     let pager = Pager::new(ram.clone(), faults, saved.mode, states, false);
     pager.recover();
+    let outstanding = pager.outstanding() > 0;
     let sink = Sink::new(ram);
     sink.set_intake(Intake::Paged);
     let _ = sink.pager.set(Arc::new(pager));
@@ -148,29 +163,50 @@ pub(super) fn recover(shared: &Arc<Shared>, vm: Arc<dyn Vm>, dir: GuestDir) -> R
     let (session, received) = new_session(token, guest);
     shared.sessions().insert(token, session.clone());
     let journal = Journal::open(dir.path())?;
-    let setup = Setup { streams: usize::from(saved.streams), verify: false, epoch: saved.epoch };
+    let setup = Setup {
+        streams: usize::from(saved.streams),
+        verify: false,
+        epoch: saved.epoch,
+    };
     let shared = shared.clone();
     let run = move || {
-        let arrival = Arrival { vm, dir, journal, epoch: saved.epoch, verify: false };
-        let machine = Destination::recovered(setup);
+        let arrival = Arrival {
+            vm,
+            dir,
+            journal,
+            epoch: saved.epoch,
+            verify: false,
+        };
+        let machine = Destination::recovered(setup, outstanding);
         let mut driver = Driver::new(&shared, session, received, machine, arrival, Clock::start());
         driver.running = Some(Duration::ZERO);
         driver.serve_faults();
         driver.run(None);
     };
-    thread::Builder::new().name("in recovered".into()).spawn(run).expect("a thread can be started");
+    thread::Builder::new()
+        .name("in recovered".into())
+        .spawn(run)
+        .expect("a thread can be started");
     Ok(())
 }
 
 /// Tells a source that every page is here.
 pub(super) fn say_all_received(pages: u64, control: &mut BoxedStream) -> Result<(), String> {
     let all = PageBitmap::full(pages);
-    ToSource::received(&all).iter().try_for_each(|message| write_control(control, message)).map_err(|e| chain(&e))
+    ToSource::received(&all)
+        .iter()
+        .try_for_each(|message| write_control(control, message))
+        .map_err(|e| chain(&e))
 }
 
 fn refuse(control: &mut BoxedStream, reason: &str) {
     // The source may be gone.
-    let _ = write_control(control, &ToSource::Refuse { reason: clip_reason(reason) });
+    let _ = write_control(
+        control,
+        &ToSource::Refuse {
+            reason: clip_reason(reason),
+        },
+    );
 }
 
 /// Has the host create the guest.
@@ -189,7 +225,16 @@ fn admit(shared: &Shared, offer: &Offer) -> Result<(Arrival, Option<FaultMode>),
                 FaultModeWire::Missing => FaultMode::Missing,
                 FaultModeWire::MissingAndStale => FaultMode::MissingAndStale,
             });
-            Ok((Arrival { vm, dir, journal, epoch: Epoch(offer.epoch), verify: offer.verify }, mode))
+            Ok((
+                Arrival {
+                    vm,
+                    dir,
+                    journal,
+                    epoch: Epoch(offer.epoch),
+                    verify: offer.verify,
+                },
+                mode,
+            ))
         }
         Err(reason) => {
             vm.destroy();
@@ -213,7 +258,13 @@ fn prepare(
     if let Some(mode) = mode {
         let faults = vm.page_faults(mode).map_err(|e| chain(&e))?;
         let states = SharedPageStates::create(&dir.page_states(), vm.ram().layout().pages() as usize);
-        let pager = Pager::new(vm.ram().clone(), faults, mode, states.map_err(|e| chain(&e))?, offer.verify);
+        let pager = Pager::new(
+            vm.ram().clone(),
+            faults,
+            mode,
+            states.map_err(|e| chain(&e))?,
+            offer.verify,
+        );
         let _ = sink.pager.set(Arc::new(pager));
         let saved = SavedSession {
             session: token_text(token),
@@ -227,8 +278,13 @@ fn prepare(
     let name = vm.spec().name.clone();
     let entry = log_entry(token, arrival, Became::Admitted);
     shared.log.append(&entry).map_err(|e| chain(&e))?;
-    let guest =
-        Guest { name, strategy: offer.strategy.clone(), sink: Arc::new(sink), streams, paged: mode.is_some() };
+    let guest = Guest {
+        name,
+        strategy: offer.strategy.clone(),
+        sink: Arc::new(sink),
+        streams,
+        paged: mode.is_some(),
+    };
     let (session, received) = new_session(token, guest);
     shared.sessions().insert(token, session.clone());
     Ok((session, received))
@@ -280,6 +336,7 @@ impl<'a> Driver<'a> {
             control: None,
             control_reader: None,
             fault_thread: None,
+            announced: None,
             pending: PageBitmap::new(pages),
             device_state: Vec::new(),
             expected: Expected::default(),
@@ -329,7 +386,10 @@ impl<'a> Driver<'a> {
                 Err(reason) => events.push_back(Event::Failed(reason)),
             },
             // The last page may come over a connection that has just ended.
-            Input::Peer { event: Event::AllArrived, .. } => events.push_back(Event::AllArrived),
+            Input::Peer {
+                event: Event::AllArrived,
+                ..
+            } => events.push_back(Event::AllArrived),
             Input::Peer { .. } | Input::Message { .. } => {}
             Input::Local(event) => events.push_back(event),
             Input::Connected(control) => {
@@ -342,7 +402,9 @@ impl<'a> Driver<'a> {
                 let possible = !self.machine.owns();
                 let _ = answer.send(possible);
                 if possible {
-                    events.push_back(Event::Failed("given up by the operator of the destination".into()));
+                    events.push_back(Event::Failed(
+                        "given up by the operator of the destination".into(),
+                    ));
                 }
             }
         }
@@ -352,18 +414,25 @@ impl<'a> Driver<'a> {
     fn message(&mut self, message: ToDestination) -> Result<Option<Event>, String> {
         let pages = self.pending.len();
         Ok(Some(match message {
-            ToDestination::Offer(_) => return Err("got a second offer, expected the migration to go on".into()),
+            ToDestination::Offer(_) => {
+                return Err("got a second offer, expected the migration to go on".into());
+            }
             ToDestination::Pending { pages: part } => {
-                part.add_to(&mut self.pending).map_err(|e| chain(&e))?;
+                self.announced().add(&part).map_err(|e| chain(&e))?;
                 return Ok(None);
             }
             ToDestination::Switch { pending, .. } => {
-                pending.add_to(&mut self.pending).map_err(|e| chain(&e))?;
+                self.announced().add(&pending).map_err(|e| chain(&e))?;
+                if let Some(announced) = self.announced.take() {
+                    self.pending = announced.finish().map_err(|e| chain(&e))?;
+                }
                 Event::Switch
             }
             ToDestination::DeviceState { last, bytes } => {
                 if self.device_state.len() + bytes.len() > MAX_DEVICE_STATE_BYTES {
-                    return Err(format!("got more than {MAX_DEVICE_STATE_BYTES} bytes of device state"));
+                    return Err(format!(
+                        "got more than {MAX_DEVICE_STATE_BYTES} bytes of device state"
+                    ));
                 }
                 self.device_state.extend(bytes);
                 if !last {
@@ -390,6 +459,11 @@ impl<'a> Driver<'a> {
         }))
     }
 
+    fn announced(&mut self) -> &mut PageSetParts {
+        let layout = self.arrival.vm.ram().layout();
+        self.announced.get_or_insert_with(|| PageSetParts::new(layout))
+    }
+
     /// Feeds the machine. An event that it has no place for fails the session.
     fn handle(&mut self, event: Event) -> Vec<Command> {
         tracing::debug!(?event, "destination");
@@ -398,7 +472,9 @@ impl<'a> Driver<'a> {
             Err(error) => {
                 let reason = error.to_string();
                 tracing::warn!(vm = self.session.name(), reason, "the source broke the protocol");
-                let _ = self.send(&ToSource::Failed { reason: clip_reason(&reason) });
+                let _ = self.send(&ToSource::Failed {
+                    reason: clip_reason(&reason),
+                });
                 self.machine.handle(Event::Failed(reason)).unwrap_or_default()
             }
         }
@@ -407,18 +483,32 @@ impl<'a> Driver<'a> {
     fn execute(&mut self, command: Command, events: &mut VecDeque<Event>) {
         tracing::debug!(?command, "destination");
         let answer = match command {
-            Command::SendRoundReceived { round } => {
-                self.send(&ToSource::RoundReceived { round, pages: 0, bytes: 0 }).map(|()| None)
-            }
+            Command::SendRoundReceived { round } => self
+                .send(&ToSource::RoundReceived {
+                    round,
+                    pages: 0,
+                    bytes: 0,
+                })
+                .map(|()| None),
             Command::ExpectPages => self.expect_pages(),
             Command::Load => self.load().map(|()| Some(Event::Loaded)),
             Command::Compare => self.compare().map(Some),
             Command::CompareArrived => self.compare_arrived().map(Some),
             Command::SendReady(epoch) => self.send_or_break(&ToSource::Ready { epoch: epoch.0 }),
             Command::JournalOwner(epoch) => {
-                self.arrival.journal.append(&Record::Owner { epoch }).map(|()| Some(Event::Journaled)).map_err(|e| chain(&e))
+                let written = self
+                    .arrival
+                    .journal
+                    .append(&Record::Owner { epoch })
+                    .map_err(|e| chain(&e));
+                Ok(Some(
+                    written.map_or_else(Event::JournalFailed, |()| Event::Journaled),
+                ))
             }
-            Command::JournalDeclined(epoch) => self.decline(epoch).map(Some),
+            Command::JournalDeclined(epoch) => Ok(Some(
+                self.decline(epoch)
+                    .map_or_else(Event::JournalFailed, |()| Event::Journaled),
+            )),
             Command::Run => self.run_guest().map(Some),
             Command::SendRunning(epoch) => self.send_or_break(&ToSource::Running { epoch: epoch.0 }),
             Command::Announce => {
@@ -432,7 +522,9 @@ impl<'a> Driver<'a> {
                 Ok(None)
             }
             Command::SendFailed(reason) => {
-                let _ = self.send(&ToSource::Failed { reason: clip_reason(&reason) });
+                let _ = self.send(&ToSource::Failed {
+                    reason: clip_reason(&reason),
+                });
                 Ok(None)
             }
             Command::Discard => {
@@ -457,7 +549,10 @@ impl<'a> Driver<'a> {
     /// From here on pages go through the pager.
     fn expect_pages(&mut self) -> Result<Option<Event>, String> {
         let sink = self.sink();
-        let pager = sink.pager.get().ok_or("pages after the resume were not part of the offer")?;
+        let pager = sink
+            .pager
+            .get()
+            .ok_or("pages after the resume were not part of the offer")?;
         let outstanding = pager.switch(&self.pending);
         sink.set_intake(Intake::Paged);
         self.serve_faults();
@@ -474,8 +569,12 @@ impl<'a> Driver<'a> {
                 let _ = session.inputs.send(Input::Local(Event::Failed(reason)));
             }
         };
-        self.fault_thread =
-            Some(thread::Builder::new().name("in faults".into()).spawn(serve).expect("a thread can be started"));
+        self.fault_thread = Some(
+            thread::Builder::new()
+                .name("in faults".into())
+                .spawn(serve)
+                .expect("a thread can be started"),
+        );
     }
 
     fn load(&mut self) -> Result<(), String> {
@@ -501,11 +600,19 @@ impl<'a> Driver<'a> {
     fn announce(&mut self) {
         let name = self.session.name().to_owned();
         if let Err(error) = self.arrival.vm.announce() {
-            tracing::warn!(vm = name, error = chain(&error), "cannot announce the guest to the network");
+            tracing::warn!(
+                vm = name,
+                error = chain(&error),
+                "cannot announce the guest to the network"
+            );
         }
         let owner = log_entry(self.session.token, &self.arrival, Became::Owner);
         if let Err(error) = self.shared.log.append(&owner) {
-            tracing::error!(vm = name, error = chain(&error), "cannot write the log of sessions");
+            tracing::error!(
+                vm = name,
+                error = chain(&error),
+                "cannot write the log of sessions"
+            );
         }
         self.shared.host.arrived(&name);
     }
@@ -524,13 +631,17 @@ impl<'a> Driver<'a> {
     fn compare(&mut self) -> Result<Event, String> {
         let verified = self.expected.compare_memory(self.arrival.vm.ram())?;
         self.verified = Some(verified);
-        Ok(Event::Compared { mismatches: verified.mismatches })
+        Ok(Event::Compared {
+            mismatches: verified.mismatches,
+        })
     }
 
     fn compare_arrived(&mut self) -> Result<Event, String> {
         let sink = self.sink();
         let pager = sink.pager.get().ok_or("nothing was paged in")?;
-        let compared = self.expected.compare(self.pending.len(), |page| pager.arrival_hash(page));
+        let compared = self
+            .expected
+            .compare(self.pending.len(), |page| pager.arrival_hash(page));
         let mismatches = match compared {
             Ok(verified) => {
                 self.verified = Some(verified);
@@ -544,11 +655,13 @@ impl<'a> Driver<'a> {
         Ok(Event::Compared { mismatches })
     }
 
-    fn decline(&mut self, epoch: Epoch) -> Result<Event, String> {
-        self.arrival.journal.append(&Record::Declined { epoch }).map_err(|e| chain(&e))?;
+    fn decline(&mut self, epoch: Epoch) -> Result<(), String> {
+        self.arrival
+            .journal
+            .append(&Record::Declined { epoch })
+            .map_err(|e| chain(&e))?;
         let declined = log_entry(self.session.token, &self.arrival, Became::Declined);
-        self.shared.log.append(&declined).map_err(|e| chain(&e))?;
-        Ok(Event::Journaled)
+        self.shared.log.append(&declined).map_err(|e| chain(&e))
     }
 
     // The connection.
@@ -569,7 +682,10 @@ impl<'a> Driver<'a> {
                 }
             }
         };
-        let thread = thread::Builder::new().name("in control".into()).spawn(read).expect("a thread can be started");
+        let thread = thread::Builder::new()
+            .name("in control".into())
+            .spawn(read)
+            .expect("a thread can be started");
         self.control_reader = Some(thread);
         self.control = Some(control);
         Ok(())
@@ -586,7 +702,10 @@ impl<'a> Driver<'a> {
     }
 
     fn send(&mut self, message: &ToSource) -> Result<(), String> {
-        let control = self.control.as_mut().ok_or("there is no connection to the source")?;
+        let control = self
+            .control
+            .as_mut()
+            .ok_or("there is no connection to the source")?;
         write_control(control, message).map_err(|e| chain(&e))
     }
 
@@ -601,7 +720,10 @@ impl<'a> Driver<'a> {
             Claim::Owner => OwnerState::Owner,
             Claim::Declined => OwnerState::Declined,
         };
-        self.send(&ToSource::Owner { epoch: epoch.0, state })?;
+        self.send(&ToSource::Owner {
+            epoch: epoch.0,
+            state,
+        })?;
         if claim != Claim::Owner {
             return Ok(());
         }
@@ -610,13 +732,20 @@ impl<'a> Driver<'a> {
             Some(pager) => pager.have(),
             None => PageBitmap::full(self.pending.len()),
         };
-        ToSource::received(&have).iter().try_for_each(|message| self.send(message))
+        ToSource::received(&have)
+            .iter()
+            .try_for_each(|message| self.send(message))
     }
 
     // The end.
 
     fn sink(&self) -> Arc<Sink> {
-        self.session.guest.get().expect("a session with a driver has a guest").sink.clone()
+        self.session
+            .guest
+            .get()
+            .expect("a session with a driver has a guest")
+            .sink
+            .clone()
     }
 
     fn stop_fault_thread(&mut self) {
@@ -631,10 +760,17 @@ impl<'a> Driver<'a> {
         let usage = &self.session.usage;
         usage.sample_memory();
         DestinationSummary {
-            faults: sink.pager.get().map(|pager| pager.fault_summary()).unwrap_or_default(),
+            faults: sink
+                .pager
+                .get()
+                .map(|pager| pager.fault_summary())
+                .unwrap_or_default(),
             cpu_seconds: usage.cpu_seconds(),
             memory_bytes: usage.peak_bytes(),
-            verified: self.verified.map(|v| VerifySummary { pages: v.pages, mismatches: v.mismatches }),
+            verified: self.verified.map(|v| VerifySummary {
+                pages: v.pages,
+                mismatches: v.mismatches,
+            }),
             pages_received: sink.pages.load(Ordering::Relaxed),
         }
     }

@@ -10,6 +10,7 @@ mod session_log;
 
 use std::collections::HashMap;
 use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
@@ -25,6 +26,9 @@ use crate::error::RuntimeError;
 use crate::link::{DIAL_TIMEOUT, chain};
 use session::Session;
 use session_log::SessionLog;
+
+/// Connections that may be without a hello at a time: each is a thread.
+const MAX_STRANGERS: usize = 128;
 
 /// A guest created for a migration.
 pub struct Admitted {
@@ -103,6 +107,8 @@ struct Shared {
     host: Arc<dyn Host>,
     listener: Listener,
     sessions: Mutex<HashMap<SessionToken, Arc<Session>>>,
+    /// Connections that have not said who they are.
+    strangers: AtomicUsize,
     log: SessionLog,
 }
 
@@ -116,7 +122,10 @@ impl Shared {
     }
 
     fn of_guest(&self, name: &str) -> Option<Arc<Session>> {
-        self.sessions().values().find(|session| session.name() == name).cloned()
+        self.sessions()
+            .values()
+            .find(|session| session.name() == name)
+            .cloned()
     }
 }
 
@@ -128,7 +137,15 @@ impl Incoming {
     /// When the log cannot be read.
     pub fn new(listener: Listener, host: Arc<dyn Host>, state_dir: &Path) -> Result<Self, RuntimeError> {
         let log = SessionLog::open(state_dir)?;
-        Ok(Self { shared: Arc::new(Shared { host, listener, sessions: Mutex::default(), log }) })
+        Ok(Self {
+            shared: Arc::new(Shared {
+                host,
+                listener,
+                sessions: Mutex::default(),
+                strangers: AtomicUsize::new(0),
+                log,
+            }),
+        })
     }
 
     /// Begins to accept connections.
@@ -164,7 +181,10 @@ impl Incoming {
     /// # Errors
     /// When there is none, or it runs here already.
     pub fn cancel(&self, name: &str) -> Result<(), RuntimeError> {
-        let session = self.shared.of_guest(name).ok_or_else(|| RuntimeError::NoSession(name.into()))?;
+        let session = self
+            .shared
+            .of_guest(name)
+            .ok_or_else(|| RuntimeError::NoSession(name.into()))?;
         session.cancel()
     }
 }
@@ -172,10 +192,18 @@ impl Incoming {
 fn accept(shared: &Arc<Shared>) {
     loop {
         match shared.listener.accept() {
+            Ok(stream) if shared.strangers.load(Ordering::Relaxed) >= MAX_STRANGERS => {
+                tracing::warn!(
+                    peer = stream.peer(),
+                    "too many connections without a hello: this one is closed"
+                );
+            }
             Ok(stream) => {
-                let shared = shared.clone();
-                let greet = move || greet(&shared, stream);
+                shared.strangers.fetch_add(1, Ordering::Relaxed);
+                let host = shared.clone();
+                let greet = move || greet(&host, stream);
                 if thread::Builder::new().name("hello".into()).spawn(greet).is_err() {
+                    shared.strangers.fetch_sub(1, Ordering::Relaxed);
                     tracing::warn!("no thread for a connection: it is closed");
                 }
             }
@@ -190,9 +218,10 @@ fn accept(shared: &Arc<Shared>) {
 /// Reads the hello of a connection and brings it where it belongs.
 fn greet(shared: &Arc<Shared>, mut stream: BoxedStream) {
     let peer = stream.peer();
-    let hello = match stream.set_read_timeout(Some(DIAL_TIMEOUT)).map_err(|e| chain(&e)).and_then(|()| {
-        Hello::read(&mut stream).map_err(|e| chain(&e))
-    }) {
+    let in_time = stream.set_read_timeout(Some(DIAL_TIMEOUT)).map_err(|e| chain(&e));
+    let hello = in_time.and_then(|()| Hello::read(&mut stream).map_err(|e| chain(&e)));
+    shared.strangers.fetch_sub(1, Ordering::Relaxed);
+    let hello = match hello {
         Ok(hello) => hello,
         Err(error) => {
             tracing::warn!(peer, error, "connection refused");
@@ -204,6 +233,10 @@ fn greet(shared: &Arc<Shared>, mut stream: BoxedStream) {
         Ok(version) => version,
         Err(error) => return refuse(stream, &chain(&error)),
     };
+    if !matches!(hello.role, StreamRole::Pages { .. }) {
+        // Without it faults are slower where the push fills the link, nothing else.
+        let _ = stream.set_low_delay();
+    }
     let session = shared.session(hello.session);
     match (hello.role, session) {
         (StreamRole::Control { resume: false }, None) => {
@@ -231,20 +264,28 @@ fn greet(shared: &Arc<Shared>, mut stream: BoxedStream) {
 }
 
 fn welcome(stream: &mut BoxedStream, version: u16) -> bool {
-    let ready = stream.set_read_timeout(None).and_then(|()| stream.set_nodelay(true)).is_ok();
+    let ready = stream
+        .set_read_timeout(None)
+        .and_then(|()| stream.set_nodelay(true))
+        .is_ok();
     ready && HelloReply::Welcome { version }.write(stream).is_ok()
 }
 
 fn refuse(mut stream: BoxedStream, reason: &str) {
     // The peer may be no vmferry and gone.
-    let _ = HelloReply::Refused { reason: reason.into() }.write(&mut stream);
+    let _ = HelloReply::Refused {
+        reason: reason.into(),
+    }
+    .write(&mut stream);
     let _ = stream.shutdown();
 }
 
 /// A source asks about a session that does not live any more.
 fn answer_from_log(shared: &Shared, token: SessionToken, mut stream: BoxedStream) {
     use vmferry_wire::{ToDestination, ToSource, read_control, write_control};
-    let Ok(ToDestination::Query { epoch }) = read_control(&mut stream) else { return };
+    let Ok(ToDestination::Query { epoch }) = read_control(&mut stream) else {
+        return;
+    };
     let state = match shared.log.look_up(token, epoch) {
         Ok(state) => state,
         Err(error) => {

@@ -115,7 +115,11 @@ impl Pager {
     pub(super) fn switch(&self, pending: &PageBitmap) -> u64 {
         for page in pending.pages() {
             let received = self.states.load(page as usize, Ordering::Relaxed) == PRESENT;
-            self.states.store(page as usize, if received { STALE } else { ABSENT }, Ordering::Relaxed);
+            self.states.store(
+                page as usize,
+                if received { STALE } else { ABSENT },
+                Ordering::Relaxed,
+            );
         }
         for (page, state) in self.states.as_slice().iter().enumerate() {
             if state.load(Ordering::Relaxed) == ABSENT && !pending.contains(page as u64) {
@@ -185,7 +189,8 @@ impl Pager {
     /// Pages from `page` on in the same state, within its window.
     fn same_state_around(&self, page: u64, state: u8) -> PageRun {
         let end = (page / LOCAL_WINDOW * LOCAL_WINDOW + LOCAL_WINDOW).min(self.ram.layout().pages());
-        let same = (page + 1..end).take_while(|&next| self.states.load(next as usize, Ordering::Acquire) == state);
+        let same =
+            (page + 1..end).take_while(|&next| self.states.load(next as usize, Ordering::Acquire) == state);
         PageRun::new(page, 1 + same.count() as u64)
     }
 
@@ -217,7 +222,9 @@ impl Pager {
         };
         let claimed = run.pages().take_while(|&page| {
             let page = page as usize;
-            self.states.compare_exchange(page, state, claimed, Ordering::AcqRel, Ordering::Relaxed).is_ok()
+            self.states
+                .compare_exchange(page, state, claimed, Ordering::AcqRel, Ordering::Relaxed)
+                .is_ok()
         });
         (state, PageRun::new(run.first, claimed.count() as u64))
     }
@@ -252,7 +259,10 @@ impl Pager {
             if let Some(since) = demanded.remove(&page) {
                 self.network.fetch_add(1, Ordering::Relaxed);
                 let took_us = since.elapsed().as_micros() as u64;
-                self.service_us.lock().unwrap_or_else(PoisonError::into_inner).saturating_record(took_us);
+                self.service_us
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .saturating_record(took_us);
             }
         }
     }
@@ -288,7 +298,9 @@ impl Pager {
     }
 
     pub(super) fn arrival_hash(&self, page: u64) -> Option<u128> {
-        self.hashes.as_ref().and_then(|hashes| hashes.0[page as usize].get().copied())
+        self.hashes
+            .as_ref()
+            .and_then(|hashes| hashes.0[page as usize].get().copied())
     }
 
     pub(super) fn fault_summary(&self) -> vmferry_wire::FaultSummary {

@@ -1,7 +1,7 @@
 //! A page stream of a destination: pages from the socket into guest memory.
 
 use std::io::Read;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use vmferry_core::destination::Event;
@@ -77,7 +77,11 @@ pub(super) struct PageReader {
 
 impl PageReader {
     pub(super) fn new(stream: BoxedStream, index: usize) -> Self {
-        Self { stream, index, buffer: Vec::new() }
+        Self {
+            stream,
+            index,
+            buffer: Vec::new(),
+        }
     }
 
     /// Takes the next frame in.
@@ -88,7 +92,10 @@ impl PageReader {
         let frame = PageFrame::read(&mut self.stream, sink.ram.layout()).map_err(|e| chain(&e))?;
         let last = match frame {
             PageFrame::RoundEnd { round } => {
-                return Ok(Delivered::Event(Event::RoundEnd { stream: self.index, round }));
+                return Ok(Delivered::Event(Event::RoundEnd {
+                    stream: self.index,
+                    round,
+                }));
             }
             PageFrame::PushEnd => return Ok(Delivered::Pages),
             PageFrame::Raw { run, crc, .. } => {
@@ -100,7 +107,11 @@ impl PageReader {
                 self.uniform(sink, run, byte)?
             }
         };
-        Ok(if last { Delivered::Event(Event::AllArrived) } else { Delivered::Pages })
+        Ok(if last {
+            Delivered::Event(Event::AllArrived)
+        } else {
+            Delivered::Pages
+        })
     }
 
     fn raw(&mut self, sink: &Sink, frame: &PageFrame, run: PageRun, checked: bool) -> Result<bool, String> {
@@ -112,7 +123,9 @@ impl PageReader {
         }
         self.buffer.resize(run.bytes() as usize, 0);
         self.stream.read_exact(&mut self.buffer).map_err(|e| chain(&e))?;
-        frame.check_payload(|| crc32(&self.buffer)).map_err(|e| chain(&e))?;
+        frame
+            .check_payload(|| crc32(&self.buffer))
+            .map_err(|e| chain(&e))?;
         self.place(sink, intake, run)
     }
 
@@ -132,7 +145,10 @@ impl PageReader {
                 Ok(false)
             }
             Intake::Paged => {
-                let pager = sink.pager.get().ok_or("no pages were expected after the resume")?;
+                let pager = sink
+                    .pager
+                    .get()
+                    .ok_or("no pages were expected after the resume")?;
                 pager.arrived(run, &self.buffer).map_err(|e| chain(&e))
             }
             Intake::Closed => Err(format!(

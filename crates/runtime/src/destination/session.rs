@@ -104,9 +104,9 @@ impl Session {
         self.inputs.send(Input::Cancel(answer)).map_err(|_| over())?;
         match answered.recv() {
             Ok(true) => Ok(()),
-            Ok(false) => {
-                Err(RuntimeError::BadRequest("the guest runs here already; migrate it elsewhere instead".into()))
-            }
+            Ok(false) => Err(RuntimeError::BadRequest(
+                "the guest runs here already; migrate it elsewhere instead".into(),
+            )),
             Err(_) => Err(over()),
         }
     }
@@ -125,7 +125,9 @@ impl Session {
         mut stream: BoxedStream,
         welcome: impl FnOnce(&mut BoxedStream) -> bool,
     ) -> Result<(), (BoxedStream, String)> {
-        let Some(guest) = self.guest.get() else { return Err((stream, "no guest was accepted yet".into())) };
+        let Some(guest) = self.guest.get() else {
+            return Err((stream, "no guest was accepted yet".into()));
+        };
         let mut streams = self.streams();
         let taken = match role {
             StreamRole::Pages { index } if index < guest.streams => {
@@ -142,7 +144,9 @@ impl Session {
         if std::mem::replace(taken, true) {
             return Err((stream, "this stream is connected already".into()));
         }
-        let Ok(handle) = stream.try_clone() else { return Err((stream, "out of file descriptors".into())) };
+        let Ok(handle) = stream.try_clone() else {
+            return Err((stream, "out of file descriptors".into()));
+        };
         if !welcome(&mut stream) {
             return Ok(());
         }
@@ -160,7 +164,12 @@ impl Session {
         let (session, sink) = (self.clone(), guest.sink.clone());
         let connection = self.connection.load(Ordering::Acquire);
         let read = move || session.read_pages(PageReader::new(stream, index), &sink, connection);
-        streams.threads.push(thread::Builder::new().name("in pages".into()).spawn(read).expect("a thread can be started"));
+        streams.threads.push(
+            thread::Builder::new()
+                .name("in pages".into())
+                .spawn(read)
+                .expect("a thread can be started"),
+        );
         Ok(())
     }
 

@@ -57,7 +57,12 @@ impl SessionLog {
             move |source| RuntimeError::File { what, path, source }
         };
         let mut options = OpenOptions::new();
-        let mut file = options.read(true).append(true).create(true).open(&path).map_err(failed("open"))?;
+        let mut file = options
+            .read(true)
+            .append(true)
+            .create(true)
+            .open(&path)
+            .map_err(failed("open"))?;
         let mut text = String::new();
         file.read_to_string(&mut text).map_err(failed("read"))?;
         let whole = text.rfind('\n').map_or(0, |end| end + 1);
@@ -72,7 +77,10 @@ impl SessionLog {
             })?;
             last.insert(entry.session.clone(), entry);
         }
-        let log = Self { inner: Mutex::new(Inner { file, last }), path };
+        let log = Self {
+            inner: Mutex::new(Inner { file, last }),
+            path,
+        };
         log.catch_up()?;
         Ok(log)
     }
@@ -81,26 +89,45 @@ impl SessionLog {
     fn catch_up(&self) -> Result<(), RuntimeError> {
         let admitted: Vec<_> = {
             let inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
-            inner.last.values().filter(|entry| entry.became == Became::Admitted).cloned().collect()
+            inner
+                .last
+                .values()
+                .filter(|entry| entry.became == Became::Admitted)
+                .cloned()
+                .collect()
         };
-        for entry in admitted.into_iter().filter(|entry| entry.dir.join("journal").exists()) {
+        for entry in admitted
+            .into_iter()
+            .filter(|entry| entry.dir.join("journal").exists())
+        {
             let taken = match Journal::open(&entry.dir)?.last() {
                 Some(Record::Declined { .. }) | None => false,
                 Some(record) => record.epoch().0 >= entry.epoch,
             };
             if taken {
-                self.append(&Entry { became: Became::Owner, ..entry })?;
+                self.append(&Entry {
+                    became: Became::Owner,
+                    ..entry
+                })?;
             }
         }
         Ok(())
     }
 
     pub(super) fn append(&self, entry: &Entry) -> Result<(), RuntimeError> {
-        let failed = |source| RuntimeError::File { what: "append to", path: self.path.clone(), source };
+        let failed = |source| RuntimeError::File {
+            what: "append to",
+            path: self.path.clone(),
+            source,
+        };
         let mut line = serde_json::to_vec(entry).map_err(|e| failed(e.into()))?;
         line.push(b'\n');
         let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
-        inner.file.write_all(&line).and_then(|()| inner.file.sync_data()).map_err(failed)?;
+        inner
+            .file
+            .write_all(&line)
+            .and_then(|()| inner.file.sync_data())
+            .map_err(failed)?;
         inner.last.insert(entry.session.clone(), entry.clone());
         Ok(())
     }
@@ -111,10 +138,24 @@ impl SessionLog {
         let entry = self.entry(token).filter(|entry| entry.epoch == epoch);
         Ok(match entry {
             None => OwnerState::Unknown,
-            Some(Entry { became: Became::Owner, .. }) => OwnerState::Owner,
-            Some(Entry { became: Became::Declined, .. }) => OwnerState::Declined,
-            Some(entry @ Entry { became: Became::Admitted, .. }) => {
-                self.append(&Entry { became: Became::Declined, ..entry })?;
+            Some(Entry {
+                became: Became::Owner,
+                ..
+            }) => OwnerState::Owner,
+            Some(Entry {
+                became: Became::Declined,
+                ..
+            }) => OwnerState::Declined,
+            Some(
+                entry @ Entry {
+                    became: Became::Admitted,
+                    ..
+                },
+            ) => {
+                self.append(&Entry {
+                    became: Became::Declined,
+                    ..entry
+                })?;
                 OwnerState::Declined
             }
         })

@@ -4,11 +4,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crossbeam_channel::Sender;
+use vmferry_core::PageBitmap;
 use vmferry_core::handover::{Claim, Epoch};
 use vmferry_core::source::{Event, Summary};
-use vmferry_core::PageBitmap;
 use vmferry_transport::BoxedStream;
-use vmferry_wire::{DestinationSummary, OwnerState, ToSource, WireError, read_control};
+use vmferry_wire::{DestinationSummary, OwnerState, PageSetParts, ToSource, WireError, read_control};
 
 use super::Shared;
 use super::driver::Input;
@@ -26,7 +26,10 @@ pub(super) struct Peer {
 impl Peer {
     pub(super) fn tell(&self, event: Event) {
         // The driver may have ended.
-        let _ = self.inputs.send(Input::Peer { connection: self.connection, event });
+        let _ = self.inputs.send(Input::Peer {
+            connection: self.connection,
+            event,
+        });
     }
 
     pub(super) fn broken(&self, reason: String) {
@@ -40,7 +43,7 @@ impl Peer {
 pub(super) fn read(mut stream: BoxedStream, shared: &Shared, peer: &Peer) {
     let _usage = shared.usage.thread();
     let mut owner = None;
-    let mut received = None;
+    let mut received: Option<PageSetParts> = None;
     loop {
         match read_control::<ToSource>(&mut stream) {
             Ok(message) => match event(message, shared, &mut owner, &mut received) {
@@ -58,11 +61,12 @@ fn event(
     message: ToSource,
     shared: &Shared,
     owner: &mut Option<Epoch>,
-    received: &mut Option<PageBitmap>,
+    received: &mut Option<PageSetParts>,
 ) -> Result<Option<Event>, WireError> {
-    let pages = shared.ram.layout().pages();
     Ok(Some(match message {
-        ToSource::Accept { streams } => Event::Accepted { streams: usize::from(streams) },
+        ToSource::Accept { streams } => Event::Accepted {
+            streams: usize::from(streams),
+        },
         ToSource::Refuse { reason } => Event::Failed(format!("the destination refused: {reason}")),
         ToSource::Failed { reason } => Event::Failed(format!("the destination failed: {reason}")),
         ToSource::RoundReceived { round, .. } => Event::RoundReceived { round },
@@ -76,7 +80,7 @@ fn event(
                 OwnerState::Owner => {
                     // The pages it has follow.
                     *owner = Some(epoch);
-                    *received = Some(PageBitmap::new(pages));
+                    *received = Some(PageSetParts::new(shared.ram.layout()));
                     return Ok(None);
                 }
                 OwnerState::Unknown => Event::Disconnected(
@@ -85,12 +89,15 @@ fn event(
             }
         }
         ToSource::Received { pages: part, last } => {
-            let Some(set) = received.as_mut() else { return Ok(None) };
-            part.add_to(set)?;
+            let Some(mut set) = received.take() else {
+                return Ok(None);
+            };
+            set.add(&part)?;
             if !last {
+                *received = Some(set);
                 return Ok(None);
             }
-            let mut lacking = received.take().unwrap_or_else(|| PageBitmap::new(pages));
+            let mut lacking = set.finish()?;
             lacking.invert();
             reconnected(owner.take().unwrap_or_default(), Claim::Owner, Some(lacking))
         }
@@ -100,7 +107,11 @@ fn event(
 }
 
 fn reconnected(epoch: Epoch, claim: Claim, lacking: Option<PageBitmap>) -> Event {
-    Event::Reconnected { epoch, claim, lacking }
+    Event::Reconnected {
+        epoch,
+        claim,
+        lacking,
+    }
 }
 
 fn to_summary(summary: DestinationSummary) -> Summary {

@@ -130,7 +130,7 @@ impl Driver {
                 Some(Input::Ask(event, answer)) => {
                     let handled = shared.source().handle(shared.now(), event);
                     // The asker may be gone.
-                    let _ = answer.send(handled.as_ref().map(|_| ()).map_err(clone_refusal));
+                    let _ = answer.send(handled.as_ref().map(|_| ()).map_err(Clone::clone));
                     self.execute_all(handled.unwrap_or_default(), &mut events);
                 }
                 Some(Input::Commands(commands)) => self.execute_all(commands, &mut events),
@@ -154,10 +154,15 @@ impl Driver {
                 self.streams = *streams as u16;
                 self.open_streams()
             }
-            Event::Reconnected { claim: Claim::Prepared, .. } => self.open_streams(),
-            Event::Reconnected { claim: Claim::Owner, lacking: Some(lacking), .. } if !lacking.is_empty() => {
-                self.open_streams()
-            }
+            Event::Reconnected {
+                claim: Claim::Prepared,
+                ..
+            } => self.open_streams(),
+            Event::Reconnected {
+                claim: Claim::Owner,
+                lacking: Some(lacking),
+                ..
+            } if !lacking.is_empty() => self.open_streams(),
             _ => Ok(()),
         };
         match opened {
@@ -182,7 +187,9 @@ impl Driver {
         let now = self.shared.now();
         match source.handle(now, event) {
             Ok(commands) => commands,
-            Err(error) => source.handle(now, Event::Failed(error.to_string())).unwrap_or_default(),
+            Err(error) => source
+                .handle(now, Event::Failed(error.to_string()))
+                .unwrap_or_default(),
         }
     }
 
@@ -201,11 +208,14 @@ impl Driver {
             Command::Retract => self.resume().map(|()| Some(Event::Resumed)),
             Command::SendSwitch { pending } => {
                 let resend = self.shared.source().needs().faults == Faults::MissingAndStale;
-                self.send_all(ToDestination::switch(&pending, resend)).map(|()| None)
+                self.send_all(ToDestination::switch(&pending, resend))
+                    .map(|()| None)
             }
             Command::SendState => self.send_state().map(Some),
             Command::SendHashes => self.send_hashes().map(|()| None),
-            Command::SendPrepare(epoch) => self.send(&ToDestination::Prepare { epoch: epoch.0 }).map(|()| None),
+            Command::SendPrepare(epoch) => self
+                .send(&ToDestination::Prepare { epoch: epoch.0 })
+                .map(|()| None),
             Command::JournalHandedOver(epoch) => {
                 events.push_back(self.journal_handed_over(epoch));
                 return;
@@ -214,14 +224,18 @@ impl Driver {
                 events.push_back(self.append(&Record::Owner { epoch }));
                 return;
             }
-            Command::SendCommit(epoch) => self.send(&ToDestination::Commit { epoch: epoch.0 }).map(|()| None),
+            Command::SendCommit(epoch) => self
+                .send(&ToDestination::Commit { epoch: epoch.0 })
+                .map(|()| None),
             Command::WakeStreams => {
                 self.shared.wake.notify_all();
                 Ok(None)
             }
             Command::SendAllPushed => self.send(&ToDestination::PushedAll).map(|()| None),
             Command::SendAbort(reason) => {
-                let _ = self.send(&ToDestination::Abort { reason: vmferry_wire::clip_reason(&reason) });
+                let _ = self.send(&ToDestination::Abort {
+                    reason: vmferry_wire::clip_reason(&reason),
+                });
                 Ok(None)
             }
             Command::Rollback => {
@@ -275,7 +289,11 @@ impl Driver {
         self.vm.pause().map_err(|e| chain(&e))?;
         let data = || self.vm.ram().data_pages().map_err(|e| chain(&e));
         if !scan {
-            return Ok(Event::Stopped { paused_at, pages: data()?, discarded: None });
+            return Ok(Event::Stopped {
+                paused_at,
+                pages: data()?,
+                discarded: None,
+            });
         }
         let discarded = match self.vm.may_discard_pages() {
             true => {
@@ -285,7 +303,11 @@ impl Driver {
             }
             false => None,
         };
-        Ok(Event::Stopped { paused_at, pages: self.scan()?, discarded })
+        Ok(Event::Stopped {
+            paused_at,
+            pages: self.scan()?,
+            discarded,
+        })
     }
 
     fn resume(&mut self) -> Result<(), String> {
@@ -299,7 +321,11 @@ impl Driver {
         if let Some(mut tracker) = self.tracker.take()
             && let Err(error) = tracker.disarm()
         {
-            tracing::error!(vm = self.vm.spec().name, error = chain(&error), "cannot stop tracking");
+            tracing::error!(
+                vm = self.vm.spec().name,
+                error = chain(&error),
+                "cannot stop tracking"
+            );
         }
         if self.paused
             && let Err(error) = self.resume()
@@ -312,7 +338,11 @@ impl Driver {
         drop(self.tracker.take());
         self.vm.destroy();
         if let Err(error) = self.journal.append(&Record::Released { epoch }) {
-            tracing::error!(vm = self.vm.spec().name, error = chain(&error), "cannot write the journal");
+            tracing::error!(
+                vm = self.vm.spec().name,
+                error = chain(&error),
+                "cannot write the journal"
+            );
         }
     }
 
@@ -320,7 +350,11 @@ impl Driver {
 
     fn journal_handed_over(&self, epoch: Epoch) -> Event {
         let to = self.shared.request.destination.to_string();
-        self.append(&Record::HandedOver { epoch, to, session: token_text(self.shared.session) })
+        self.append(&Record::HandedOver {
+            epoch,
+            to,
+            session: token_text(self.shared.session),
+        })
     }
 
     fn append(&self, record: &Record) -> Event {
@@ -336,7 +370,11 @@ impl Driver {
     fn offer(&mut self) -> Result<(), String> {
         let shared = self.shared.clone();
         let request = &shared.request;
-        let control = dial(&request.destination, shared.session, StreamRole::Control { resume: false })?;
+        let control = dial(
+            &request.destination,
+            shared.session,
+            StreamRole::Control { resume: false },
+        )?;
         self.begin_connection(control)?;
         let faults = match self.shared.source().needs().faults {
             Faults::None => None,
@@ -359,22 +397,30 @@ impl Driver {
         self.close_connection();
         self.connections += 1;
         let reader = control.try_clone().map_err(|e| chain(&e))?;
-        let mut connection =
-            Connection { streams: Vec::new(), threads: Vec::new(), control, closing: Arc::default() };
+        let mut connection = Connection {
+            streams: Vec::new(),
+            threads: Vec::new(),
+            control,
+            closing: Arc::default(),
+        };
         let peer = control::Peer {
             inputs: self.inputs.clone(),
             connection: self.connections,
             closing: connection.closing.clone(),
         };
         let shared = self.shared.clone();
-        connection.threads.push(spawn("control", move || control::read(reader, &shared, &peer)));
+        connection
+            .threads
+            .push(spawn("control", move || control::read(reader, &shared, &peer)));
         self.connection = Some(connection);
         Ok(())
     }
 
     /// Dials the page streams and the fault stream, once the destination has agreed to take them.
     fn open_streams(&mut self) -> Result<(), String> {
-        let Some(connection) = &mut self.connection else { return Err("no connection".into()) };
+        let Some(connection) = &mut self.connection else {
+            return Err("no connection".into());
+        };
         let peer = control::Peer {
             inputs: self.inputs.clone(),
             connection: self.connections,
@@ -383,21 +429,31 @@ impl Driver {
         let endpoint = &self.shared.request.destination;
         for index in 0..self.streams {
             let stream = dial(endpoint, self.shared.session, StreamRole::Pages { index })?;
-            connection.streams.push(stream.try_clone().map_err(|e| chain(&e))?);
+            connection
+                .streams
+                .push(stream.try_clone().map_err(|e| chain(&e))?);
             let (shared, peer) = (self.shared.clone(), peer.clone());
-            connection.threads.push(spawn("pages", move || pages::send(stream, usize::from(index), &shared, &peer)));
+            connection.threads.push(spawn("pages", move || {
+                pages::send(stream, usize::from(index), &shared, &peer)
+            }));
         }
         if self.shared.source().needs().faults != Faults::None {
             let stream = dial(endpoint, self.shared.session, StreamRole::Faults)?;
-            connection.streams.push(stream.try_clone().map_err(|e| chain(&e))?);
+            connection
+                .streams
+                .push(stream.try_clone().map_err(|e| chain(&e))?);
             let (shared, peer) = (self.shared.clone(), peer.clone());
-            connection.threads.push(spawn("faults", move || faults::serve(stream, &shared, &peer)));
+            connection
+                .threads
+                .push(spawn("faults", move || faults::serve(stream, &shared, &peer)));
         }
         Ok(())
     }
 
     fn close_connection(&mut self) {
-        let Some(connection) = self.connection.take() else { return };
+        let Some(connection) = self.connection.take() else {
+            return;
+        };
         // What its threads still say does not count any more.
         self.connections += 1;
         connection.closing.store(true, Ordering::Relaxed);
@@ -414,7 +470,11 @@ impl Driver {
     /// Keeps dialling on a thread of its own, so that the operator can still resolve.
     fn reconnect(&mut self) {
         self.close_connection();
-        let (shared, inputs, stop) = (self.shared.clone(), self.inputs.clone(), self.stop_reconnecting.clone());
+        let (shared, inputs, stop) = (
+            self.shared.clone(),
+            self.inputs.clone(),
+            self.stop_reconnecting.clone(),
+        );
         spawn("reconnect", move || {
             let mut pause = RECONNECT_AT_FIRST;
             loop {
@@ -422,7 +482,11 @@ impl Driver {
                 if stop.load(Ordering::Relaxed) {
                     return;
                 }
-                match dial(&shared.request.destination, shared.session, StreamRole::Control { resume: true }) {
+                match dial(
+                    &shared.request.destination,
+                    shared.session,
+                    StreamRole::Control { resume: true },
+                ) {
                     Ok(control) => {
                         let _ = inputs.send(Input::Connected(control));
                         return;
@@ -460,7 +524,9 @@ impl Driver {
     fn send_state(&mut self) -> Result<Event, String> {
         let state = self.vm.save_device_state().map_err(|e| chain(&e))?;
         self.send_all(ToDestination::device_state(&state))?;
-        Ok(Event::StateSent { bytes: state.len() as u64 })
+        Ok(Event::StateSent {
+            bytes: state.len() as u64,
+        })
     }
 
     fn send_hashes(&mut self) -> Result<(), String> {
@@ -518,16 +584,9 @@ impl std::fmt::Debug for CommandName<'_> {
     }
 }
 
-fn clone_refusal(error: &SourceError) -> SourceError {
-    match error {
-        SourceError::TooLate(why) => SourceError::TooLate(why),
-        SourceError::Epoch(mismatch) => SourceError::Epoch(vmferry_core::handover::EpochMismatch { ..*mismatch }),
-        SourceError::Unexpected { found, phase, expected } => {
-            SourceError::Unexpected { found: found.clone(), phase, expected }
-        }
-    }
-}
-
 fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> JoinHandle<()> {
-    thread::Builder::new().name(format!("out {name}")).spawn(run).expect("a thread can be started")
+    thread::Builder::new()
+        .name(format!("out {name}"))
+        .spawn(run)
+        .expect("a thread can be started")
 }

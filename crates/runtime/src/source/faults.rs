@@ -26,7 +26,12 @@ pub(super) fn serve(mut stream: BoxedStream, shared: &Shared, peer: &Peer) {
         };
         let demand = shared.source().demanded(shared.now(), request.page);
         if demand == Demand::Send {
-            let sent = answers.batch(&shared.ram, &[PageRun::single(request.page)], 0, ScanPoint::Stopped);
+            let sent = answers.batch(
+                &shared.ram,
+                &[PageRun::single(request.page)],
+                0,
+                ScanPoint::Stopped,
+            );
             match sent {
                 Ok(sent) => shared.source().sent(sent),
                 Err(error) => return peer.broken(format!("cannot answer faults: {error}")),

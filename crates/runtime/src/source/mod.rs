@@ -108,8 +108,12 @@ impl Shared {
     /// Waits until woken, or until `at`.
     fn wait<'a>(&self, source: MutexGuard<'a, Source>, at: Option<Duration>) -> MutexGuard<'a, Source> {
         let longest = Duration::from_secs(1);
-        let time = at.map_or(longest, |at| at.saturating_sub(self.now())).min(longest);
-        self.wake.wait_timeout(source, time).map_or_else(|e| e.into_inner().0, |(source, _)| source)
+        let time = at
+            .map_or(longest, |at| at.saturating_sub(self.now()))
+            .min(longest);
+        self.wake
+            .wait_timeout(source, time)
+            .map_or_else(|e| e.into_inner().0, |(source, _)| source)
     }
 }
 
@@ -128,14 +132,28 @@ impl Outgoing {
         }
         if dir.page_states().exists() {
             return Err(RuntimeError::BadRequest(
-                "pages of the guest still arrive from its last host; wait until that migration is complete".into(),
+                "pages of the guest still arrive from its last host; wait until that migration is complete"
+                    .into(),
             ));
         }
         vm.prepare_out()?;
-        let failed = |source| RuntimeError::File { what: "get a random number for", path: dir.session(), source };
+        let failed = |source| RuntimeError::File {
+            what: "get a random number for",
+            path: dir.session(),
+            source,
+        };
         let session = new_token().map_err(failed)?;
-        store_json(&dir.session(), &SavedSession { session: token_text(session), request: request.clone() })?;
-        let source = Source::new(setup(&vm, &request, journal.epoch().next()), request.strategy.policy(&request.limits));
+        store_json(
+            &dir.session(),
+            &SavedSession {
+                session: token_text(session),
+                request: request.clone(),
+            },
+        )?;
+        let source = Source::new(
+            setup(&vm, &request, journal.epoch().next()),
+            request.strategy.policy(&request.limits),
+        );
         Ok(Self::spawn(vm, dir, journal, request, session, source, false))
     }
 
@@ -149,12 +167,17 @@ impl Outgoing {
         let Some(Record::HandedOver { epoch, .. }) = journal.last() else {
             return Err(RuntimeError::NotOwner("nothing of a handover".into()));
         };
-        let damaged = |why: &str| RuntimeError::Damaged { path: dir.session(), why: why.into() };
+        let damaged = |why: &str| RuntimeError::Damaged {
+            path: dir.session(),
+            why: why.into(),
+        };
         let saved: SavedSession = load_json(&dir.session())?.ok_or_else(|| damaged("it is missing"))?;
         let session = parse_token(&saved.session).ok_or_else(|| damaged("its session is no token"))?;
         let request = saved.request;
-        let source =
-            Source::recovered(setup(&vm, &request, epoch), request.strategy.policy(&request.limits));
+        let source = Source::recovered(
+            setup(&vm, &request, epoch),
+            request.strategy.policy(&request.limits),
+        );
         Ok(Self::spawn(vm, dir, journal, request, session, source, true))
     }
 
@@ -181,7 +204,11 @@ impl Outgoing {
 
     /// The report, once the migration ended.
     pub fn report(&self) -> Option<Report> {
-        self.report.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.report
+            .0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 
     /// Waits for the end.
@@ -222,7 +249,11 @@ impl Outgoing {
             request,
         });
         let report = Arc::new((Mutex::new(None), Condvar::new()));
-        let outgoing = Self { shared: shared.clone(), inputs: inputs.clone(), report: report.clone() };
+        let outgoing = Self {
+            shared: shared.clone(),
+            inputs: inputs.clone(),
+            report: report.clone(),
+        };
         let name = vm.spec().name.clone();
         let driver = Driver::new(vm, dir, journal, shared, inputs, received);
         let run = move || {
@@ -230,7 +261,10 @@ impl Outgoing {
             *report.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(ended);
             report.1.notify_all();
         };
-        thread::Builder::new().name(format!("out {name}")).spawn(run).expect("a thread can be started");
+        thread::Builder::new()
+            .name(format!("out {name}"))
+            .spawn(run)
+            .expect("a thread can be started");
         outgoing
     }
 }

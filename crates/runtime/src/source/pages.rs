@@ -63,7 +63,12 @@ pub(super) struct PageWriter {
 
 impl PageWriter {
     pub(super) fn new(stream: BoxedStream) -> Self {
-        Self { stream, headers: Vec::new(), copy: Vec::new(), sent: SentBatch::default() }
+        Self {
+            stream,
+            headers: Vec::new(),
+            copy: Vec::new(),
+            sent: SentBatch::default(),
+        }
     }
 
     pub(super) fn batch(
@@ -113,7 +118,8 @@ impl PageWriter {
         self.sent.bytes += PAGE_HEADER_BYTES as u64;
         if let Some(byte) = uniform {
             self.sent.uniform += run.count;
-            self.headers.extend(PageHeader::uniform(run, round, byte).encode());
+            self.headers
+                .extend(PageHeader::uniform(run, round, byte).encode());
             return Ok(());
         }
         self.sent.raw += run.count;
@@ -126,7 +132,9 @@ impl PageWriter {
 
     fn raw_from_memory(&mut self, ram: &GuestRam, run: PageRun, round: u32) -> io::Result<()> {
         self.headers.extend(PageHeader::raw(run, round, None).encode());
-        let Some(socket) = self.stream.plain_fd() else { return Ok(()) };
+        let Some(socket) = self.stream.plain_fd() else {
+            return Ok(());
+        };
         ram.send(socket, &self.headers, run)?;
         self.stream.note_written(self.headers.len() as u64 + run.bytes());
         self.headers.clear();
@@ -136,7 +144,8 @@ impl PageWriter {
     fn raw_with_checksum(&mut self, ram: &GuestRam, run: PageRun, round: u32) -> io::Result<()> {
         self.copy.resize((run.count * PAGE_SIZE) as usize, 0);
         ram.read(run, &mut self.copy);
-        self.headers.extend(PageHeader::raw(run, round, Some(crc32(&self.copy))).encode());
+        self.headers
+            .extend(PageHeader::raw(run, round, Some(crc32(&self.copy))).encode());
         self.flush_headers()?;
         self.stream.write_all(&self.copy)
     }

@@ -53,7 +53,10 @@ impl TestHost {
 impl Host for TestHost {
     fn admit(&self, spec: &GuestSpec, layout: &RamLayout) -> Result<Admitted, String> {
         let dir = self.dir(&spec.name);
-        let vm = self.backend.launch_incoming(spec, layout, dir.path()).map_err(|e| e.to_string())?;
+        let vm = self
+            .backend
+            .launch_incoming(spec, layout, dir.path())
+            .map_err(|e| e.to_string())?;
         self.held.lock().unwrap().insert(spec.name.clone(), vm.clone());
         Ok(Admitted { vm, dir })
     }
@@ -88,13 +91,22 @@ impl Pair {
         let endpoint = listener.local_endpoint().clone();
         let incoming = Incoming::new(listener, destination.clone(), destination.root.path()).unwrap();
         incoming.serve();
-        Self { source: TestHost::new(), destination, incoming, endpoint }
+        Self {
+            source: TestHost::new(),
+            destination,
+            incoming,
+            endpoint,
+        }
     }
 
     /// Starts a guest at the source.
     pub fn launch(&self, name: &str, config: &SynthConfig) -> (Arc<dyn Vm>, GuestDir) {
         let dir = self.source.dir(name);
-        let vm = self.source.backend.launch(&SynthBackend::spec(name, config), dir.path()).unwrap();
+        let vm = self
+            .source
+            .backend
+            .launch(&SynthBackend::spec(name, config), dir.path())
+            .unwrap();
         self.source.held.lock().unwrap().insert(name.into(), vm.clone());
         (vm, dir)
     }
@@ -118,7 +130,10 @@ impl Pair {
 pub fn busy() -> SynthConfig {
     SynthConfig {
         loads: vec![
-            LoadConfig::Write { region_mib: 8, rate_mib_per_s: Some(40) },
+            LoadConfig::Write {
+                region_mib: 8,
+                rate_mib_per_s: Some(40),
+            },
             LoadConfig::KeyValue {
                 region_mib: 8,
                 get_percent: 50,
@@ -127,7 +142,12 @@ pub fn busy() -> SynthConfig {
                 operations_per_s: Some(20_000),
             },
         ],
-        fill: Fill { mib: 16, zero_percent: 20, uniform_percent: 10, compressible_percent: 30 },
+        fill: Fill {
+            mib: 16,
+            zero_percent: 20,
+            uniform_percent: 10,
+            compressible_percent: 30,
+        },
         seed: 7,
         ..SynthConfig::new(64 << 20)
     }
@@ -146,6 +166,8 @@ pub fn eventually(what: &str, holds: impl Fn() -> bool) {
 pub fn assert_healthy(host: &TestHost, name: &str) {
     let guest = host.guest(name);
     let before = guest.stats().operations;
-    eventually("the guest makes progress", || guest.stats().operations > before + 100);
+    eventually("the guest makes progress", || {
+        guest.stats().operations > before + 100
+    });
     assert_eq!(guest.stats().violations, 0, "{:?}", guest.stats());
 }

@@ -27,7 +27,9 @@ struct State {
 
 impl Link {
     pub fn to(host: &Endpoint) -> Self {
-        let Endpoint::Tcp { host, port } = host.clone() else { panic!("a TCP endpoint") };
+        let Endpoint::Tcp { host, port } = host.clone() else {
+            panic!("a TCP endpoint")
+        };
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let endpoint = Endpoint::tcp("127.0.0.1", listener.local_addr().unwrap().port());
         let state = Arc::new(State {
