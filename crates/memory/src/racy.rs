@@ -1,8 +1,8 @@
 //! Reading and writing memory that somebody else writes at the same time.
 //!
 //! To the language a plain load that races with a store is undefined, and `memcpy` is made of plain loads. On
-//! x86_64 the copies here are one string instruction each, which the compiler cannot look into: what it reads is
-//! whatever the hardware delivers. Elsewhere they are relaxed atomics, word by word. Either way a torn page is
+//! x86_64 the work here is done by assembly, which the compiler cannot look into: what it reads is whatever the
+//! hardware delivers. Elsewhere they are relaxed atomics, word by word. Either way a torn page is
 //! possible and is the caller's to deal with (the page is then dirty and crosses again); undefined behaviour is not.
 
 /// Copies `len` bytes out of shared memory.
@@ -49,8 +49,51 @@ pub(crate) unsafe fn fill(dst: *mut u8, byte: u8, len: usize) {
     }
 }
 
+/// Whether every one of `len` bytes of shared memory, taken as words, equals `word`.
+///
+/// # Safety
+/// `src` must be mapped and readable for `len` bytes and aligned to 16; `len` must be a multiple of 64, and not 0.
+#[cfg(target_arch = "x86_64")]
+pub(crate) unsafe fn all_words_are(src: *const u8, len: usize, word: u64) -> bool {
+    let equal_bytes: u32;
+    // The index runs from -len up to 0. Differences gather in xmm1 and are looked at once, at the end.
+    // SAFETY: the caller vouches for the range and its alignment; SSE2 is part of x86_64.
+    unsafe {
+        std::arch::asm!(
+            "movq xmm0, {word}",
+            "punpcklqdq xmm0, xmm0",
+            "pxor xmm1, xmm1",
+            "2:",
+            "movdqa xmm2, [{end} + {index}]",
+            "movdqa xmm3, [{end} + {index} + 16]",
+            "movdqa xmm4, [{end} + {index} + 32]",
+            "movdqa xmm5, [{end} + {index} + 48]",
+            "pxor xmm2, xmm0",
+            "pxor xmm3, xmm0",
+            "pxor xmm4, xmm0",
+            "pxor xmm5, xmm0",
+            "por xmm2, xmm3",
+            "por xmm4, xmm5",
+            "por xmm1, xmm2",
+            "por xmm1, xmm4",
+            "add {index}, 64",
+            "jne 2b",
+            "pxor xmm0, xmm0",
+            "pcmpeqb xmm1, xmm0",
+            "pmovmskb {equal:e}, xmm1",
+            word = in(reg) word,
+            end = in(reg) src.wrapping_add(len),
+            index = inout(reg) len.wrapping_neg() => _,
+            equal = out(reg) equal_bytes,
+            out("xmm0") _, out("xmm1") _, out("xmm2") _, out("xmm3") _, out("xmm4") _, out("xmm5") _,
+            options(nostack, readonly)
+        );
+    }
+    equal_bytes == 0xFFFF
+}
+
 #[cfg(not(target_arch = "x86_64"))]
-pub(crate) use portable::{copy_in, copy_out, fill};
+pub(crate) use portable::{all_words_are, copy_in, copy_out, fill};
 
 /// The same by relaxed atomics: bytes up to a word boundary of the shared side, then words, then bytes.
 #[cfg_attr(target_arch = "x86_64", cfg(test))]
@@ -101,6 +144,16 @@ mod portable {
     ///
     /// # Safety
     /// As there.
+    pub(crate) unsafe fn all_words_are(src: *const u8, len: usize, word: u64) -> bool {
+        let words = src.cast::<AtomicU64>();
+        // SAFETY: aligned and within the `len` bytes the caller vouches for.
+        (0..len / WORD).all(|i| unsafe { &*words.add(i) }.load(Relaxed) == word)
+    }
+
+    /// See the x86_64 function of this name.
+    ///
+    /// # Safety
+    /// As there.
     pub(crate) unsafe fn fill(dst: *mut u8, byte: u8, len: usize) {
         let pattern = [byte; 64];
         for done in (0..len).step_by(pattern.len()) {
@@ -113,6 +166,33 @@ mod portable {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A difference is found wherever it is, and nothing outside the range is looked at.
+    #[test]
+    fn one_differing_byte_is_found() {
+        #[repr(align(64))]
+        struct Aligned([u8; 512]);
+        for check in [
+            all_words_are as unsafe fn(*const u8, usize, u64) -> bool,
+            portable::all_words_are,
+        ] {
+            for len in [64, 128, 256] {
+                let mut bytes = Aligned([0x5A; 512]);
+                bytes.0[..64].fill(1);
+                bytes.0[64 + len..].fill(2);
+                // SAFETY: 64 bytes into an array that is aligned to 64, and not past its end.
+                let same = |bytes: &Aligned| unsafe {
+                    check(bytes.0.as_ptr().add(64), len, u64::from_ne_bytes([0x5A; 8]))
+                };
+                assert!(same(&bytes));
+                for at in 64..64 + len {
+                    bytes.0[at] ^= 0x80;
+                    assert!(!same(&bytes), "byte {at}");
+                    bytes.0[at] ^= 0x80;
+                }
+            }
+        }
+    }
 
     /// Both ways of copying agree with a plain copy, whatever the alignment and the length.
     #[test]

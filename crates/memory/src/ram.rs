@@ -148,7 +148,7 @@ impl SharedMemory {
     /// A page in a hole reads as zero but is allocated by being read: ask [`SharedMemory::data_extents`] first.
     pub fn page_is_uniform(&self, offset: u64) -> Option<u8> {
         let page = self.pointer(offset, PAGE_SIZE);
-        // Most pages that are not uniform differ in one of these few words: no need to copy them.
+        // Most pages that are not uniform differ in one of these few words: no need to look at the others.
         let first = self.load_u64(offset);
         if first != u64::from_ne_bytes([first as u8; 8])
             || [1024, 2048, 3072, PAGE_SIZE as u64 - 8]
@@ -157,14 +157,10 @@ impl SharedMemory {
         {
             return None;
         }
-        let mut copy = PageCopy([0; PAGE_SIZE / 8]);
-        // SAFETY: `pointer` checked the range, and the copy is exclusively ours.
-        unsafe { racy::copy_out(page, copy.0.as_mut_ptr().cast(), PAGE_SIZE) };
-        let differing = copy
-            .0
-            .iter()
-            .fold(0, |differing, word| differing | (word ^ first));
-        (differing == 0).then_some(first as u8)
+        assert!(offset.is_multiple_of(16), "a page at {offset:#x}");
+        // SAFETY: `pointer` checked the range, the mapping starts at a page and `offset` was checked, and a page is
+        // a multiple of 64 bytes.
+        unsafe { racy::all_words_are(page, PAGE_SIZE, first) }.then_some(first as u8)
     }
 
     /// The xxh3-128 hash of the page at `offset`: of one copy of it, so never of two states mixed by reading twice.
@@ -317,10 +313,6 @@ impl SharedMemory {
     }
 }
 
-/// A private copy of a page, aligned for vector instructions.
-#[repr(align(64))]
-struct PageCopy([u64; PAGE_SIZE / 8]);
-
 fn check_length(len: u64) -> Result<()> {
     if len == 0 || !len.is_multiple_of(PAGE_SIZE as u64) || isize::try_from(len).is_err() {
         return Err(Error::BadRange {
@@ -442,6 +434,18 @@ pub struct DataExtents<'a> {
 }
 
 impl DataExtents<'_> {
+    fn next_extent(&mut self) -> Result<Option<Range<u64>>> {
+        while let Some(start) = self.seek(SeekFrom::Data)? {
+            self.at = start;
+            self.at = self.seek(SeekFrom::Hole)?.unwrap_or(self.end);
+            // Data that was punched out between the two questions is an extent of nothing.
+            if start < self.at {
+                return Ok(Some(start..self.at));
+            }
+        }
+        Ok(None)
+    }
+
     /// The next offset in the memory at or after `at` that `seek` finds, if there is one before the end.
     fn seek(&self, seek: fn(u64) -> SeekFrom) -> Result<Option<u64>> {
         // The position of the open file is shared with whoever inherited it; nobody reads by position.
@@ -460,13 +464,7 @@ impl Iterator for DataExtents<'_> {
         if self.at >= self.end {
             return None;
         }
-        let extent = self.seek(SeekFrom::Data).and_then(|start| {
-            let Some(start) = start else { return Ok(None) };
-            self.at = start;
-            let end = self.seek(SeekFrom::Hole)?.unwrap_or(self.end);
-            self.at = end;
-            Ok(Some(start..end))
-        });
+        let extent = self.next_extent();
         if !matches!(extent, Ok(Some(_))) {
             self.at = self.end;
         }

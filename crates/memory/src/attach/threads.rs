@@ -4,21 +4,23 @@ use std::fs;
 
 use crate::{Error, Result};
 
-/// System calls that go on by themselves after a stop: read, poll, select, pause, accept, recvfrom, recvmsg, futex,
-/// clock_nanosleep, nanosleep, pselect6, ppoll.
-const RESTARTING: [i64; 12] = [
-    libc::SYS_read,
-    libc::SYS_poll,
-    libc::SYS_select,
-    libc::SYS_pause,
+/// System calls that go on by themselves after a stop.
+const RESTARTING: &[i64] = &[
     libc::SYS_accept,
+    libc::SYS_clock_nanosleep,
+    libc::SYS_futex,
+    libc::SYS_nanosleep,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_pause,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_poll,
+    libc::SYS_ppoll,
+    libc::SYS_pselect6,
+    libc::SYS_read,
     libc::SYS_recvfrom,
     libc::SYS_recvmsg,
-    libc::SYS_futex,
-    libc::SYS_clock_nanosleep,
-    libc::SYS_nanosleep,
-    libc::SYS_pselect6,
-    libc::SYS_ppoll,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_select,
 ];
 
 /// How many threads of a process are tried at most.

@@ -48,7 +48,7 @@ impl Userfaultfd {
     /// wakes whoever waits for them. Stops at the first page that is there already.
     ///
     /// # Errors
-    /// The range is not registered, or there is no memory; [`Error::ProcessGone`].
+    /// The range is not registered, or there is no memory; [`crate::Error::ProcessGone`].
     pub fn copy(&self, address: u64, pages: &[u8], mode: CopyMode) -> Result<Outcome> {
         let range = address..address.saturating_add(pages.len() as u64);
         let whole = as_kernel_range(&range)?;
@@ -115,7 +115,7 @@ impl Userfaultfd {
     /// ([`crate::PagemapScanner::scan_written`]): it is fifty times cheaper.
     ///
     /// # Errors
-    /// The range is not registered [`super::Mode::WP`], [`Error::ProcessGone`], or the process keeps changing
+    /// The range is not registered [`super::Mode::WP`], [`crate::Error::ProcessGone`], or the process keeps changing
     /// its mappings.
     pub fn write_protect(&self, range: Range<u64>, protect: bool) -> Result<()> {
         let mode = if protect { PROTECT } else { 0 };
