@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal};
 use vmferry_memory::{Error, RemoteProcess, Syscall, UffdRequest, read_maps};
 
-use crate::permitted;
+use crate::can_attach;
 use crate::puppet::Puppet;
 
 /// `getpid`.
@@ -44,7 +44,7 @@ fn disturb(puppet: &mut Puppet, work: &str, times: u32) -> (u64, u64) {
 
 #[test]
 fn five_hundred_injections_go_unnoticed() {
-    if !permitted() {
+    if !can_attach() {
         return;
     }
     let mut puppet = Puppet::new(1);
@@ -58,7 +58,7 @@ fn five_hundred_injections_go_unnoticed() {
 /// Threads that end between being chosen and being stopped.
 #[test]
 fn threads_may_come_and_go() {
-    if !permitted() {
+    if !can_attach() {
         return;
     }
     let mut puppet = Puppet::new(1);
@@ -68,7 +68,7 @@ fn threads_may_come_and_go() {
 
 #[test]
 fn signals_may_come_at_any_time() {
-    if !permitted() {
+    if !can_attach() {
         return;
     }
     let mut puppet = Puppet::new(1);
@@ -100,7 +100,7 @@ fn signals_may_come_at_any_time() {
 
 #[test]
 fn a_stopped_process_stays_stopped() {
-    if !permitted() {
+    if !can_attach() {
         return;
     }
     let mut puppet = Puppet::new(1);
@@ -123,7 +123,7 @@ fn a_stopped_process_stays_stopped() {
 
 #[test]
 fn a_call_that_fails_says_so() {
-    if !permitted() {
+    if !can_attach() {
         return;
     }
     let mut puppet = Puppet::new(1);
@@ -149,7 +149,7 @@ fn a_call_that_fails_says_so() {
 
 #[test]
 fn a_descriptor_is_fetched_without_a_stop() {
-    if !permitted() {
+    if !can_attach() {
         return;
     }
     let puppet = Puppet::new(3);
@@ -171,7 +171,7 @@ fn a_descriptor_is_fetched_without_a_stop() {
 /// Fails when the injected call does not return: the puppet is let go, as it was.
 #[test]
 fn a_call_that_blocks_is_given_up() {
-    if !permitted() {
+    if !can_attach() {
         return;
     }
     let mut puppet = Puppet::new(1);
@@ -204,7 +204,7 @@ fn processes_that_cannot_be_attached_to() {
     ));
     assert!(matches!(RemoteProcess::open(u32::MAX), Err(Error::ProcessGone)));
     assert!(matches!(RemoteProcess::open(0), Err(Error::ProcessGone)));
-    if !permitted() {
+    if !can_attach() {
         return;
     }
     let puppet = Puppet::new(1);

@@ -20,21 +20,36 @@ fn puppet_entry() {
     }
 }
 
-/// Whether this machine lets us do what these tests are about; says so when it does not.
+/// Whether this machine lets us attach to processes; says so when it does not.
+fn can_attach() -> bool {
+    let found = Capabilities::probe();
+    let attaching = found.checks().into_iter().find(|check| check.name == "attaching");
+    told(
+        attaching.is_some_and(|check| check.ok),
+        "attaching to processes",
+        &found,
+    )
+}
+
+/// Whether it lets us track writes, too, if only with a userfaultfd for user mode.
+fn can_track() -> bool {
+    let found = Capabilities::probe();
+    can_attach() && told(found.tracking, "tracking of writes", &found)
+}
+
+/// Whether it lets us answer all faults, too.
 fn permitted() -> bool {
     let found = Capabilities::probe();
     let strong = matches!(
         found.userfaultfd,
         Some(Permission::SystemCall | Permission::Device)
     );
-    let attach = found
-        .checks()
-        .into_iter()
-        .find(|check| check.name == "attaching")
-        .is_some_and(|c| c.ok);
-    if !(strong && attach && found.tracking) {
-        println!("skipped: userfaultfd, PAGEMAP_SCAN or ptrace is missing here: {found:?}");
-        return false;
+    can_track() && told(strong, "userfaultfd for all faults", &found)
+}
+
+fn told(ok: bool, what: &str, found: &Capabilities) -> bool {
+    if !ok {
+        println!("skipped: no {what} here: {found:?}");
     }
-    true
+    ok
 }

@@ -12,7 +12,7 @@ use vmferry_memory::{
 };
 
 use crate::puppet::Puppet;
-use crate::{PAGE, permitted};
+use crate::{PAGE, can_track, permitted};
 
 const PAGES: u64 = 1200;
 
@@ -153,7 +153,7 @@ fn run(cases: u32, test: impl Fn(Vec<Step>) -> Result<(), TestCaseError>) {
 
 #[test]
 fn a_scan_finds_what_our_own_process_wrote() {
-    if !permitted() {
+    if !can_track() {
         return;
     }
     run(60, |steps| {
@@ -214,7 +214,7 @@ fn a_scan_finds_what_another_process_wrote() {
 /// Tracking needs no rights beyond user mode, and sees the kernel's writes even so.
 #[test]
 fn user_mode_only_is_enough_to_track() {
-    if !permitted() {
+    if !can_track() {
         return;
     }
     let mut puppet = Puppet::new(64);
@@ -273,7 +273,7 @@ fn scanning_what_is_not_tracked_is_refused() {
 
 #[test]
 fn present_pages_are_found() {
-    if !permitted() {
+    if !can_track() {
         return;
     }
     let mut puppet = Puppet::new(600);
@@ -307,7 +307,7 @@ fn present_pages_are_found() {
 /// More runs than one request of the scanner reports: none is lost or cut at the seams.
 #[test]
 fn a_scan_goes_on_past_the_bound_of_one_request() {
-    if !permitted() {
+    if !can_track() {
         return;
     }
     let memory = SharedMemory::create("tracked", 20_000 * PAGE).unwrap();
