@@ -193,6 +193,7 @@ fn takes_every_option((mut one, mut other): (BoxedStream, BoxedStream)) {
     for nodelay in [false, true] {
         one.set_nodelay(nodelay).unwrap();
     }
+    one.set_low_delay().unwrap();
     one.set_send_buffer(1 << 20).unwrap();
     for timeout in [
         Duration::from_millis(1),

@@ -19,6 +19,7 @@ where
     fn shutdown(&self, how: Shutdown) -> io::Result<()>;
     fn set_read_timeout(&self, timeout: Option<Duration>) -> io::Result<()>;
     fn set_nodelay(&self, nodelay: bool) -> io::Result<()>;
+    fn set_low_delay(&self) -> io::Result<()>;
     fn set_peer_timeout(&self, timeout: Duration) -> io::Result<()>;
     fn peer(&self) -> String;
 }
@@ -109,6 +110,10 @@ where
 
     fn set_nodelay(&self, nodelay: bool) -> io::Result<()> {
         self.socket.set_nodelay(nodelay)
+    }
+
+    fn set_low_delay(&self) -> io::Result<()> {
+        self.socket.set_low_delay()
     }
 
     fn set_send_buffer(&self, bytes: usize) -> io::Result<()> {

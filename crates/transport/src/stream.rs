@@ -44,6 +44,13 @@ pub trait Stream: Read + Write + Send {
     /// When the system refuses.
     fn set_nodelay(&self, nodelay: bool) -> io::Result<()>;
 
+    /// Marks what is sent as little and urgent (type of service: low delay), so that queues on the way which look at
+    /// that let it pass bulk data. Means nothing but over TCP.
+    ///
+    /// # Errors
+    /// When the system refuses.
+    fn set_low_delay(&self) -> io::Result<()>;
+
     /// How many bytes may wait to be sent; the system doubles and bounds it.
     ///
     /// # Errors

@@ -11,6 +11,8 @@ use crate::stream::{BoxedStream, DEFAULT_PEER_TIMEOUT};
 
 /// Probes of a silent peer within the peer time-out.
 const KEEPALIVE_PROBES: u32 = 3;
+/// Type of service "low delay" of RFC 1349, which Linux's own queues go by: `pfifo_fast` sends it first.
+const LOW_DELAY: u8 = 0x10;
 
 /// The stream over a connected socket.
 pub(crate) fn stream(socket: TcpStream) -> io::Result<BoxedStream> {
@@ -31,6 +33,17 @@ impl Socket for TcpStream {
 
     fn set_nodelay(&self, nodelay: bool) -> io::Result<()> {
         Self::set_nodelay(self, nodelay)
+    }
+
+    fn set_low_delay(&self) -> io::Result<()> {
+        // Over IPv6 this is the traffic class; a socket for both families has both.
+        if self.local_addr()?.is_ipv6() {
+            sockopt::set_ipv6_tclass(self, u32::from(LOW_DELAY))?;
+        }
+        match sockopt::set_ip_tos(self, LOW_DELAY) {
+            Err(_) if self.local_addr()?.is_ipv6() => Ok(()),
+            result => Ok(result?),
+        }
     }
 
     /// Keepalive finds a dead peer while nothing is sent, the user time-out while something is.
@@ -150,5 +163,8 @@ mod tests {
         assert_eq!(sockopt::tcp_keepintvl(socket).unwrap(), Duration::from_secs(2));
         client.set_nodelay(false).unwrap();
         assert!(!sockopt::tcp_nodelay(socket).unwrap());
+        assert_eq!(sockopt::ip_tos(socket).unwrap(), 0);
+        client.set_low_delay().unwrap();
+        assert_eq!(sockopt::ip_tos(socket).unwrap(), LOW_DELAY);
     }
 }

@@ -28,6 +28,10 @@ impl Socket for UnixStream {
         Ok(())
     }
 
+    fn set_low_delay(&self) -> io::Result<()> {
+        Ok(())
+    }
+
     /// The kernel closes the socket when the peer's process ends: there is no silent death to find.
     fn set_peer_timeout(&self, _timeout: Duration) -> io::Result<()> {
         Ok(())
