@@ -30,14 +30,19 @@ impl Interrupt {
     pub(super) fn install() -> Result<Self> {
         let flag = Arc::new(AtomicBool::new(false));
         for signal in [Signal::INT, Signal::TERM, Signal::HUP] {
-            signal_hook::flag::register(signal.as_raw(), Arc::clone(&flag)).context("cannot catch signals")?;
+            signal_hook::flag::register(signal.as_raw(), Arc::clone(&flag))
+                .context("cannot catch signals")?;
         }
         Ok(Self(flag))
     }
 
     /// An error once somebody wants the demo to end.
     pub(super) fn check(&self) -> Result<()> {
-        if self.0.load(Ordering::Relaxed) { Err(Interrupted.into()) } else { Ok(()) }
+        if self.0.load(Ordering::Relaxed) {
+            Err(Interrupted.into())
+        } else {
+            Ok(())
+        }
     }
 
     /// Sleeps, unless interrupted.
@@ -170,7 +175,10 @@ pub(super) fn scratch_folder() -> Result<TempDir> {
 fn remove_stale_folders(parent: &Path) {
     for entry in std::fs::read_dir(parent).into_iter().flatten().flatten() {
         let name = entry.file_name();
-        let run = name.to_str().and_then(|name| name.strip_prefix(FOLDER)).and_then(|rest| rest.split_once('-'));
+        let run = name
+            .to_str()
+            .and_then(|name| name.strip_prefix(FOLDER))
+            .and_then(|rest| rest.split_once('-'));
         if run.is_some_and(|(id, _)| id.parse().is_ok_and(|id| !is_alive(id))) {
             // Another user's, perhaps.
             let _ = std::fs::remove_dir_all(entry.path());
@@ -187,7 +195,10 @@ mod tests {
     #[test]
     fn a_process_ends_with_its_guard_even_one_that_does_not_listen() {
         let mut command = Command::new("sh");
-        let child = command.args(["-c", "trap '' TERM; while :; do sleep 0.1; done"]).spawn().unwrap();
+        let child = command
+            .args(["-c", "trap '' TERM; while :; do sleep 0.1; done"])
+            .spawn()
+            .unwrap();
         let id = child.id();
         Process::new(child).end(Duration::from_millis(200));
         assert!(!Path::new(&format!("/proc/{id}")).exists());
@@ -202,10 +213,17 @@ mod tests {
             Ok((calls == 3).then_some(calls))
         });
         assert_eq!(counted.unwrap(), 3);
-        let late = interrupt.wait_for("nothing", Duration::ZERO, || Ok(None::<()>)).unwrap_err();
+        let late = interrupt
+            .wait_for("nothing", Duration::ZERO, || Ok(None::<()>))
+            .unwrap_err();
         assert_eq!(late.to_string(), "waited 0 s for nothing");
         interrupt.0.store(true, Ordering::Relaxed);
-        assert!(interrupt.sleep(Duration::from_secs(60)).unwrap_err().is::<Interrupted>());
+        assert!(
+            interrupt
+                .sleep(Duration::from_secs(60))
+                .unwrap_err()
+                .is::<Interrupted>()
+        );
     }
 
     #[test]

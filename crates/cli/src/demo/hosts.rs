@@ -52,10 +52,19 @@ impl Host {
         let socket = folder.join("api.sock");
         let program = std::env::current_exe().context("cannot find the program that is running")?;
         let mut command = Command::new(program);
-        command.arg("host").args(["--listen", &format!("tcp:{}:{}", address.0, address.1)]);
-        command.arg("--state-dir").arg(folder.join("state")).arg("--api").arg(&socket);
+        command
+            .arg("host")
+            .args(["--listen", &format!("tcp:{}:{}", address.0, address.1)]);
+        command
+            .arg("--state-dir")
+            .arg(folder.join("state"))
+            .arg("--api")
+            .arg(&socket);
         let log_file = File::create(&log).with_context(|| format!("cannot make {}", log.display()))?;
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log_file);
+        command
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log_file);
         // A Ctrl-C at the terminal is for us alone; we take the daemons down in order.
         command.process_group(0);
         let child = match namespace {
@@ -65,7 +74,14 @@ impl Host {
         let process = Process::new(child);
         let client = Arc::new(Client::new(socket)?);
         let interrupt = interrupt.clone();
-        let mut host = Self { name, endpoint: String::new(), client, process, log, interrupt };
+        let mut host = Self {
+            name,
+            endpoint: String::new(),
+            client,
+            process,
+            log,
+            interrupt,
+        };
         host.endpoint = host.wait_until_ready()?;
         Ok(host)
     }
@@ -75,7 +91,11 @@ impl Host {
         let what = format!("the daemon of host {}", self.name);
         let info = interrupt.wait_for(&what, START_LIMIT, || {
             if let Some(status) = self.process.exit_status()? {
-                bail!("the daemon of host {} ended ({status}){}", self.name, self.log_end());
+                bail!(
+                    "the daemon of host {} ended ({status}){}",
+                    self.name,
+                    self.log_end()
+                );
             }
             match self.client.host() {
                 Err(ClientError::Unreachable { .. }) => Ok(None),
@@ -152,8 +172,14 @@ impl Host {
 pub(super) fn last_lines(file: &Path, count: usize) -> String {
     let content = std::fs::read(file).unwrap_or_default();
     let content = String::from_utf8_lossy(&content);
-    let lines: Vec<_> = content.lines().map(str::trim_end).filter(|line| !line.is_empty()).collect();
-    lines[lines.len().saturating_sub(count)..].iter().fold(String::new(), |text, line| text + "\n    " + line)
+    let lines: Vec<_> = content
+        .lines()
+        .map(str::trim_end)
+        .filter(|line| !line.is_empty())
+        .collect();
+    lines[lines.len().saturating_sub(count)..]
+        .iter()
+        .fold(String::new(), |text, line| text + "\n    " + line)
 }
 
 /// The time it takes to carry out `work`, beside its result.

@@ -90,7 +90,9 @@ impl Load {
         };
         let mut connection = connection.context("the client cannot connect to memcached")?;
         let mut values = Values::new(&settings);
-        values.fill(&mut connection).context("the client cannot store its values in memcached")?;
+        values
+            .fill(&mut connection)
+            .context("the client cannot store its values in memcached")?;
         let record = Record {
             timeline: Timeline::new(Instant::now()),
             operations: 0,
@@ -98,15 +100,30 @@ impl Load {
             wrong_values: 0,
             descriptions: Vec::new(),
         };
-        let shared = Arc::new(Shared { record: Mutex::new(record), stop: AtomicBool::new(false) });
-        let client = Client { settings, values, connection: Some(connection), shared: Arc::clone(&shared) };
-        let spawn = || thread::Builder::new().name("demo-client".into()).spawn(move || client.run());
+        let shared = Arc::new(Shared {
+            record: Mutex::new(record),
+            stop: AtomicBool::new(false),
+        });
+        let client = Client {
+            settings,
+            values,
+            connection: Some(connection),
+            shared: Arc::clone(&shared),
+        };
+        let spawn = || {
+            thread::Builder::new()
+                .name("demo-client".into())
+                .spawn(move || client.run())
+        };
         // A thread that is started inside of a namespace stays there, so the client can also connect again.
         let thread = match namespace {
             Some(namespace) => namespace.enter(spawn)?,
             None => spawn(),
         };
-        Ok(Self { shared, thread: Some(thread.context("cannot start a thread")?) })
+        Ok(Self {
+            shared,
+            thread: Some(thread.context("cannot start a thread")?),
+        })
     }
 
     /// What the client has seen so far.
@@ -224,7 +241,12 @@ impl Version {
 impl Values {
     fn new(settings: &Settings) -> Self {
         let versions = vec![Version::Is(0); settings.values as usize];
-        Self { value_bytes: settings.value_bytes, versions, sent: Vec::new(), received: Vec::new() }
+        Self {
+            value_bytes: settings.value_bytes,
+            versions,
+            sent: Vec::new(),
+            received: Vec::new(),
+        }
     }
 
     fn fill(&mut self, connection: &mut Connection) -> io::Result<()> {
@@ -262,9 +284,17 @@ impl Values {
                 return Ok(Ok(()));
             }
         }
-        let differs = self.sent.iter().zip(&self.received).position(|(sent, received)| sent != received);
+        let differs = self
+            .sent
+            .iter()
+            .zip(&self.received)
+            .position(|(sent, received)| sent != received);
         Ok(Err(match differs {
-            Some(at) => format!("{} differs from version {} from byte {at} on", name(key), known.newest()),
+            Some(at) => format!(
+                "{} differs from version {} from byte {at} on",
+                name(key),
+                known.newest()
+            ),
             None => format!("{} has {} bytes", name(key), self.received.len()),
         }))
     }
@@ -287,7 +317,13 @@ mod tests {
     use crate::demo::memcached::tests::server;
 
     fn settings(address: SocketAddr) -> Settings {
-        Settings { address, values: 64, value_bytes: 1000, operations_per_s: 5000, one_set_in: 3 }
+        Settings {
+            address,
+            values: 64,
+            value_bytes: 1000,
+            operations_per_s: 5000,
+            one_set_in: 3,
+        }
     }
 
     fn wait_until(load: &Load, what: impl Fn(&Record) -> bool) -> Record {
@@ -304,24 +340,41 @@ mod tests {
 
     #[test]
     fn a_sound_server_gives_no_errors() {
-        let Some((_server, address)) = server(64) else { return };
+        let Some((_server, address)) = server(64) else {
+            return;
+        };
         let load = Load::start(settings(address), None).unwrap();
         wait_until(&load, |record| record.operations > 500);
         let record = load.stop();
-        assert_eq!((record.errors(), record.descriptions.len()), (0, 0), "{:?}", record.descriptions);
+        assert_eq!(
+            (record.errors(), record.descriptions.len()),
+            (0, 0),
+            "{:?}",
+            record.descriptions
+        );
     }
 
     #[test]
     fn changed_old_and_lost_values_are_found() {
-        let Some((_server, address)) = server(64) else { return };
-        let settings = Settings { one_set_in: u64::MAX, ..settings(address) };
+        let Some((_server, address)) = server(64) else {
+            return;
+        };
+        let settings = Settings {
+            one_set_in: u64::MAX,
+            ..settings(address)
+        };
         let load = Load::start(settings, None).unwrap();
         let mut other = Connection::open(address, TIMEOUT).unwrap();
         for (key, value, description) in [(7, 1, "vmferry:7 differs"), (9, 0, "vmferry:9 has 0 bytes")] {
             let mut changed = Vec::new();
             write_value(&mut changed, key, value, if value == 0 { 0 } else { 1000 });
             other.set(&name(key), &changed).unwrap();
-            let found = |record: &Record| record.descriptions.iter().any(|found| found.starts_with(description));
+            let found = |record: &Record| {
+                record
+                    .descriptions
+                    .iter()
+                    .any(|found| found.starts_with(description))
+            };
             wait_until(&load, found);
             write_value(&mut changed, key, 0, 1000);
             other.set(&name(key), &changed).unwrap();
@@ -331,7 +384,9 @@ mod tests {
 
     #[test]
     fn a_lost_connection_is_an_error_and_the_client_goes_on() {
-        let Some((_server, address)) = server(64) else { return };
+        let Some((_server, address)) = server(64) else {
+            return;
+        };
         let relay = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let front = relay.local_addr().unwrap();
         let cut = Arc::new(AtomicBool::new(false));
@@ -340,14 +395,17 @@ mod tests {
         thread::spawn(move || {
             for client in relay.incoming().flatten() {
                 let server = std::net::TcpStream::connect(address).unwrap();
-                for (mut from, mut to) in
-                    [(client.try_clone().unwrap(), server.try_clone().unwrap()), (server, client)]
-                {
+                for (mut from, mut to) in [
+                    (client.try_clone().unwrap(), server.try_clone().unwrap()),
+                    (server, client),
+                ] {
                     let cut = Arc::clone(&cutter);
                     thread::spawn(move || {
                         let mut buffer = [0; 4096];
                         while let Ok(length @ 1..) = io::Read::read(&mut from, &mut buffer) {
-                            if cut.swap(false, Ordering::Relaxed) || io::Write::write_all(&mut to, &buffer[..length]).is_err() {
+                            if cut.swap(false, Ordering::Relaxed)
+                                || io::Write::write_all(&mut to, &buffer[..length]).is_err()
+                            {
                                 break;
                             }
                         }
@@ -362,7 +420,12 @@ mod tests {
         cut.store(true, Ordering::Relaxed);
         let broken = wait_until(&load, |record| record.failures > 0);
         let record = wait_until(&load, |record| record.operations > broken.operations + 100);
-        assert_eq!((record.failures, record.wrong_values), (1, 0), "{:?}", record.descriptions);
+        assert_eq!(
+            (record.failures, record.wrong_values),
+            (1, 0),
+            "{:?}",
+            record.descriptions
+        );
     }
 
     #[test]

@@ -21,14 +21,20 @@ impl Connection {
         stream.set_nodelay(true)?;
         stream.set_read_timeout(Some(timeout))?;
         stream.set_write_timeout(Some(timeout))?;
-        Ok(Self { stream: BufReader::with_capacity(64 << 10, stream), line: String::new(), request: Vec::new() })
+        Ok(Self {
+            stream: BufReader::with_capacity(64 << 10, stream),
+            line: String::new(),
+            request: Vec::new(),
+        })
     }
 
     /// The server's version.
     pub(super) fn version(&mut self) -> io::Result<String> {
         self.stream.get_mut().write_all(b"version\r\n")?;
         let line = self.read_line()?;
-        line.strip_prefix("VERSION ").map(str::to_owned).ok_or_else(|| unexpected("VERSION", line))
+        line.strip_prefix("VERSION ")
+            .map(str::to_owned)
+            .ok_or_else(|| unexpected("VERSION", line))
     }
 
     /// Stores a value.
@@ -88,7 +94,11 @@ impl Connection {
 
     fn stored(&mut self) -> io::Result<()> {
         let line = self.read_line()?;
-        if line == "STORED" { Ok(()) } else { Err(unexpected("STORED", line)) }
+        if line == "STORED" {
+            Ok(())
+        } else {
+            Err(unexpected("STORED", line))
+        }
     }
 
     fn read_line(&mut self) -> io::Result<&str> {
@@ -96,9 +106,10 @@ impl Connection {
         (&mut self.stream).take(MAX_LINE).read_line(&mut self.line)?;
         match self.line.strip_suffix("\r\n") {
             Some(line) => Ok(line),
-            None if self.line.is_empty() => {
-                Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the server closed the connection"))
-            }
+            None if self.line.is_empty() => Err(io::Error::new(
+                io::ErrorKind::UnexpectedEof,
+                "the server closed the connection",
+            )),
             None => Err(unexpected("a line", &self.line)),
         }
     }
@@ -114,7 +125,10 @@ fn value_length(line: &str, key: &str) -> Option<usize> {
 }
 
 fn unexpected(expected: &str, found: &str) -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidData, format!("memcached answered {found:?} instead of {expected}"))
+    io::Error::new(
+        io::ErrorKind::InvalidData,
+        format!("memcached answered {found:?} instead of {expected}"),
+    )
 }
 
 #[cfg(test)]
@@ -135,7 +149,9 @@ pub(super) mod tests {
         drop(free);
         let mut command = Command::new("memcached");
         command.args(["-u", "root", "-l", "127.0.0.1", "-p", &address.port().to_string()]);
-        command.args(["-m", &memory_mib.to_string()]).stderr(Stdio::null());
+        command
+            .args(["-m", &memory_mib.to_string()])
+            .stderr(Stdio::null());
         let Ok(child) = command.spawn() else {
             eprintln!("skipped: memcached is not installed");
             return None;
@@ -151,7 +167,9 @@ pub(super) mod tests {
 
     #[test]
     fn values_come_back_from_a_real_server() {
-        let Some((_server, address)) = server(64) else { return };
+        let Some((_server, address)) = server(64) else {
+            return;
+        };
         let mut connection = Connection::open(address, TIMEOUT).unwrap();
         assert!(connection.version().unwrap().starts_with('1'));
         let mut value = Vec::new();
@@ -179,7 +197,14 @@ pub(super) mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let long = "x".repeat(4096);
-        let answers = ["STORED", "VALUE other 0 3\r\nabc\r\nEND\r\n", "VALUE key 0 9999999999\r\n", "BOO\r\n", &long, ""];
+        let answers = [
+            "STORED",
+            "VALUE other 0 3\r\nabc\r\nEND\r\n",
+            "VALUE key 0 9999999999\r\n",
+            "BOO\r\n",
+            &long,
+            "",
+        ];
         for answer in answers {
             let peer = std::thread::spawn({
                 let (listener, answer) = (listener.try_clone().unwrap(), answer.to_owned());

@@ -74,7 +74,9 @@ fn parse_link(text: &str) -> Result<Link, String> {
     let known = ["bit", "kbit", "mbit", "gbit"].contains(&text[digits.len()..].to_ascii_lowercase().as_str());
     match digits.parse::<u32>() {
         Ok(1..) if known => Ok(Link(Some(text.to_owned()))),
-        _ => Err(format!("{text:?} is no rate; write for example 1gbit, 100mbit or none")),
+        _ => Err(format!(
+            "{text:?} is no rate; write for example 1gbit, 100mbit or none"
+        )),
     }
 }
 
@@ -127,12 +129,17 @@ fn prepare_qemu(args: &DemoArgs) -> Option<(PathBuf, Topology)> {
     }
     let stale = namespace::remove_stale();
     if !stale.is_empty() {
-        narrate(&format!("removed what an earlier demo had to leave: {}", stale.join(", ")));
+        narrate(&format!(
+            "removed what an earlier demo had to leave: {}",
+            stale.join(", ")
+        ));
     }
     match Topology::create(&std::process::id().to_string(), args.link.0.as_deref()) {
         Ok(topology) => Some((absolute(&image?), topology)),
         Err(error) => {
-            narrate(&format!("no network for the hosts: {error:#}; running the synthetic guest"));
+            narrate(&format!(
+                "no network for the hosts: {error:#}; running the synthetic guest"
+            ));
             None
         }
     }
@@ -147,18 +154,32 @@ fn keep(folder: TempDir) {
     let from = folder.keep();
     // Under its own name it would be taken for one that was left.
     let to = std::env::temp_dir().join(format!("vmferry-kept-{}", std::process::id()));
-    let kept = if std::fs::rename(&from, &to).is_ok() { to } else { from };
+    let kept = if std::fs::rename(&from, &to).is_ok() {
+        to
+    } else {
+        from
+    };
     narrate(&format!("kept: {}", kept.display()));
 }
 
 fn print(result: &DemoResult, json: bool) -> Result<ExitCode> {
-    let text = if json { serde_json::to_string_pretty(result)? + "\n" } else { format!("\n{}", result.render()) };
-    std::io::stdout().write_all(text.as_bytes()).context("cannot print the result")?;
+    let text = if json {
+        serde_json::to_string_pretty(result)? + "\n"
+    } else {
+        format!("\n{}", result.render())
+    };
+    std::io::stdout()
+        .write_all(text.as_bytes())
+        .context("cannot print the result")?;
     let problems = result.problems();
     for problem in &problems {
         narrate(&format!("FAILED: {problem}"));
     }
-    Ok(if problems.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if problems.is_empty() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
 }
 
 /// Says on stderr what is going on. Nobody is left to tell where that cannot be written.

@@ -60,7 +60,10 @@ impl Namespace {
                 move_into_link_name_space(self.file.as_fd(), Some(LinkNameSpaceType::Network))?;
                 Ok(work())
             };
-            scope.spawn(inside).join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+            scope
+                .spawn(inside)
+                .join()
+                .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
         })
         .map_err(|error: rustix::io::Errno| anyhow::Error::new(error))
         .with_context(|| format!("cannot enter the network namespace {}", self.name))
@@ -69,7 +72,8 @@ impl Namespace {
     /// Starts a process inside the namespace.
     pub(super) fn spawn(&self, command: &mut Command) -> Result<Child> {
         let program = command.get_program().to_owned();
-        self.enter(|| command.spawn())?.with_context(|| format!("cannot start {}", Path::new(&program).display()))
+        self.enter(|| command.spawn())?
+            .with_context(|| format!("cannot start {}", Path::new(&program).display()))
     }
 }
 
@@ -84,8 +88,10 @@ pub(super) fn remove_stale() -> Vec<String> {
     let listed = ip(&["netns", "list"]).unwrap_or_default();
     // A line reads `NAME` or `NAME (id: N)`.
     let names = listed.lines().filter_map(|line| line.split_whitespace().next());
-    let stale: Vec<String> =
-        names.filter(|name| run_of(name).is_some_and(|id| !guards::is_alive(id))).map(str::to_owned).collect();
+    let stale: Vec<String> = names
+        .filter(|name| run_of(name).is_some_and(|id| !guards::is_alive(id)))
+        .map(str::to_owned)
+        .collect();
     stale.iter().for_each(|name| remove(name));
     stale
 }
@@ -104,7 +110,11 @@ fn remove(name: &str) {
     let us = std::process::id();
     guards::kill_all(|| {
         let listed = ip(&["netns", "pids", name]).unwrap_or_default();
-        listed.lines().filter_map(|line| line.trim().parse().ok()).filter(|&id| id != us).collect()
+        listed
+            .lines()
+            .filter_map(|line| line.trim().parse().ok())
+            .filter(|&id| id != us)
+            .collect()
     });
     // There is nobody left to tell.
     let _ = ip(&["netns", "del", name]);
@@ -117,10 +127,18 @@ pub(super) fn ip(arguments: &[&str]) -> Result<String> {
 
 fn run(program: &str, arguments: &[&str]) -> Result<String> {
     let line = || format!("`{program} {}`", arguments.join(" "));
-    let output = Command::new(program).args(arguments).output().with_context(|| format!("cannot run {}", line()))?;
+    let output = Command::new(program)
+        .args(arguments)
+        .output()
+        .with_context(|| format!("cannot run {}", line()))?;
     if !output.status.success() {
         let said = String::from_utf8_lossy(&output.stderr);
-        let said = said.lines().map(str::trim).filter(|said| !said.is_empty()).collect::<Vec<_>>().join("; ");
+        let said = said
+            .lines()
+            .map(str::trim)
+            .filter(|said| !said.is_empty())
+            .collect::<Vec<_>>()
+            .join("; ");
         bail!("{} failed: {said}", line());
     }
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
@@ -154,7 +172,10 @@ mod tests {
             (listener, address)
         });
         let (_listener, address) = address.unwrap();
-        assert!(TcpStream::connect(address).is_err(), "the listener must not be reachable from outside");
+        assert!(
+            TcpStream::connect(address).is_err(),
+            "the listener must not be reachable from outside"
+        );
 
         let mut child = namespace.spawn(Command::new("sleep").arg("1000")).unwrap();
         let name = namespace.name().to_owned();

@@ -54,16 +54,27 @@ impl Setup<'_> {
     /// Boots the guest, loads it, moves it there and back.
     pub(super) fn run(&self) -> Result<DemoResult> {
         let topology = self.topology;
-        narrate(&format!("network: two hosts and a client at a switch, links {}", topology.link));
+        narrate(&format!(
+            "network: two hosts and a client at a switch, links {}",
+            topology.link
+        ));
         let start = |index: usize, name| {
             let host = &topology.hosts[index];
-            Host::start(name, self.folder, (host.address, PORT), Some(&host.namespace), self.interrupt)
+            Host::start(
+                name,
+                self.folder,
+                (host.address, PORT),
+                Some(&host.namespace),
+                self.interrupt,
+            )
         };
         let hosts = [start(0, "a")?, start(1, "b")?];
         let outcome = self.move_there_and_back(&hosts);
         outcome.inspect_err(|error| {
             if !error.is::<super::guards::Interrupted>() {
-                hosts.iter().for_each(|host| narrate(&format!("log of host {}:{}", host.name, host.log_end())));
+                hosts
+                    .iter()
+                    .for_each(|host| narrate(&format!("log of host {}:{}", host.name, host.log_end())));
             }
         })
     }
@@ -92,7 +103,8 @@ impl Setup<'_> {
         let mut migrations = Vec::new();
         for (source, destination, strategy) in [(a, b, Strategy::PostCopyPush), (b, a, Strategy::PreCopy)] {
             let mut watch = Watch::start(source.name, destination.name, strategy);
-            let (report, window) = timed(|| source.migrate(NAME, destination, strategy, |look| watch.look(look)));
+            let (report, window) =
+                timed(|| source.migrate(NAME, destination, strategy, |look| watch.look(look)));
             let mut report = report?;
             watch.end(&report);
             self.interrupt.sleep(UNDER_LOAD)?;
@@ -116,14 +128,19 @@ impl Setup<'_> {
     fn boot(&self, host: &Host) -> Result<()> {
         let console = self.folder.join("console.log");
         let spec = self.spec(&console)?;
-        narrate(&format!("guest: booting Linux in QEMU (TCG), {} MiB, on host {}", self.memory_bytes >> 20, host.name));
+        narrate(&format!(
+            "guest: booting Linux in QEMU (TCG), {} MiB, on host {}",
+            self.memory_bytes >> 20,
+            host.name
+        ));
         let (version, booted) = timed(|| {
             host.run(&spec)?;
             self.interrupt.wait_for("memcached in the guest", BOOT_LIMIT, || {
                 if host.guest(NAME)?.state.is_none() {
                     bail!("QEMU ended");
                 }
-                let ask = || Connection::open((GUEST, MEMCACHED_PORT).into(), Duration::from_secs(1))?.version();
+                let ask =
+                    || Connection::open((GUEST, MEMCACHED_PORT).into(), Duration::from_secs(1))?.version();
                 Ok(self.topology.client.enter(ask)?.ok())
             })
         });
@@ -173,10 +190,16 @@ fn kernel_parameters(image: &Path) -> Result<String> {
     let about: serde_json::Value =
         serde_json::from_slice(&text).with_context(|| format!("{} is not understood", path.display()))?;
     let parameters = about["kernel_parameters"].as_str();
-    Ok(parameters.with_context(|| format!("{} has no kernel_parameters", path.display()))?.to_owned())
+    Ok(parameters
+        .with_context(|| format!("{} has no kernel_parameters", path.display()))?
+        .to_owned())
 }
 
-fn client_result(record: &Record, start: Instant, windows: &[(String, std::ops::Range<Instant>)]) -> ClientResult {
+fn client_result(
+    record: &Record,
+    start: Instant,
+    windows: &[(String, std::ops::Range<Instant>)],
+) -> ClientResult {
     let longest_gap = record.timeline.longest_gap(&(start..Instant::now()));
     let rate = |(name, window): &(String, _)| (name.clone(), record.timeline.operations_per_s(window));
     ClientResult {

@@ -6,15 +6,22 @@ use rustix::fs::Access;
 use vmferry_memory::{Capabilities, Permission};
 
 /// The programs it runs, and where they come from.
-const PROGRAMS: [(&str, &str); 3] =
-    [("qemu-system-x86_64", "QEMU"), ("ip", "iproute2"), ("tc", "iproute2")];
+const PROGRAMS: [(&str, &str); 3] = [
+    ("qemu-system-x86_64", "QEMU"),
+    ("ip", "iproute2"),
+    ("tc", "iproute2"),
+];
 /// The files of a guest image, as `cargo xtask image` makes them.
 pub(super) const KERNEL: &str = "vmlinuz";
 pub(super) const INITRAMFS: &str = "initramfs.cpio";
 
 /// What is missing for the demo with QEMU, in words, or nothing.
 pub(super) fn missing_for_qemu(image: Option<&Path>) -> Option<String> {
-    not_root().or_else(no_programs).or_else(|| no_image(image)).or_else(no_mechanism).or_else(no_tap)
+    not_root()
+        .or_else(no_programs)
+        .or_else(|| no_image(image))
+        .or_else(no_mechanism)
+        .or_else(no_tap)
 }
 
 /// Whether a test has to be left out that makes namespaces. Fails where they may not be missing.
@@ -31,7 +38,11 @@ pub(super) fn skips_namespaces() -> bool {
 
 /// The folder of the guest image that `cargo xtask image` made.
 pub(super) fn default_image() -> Option<PathBuf> {
-    let variable = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let variable = |name| {
+        std::env::var_os(name)
+            .filter(|value| !value.is_empty())
+            .map(PathBuf::from)
+    };
     let cache = variable("VMFERRY_CACHE")
         .or_else(|| variable("XDG_CACHE_HOME").map(|folder| folder.join("vmferry")))
         .or_else(|| variable("HOME").map(|home| home.join(".cache/vmferry")))?;
@@ -48,15 +59,25 @@ fn no_programs() -> Option<String> {
 }
 
 fn no_image(image: Option<&Path>) -> Option<String> {
-    let Some(folder) = image else { return Some("no folder with a guest image (--image)".into()) };
-    let file = [KERNEL, INITRAMFS].into_iter().map(|name| folder.join(name)).find(|file| !file.is_file())?;
-    Some(format!("no guest image: {} does not exist (`cargo xtask image` makes it)", file.display()))
+    let Some(folder) = image else {
+        return Some("no folder with a guest image (--image)".into());
+    };
+    let file = [KERNEL, INITRAMFS]
+        .into_iter()
+        .map(|name| folder.join(name))
+        .find(|file| !file.is_file())?;
+    Some(format!(
+        "no guest image: {} does not exist (`cargo xtask image` makes it)",
+        file.display()
+    ))
 }
 
 fn no_mechanism() -> Option<String> {
     let capabilities = Capabilities::probe();
-    let faults =
-        matches!(capabilities.userfaultfd, Some(Permission::SystemCall | Permission::Device)) && capabilities.tracking;
+    let faults = matches!(
+        capabilities.userfaultfd,
+        Some(Permission::SystemCall | Permission::Device)
+    ) && capabilities.tracking;
     (!faults).then(|| "no userfaultfd as QEMU needs it (`vmferry doctor` tells more)".into())
 }
 

@@ -53,7 +53,12 @@ impl DemoResult {
         }
         if self.client.errors > 0 {
             problems.push(format!("the client saw {} errors", self.client.errors));
-            problems.extend(self.client.descriptions.iter().map(|description| format!("the client: {description}")));
+            problems.extend(
+                self.client
+                    .descriptions
+                    .iter()
+                    .map(|description| format!("the client: {description}")),
+            );
         }
         problems
     }
@@ -68,8 +73,15 @@ impl DemoResult {
             units::millis(self.client.longest_gap_ms)
         ));
         if !self.client.rates.is_empty() {
-            let rates = self.client.rates.iter().map(|(when, rate)| format!("{} {when}", units::count(*rate as u64)));
-            text.push_str(&format!("operations a second: {}\n", rates.collect::<Vec<_>>().join(", ")));
+            let rates = self
+                .client
+                .rates
+                .iter()
+                .map(|(when, rate)| format!("{} {when}", units::count(*rate as u64)));
+            text.push_str(&format!(
+                "operations a second: {}\n",
+                rates.collect::<Vec<_>>().join(", ")
+            ));
         }
         text
     }
@@ -96,30 +108,66 @@ type Row = (&'static str, fn(&Report) -> String);
 const ROWS: &[Row] = &[
     ("outcome", |report| format!("{:?}", report.outcome).to_lowercase()),
     ("downtime", |report| units::millis(report.downtime_ms)),
-    ("perceived downtime", |report| report.perceived_downtime_ms.map_or("-".into(), units::millis)),
-    ("execution transfer time", |report| units::millis(report.execution_transfer_ms)),
+    ("perceived downtime", |report| {
+        report.perceived_downtime_ms.map_or("-".into(), units::millis)
+    }),
+    ("execution transfer time", |report| {
+        units::millis(report.execution_transfer_ms)
+    }),
     ("total time", |report| units::millis(report.total_ms)),
     ("memory", |report| units::size(report.ram_bytes)),
     ("  that holds data", |report| units::size(report.data_bytes)),
-    ("sent over the network", |report| units::size(report.bytes_on_wire)),
+    ("sent over the network", |report| {
+        units::size(report.bytes_on_wire)
+    }),
     ("  device state", |report| units::size(report.device_state_bytes)),
     ("pages sent", |report| units::count(report.pages.sent)),
     ("  more than once", |report| units::count(report.pages.resent)),
-    ("  as one byte (uniform)", |report| units::count(report.pages.uniform)),
-    ("rounds", |report| if report.rounds.len() > 1 { report.rounds.len().to_string() } else { "-".into() }),
-    ("faults over the network", |report| some_count(report.faults.network)),
-    ("  fault service time p50", |report| fault_time(report, report.faults.p50_us)),
-    ("  fault service time p99", |report| fault_time(report, report.faults.p99_us)),
-    ("pages verified", |report| report.verified.map_or("-".into(), |verified| units::count(verified.pages))),
-    ("  mismatches", |report| report.verified.map_or("-".into(), |verified| units::count(verified.mismatches))),
+    ("  as one byte (uniform)", |report| {
+        units::count(report.pages.uniform)
+    }),
+    ("rounds", |report| {
+        if report.rounds.len() > 1 {
+            report.rounds.len().to_string()
+        } else {
+            "-".into()
+        }
+    }),
+    ("faults over the network", |report| {
+        some_count(report.faults.network)
+    }),
+    ("  fault service time p50", |report| {
+        fault_time(report, report.faults.p50_us)
+    }),
+    ("  fault service time p99", |report| {
+        fault_time(report, report.faults.p99_us)
+    }),
+    ("pages verified", |report| {
+        report
+            .verified
+            .map_or("-".into(), |verified| units::count(verified.pages))
+    }),
+    ("  mismatches", |report| {
+        report
+            .verified
+            .map_or("-".into(), |verified| units::count(verified.mismatches))
+    }),
 ];
 
 fn some_count(number: u64) -> String {
-    if number == 0 { "-".into() } else { units::count(number) }
+    if number == 0 {
+        "-".into()
+    } else {
+        units::count(number)
+    }
 }
 
 fn fault_time(report: &Report, us: f64) -> String {
-    if report.faults.network == 0 { "-".into() } else { units::millis(us / 1e3) }
+    if report.faults.network == 0 {
+        "-".into()
+    } else {
+        units::millis(us / 1e3)
+    }
 }
 
 #[cfg(test)]
@@ -144,13 +192,20 @@ mod tests {
             data_bytes: 150 << 20,
             bytes_on_wire: 151 << 20,
             device_state_bytes: 300 << 10,
-            pages: PageCounts { sent: 38_400, uniform: 100, ..PageCounts::default() },
+            pages: PageCounts {
+                sent: 38_400,
+                uniform: 100,
+                ..PageCounts::default()
+            },
             rounds: Vec::new(),
             faults: FaultReport::default(),
             phases: Vec::new(),
             cpu_seconds: CpuSeconds::default(),
             memory_bytes: SidesBytes::default(),
-            verified: Some(Verified { pages: 131_072, mismatches: 0 }),
+            verified: Some(Verified {
+                pages: 131_072,
+                mismatches: 0,
+            }),
             notes: Vec::new(),
         }
     }
@@ -169,7 +224,8 @@ mod tests {
     #[test]
     fn the_json_has_these_members_and_no_others() {
         let json = serde_json::to_value(result(vec![report("post-copy-push")])).unwrap();
-        let names = |value: &serde_json::Value| value.as_object().unwrap().keys().cloned().collect::<Vec<_>>();
+        let names =
+            |value: &serde_json::Value| value.as_object().unwrap().keys().cloned().collect::<Vec<_>>();
         assert_eq!(names(&json), ["client", "migrations"]);
         assert_eq!(names(&json["client"]), ["errors", "longest_gap_ms", "operations"]);
         assert_eq!(json["migrations"][0]["perceived_downtime_ms"], 31.0);
@@ -180,10 +236,18 @@ mod tests {
         assert_eq!(result(vec![report("pre-copy")]).problems(), Vec::<String>::new());
         type Spoil = fn(&mut DemoResult);
         let spoilt: &[(Spoil, &str)] = &[
-            (|demo| demo.migrations[0].outcome = Outcome::Failed, "did not complete"),
+            (
+                |demo| demo.migrations[0].outcome = Outcome::Failed,
+                "did not complete",
+            ),
             (|demo| demo.migrations[0].verified = None, "was not verified"),
             (
-                |demo| demo.migrations[0].verified = Some(Verified { pages: 5, mismatches: 2 }),
+                |demo| {
+                    demo.migrations[0].verified = Some(Verified {
+                        pages: 5,
+                        mismatches: 2,
+                    })
+                },
                 "2 pages differ",
             ),
             (|demo| demo.client.errors = 3, "3 errors"),
@@ -199,10 +263,20 @@ mod tests {
     #[test]
     fn the_table_shows_migrations_side_by_side() {
         let text = result(vec![report("post-copy-push"), report("pre-copy")]).render();
-        let line = |start: &str| text.lines().find(|line| line.trim_start().starts_with(start)).unwrap();
-        assert_eq!(line("downtime").split_whitespace().collect::<Vec<_>>(), ["downtime", "9.5", "ms", "9.5", "ms"]);
+        let line = |start: &str| {
+            text.lines()
+                .find(|line| line.trim_start().starts_with(start))
+                .unwrap()
+        };
+        assert_eq!(
+            line("downtime").split_whitespace().collect::<Vec<_>>(),
+            ["downtime", "9.5", "ms", "9.5", "ms"]
+        );
         assert!(line("mismatches").ends_with('0'));
-        assert!(text.contains("12,345 operations, 0 errors, longest gap 31 ms"), "{text}");
+        assert!(
+            text.contains("12,345 operations, 0 errors, longest gap 31 ms"),
+            "{text}"
+        );
         assert!(!text.contains("faults"), "there were none: {text}");
     }
 }

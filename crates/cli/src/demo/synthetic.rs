@@ -35,7 +35,9 @@ pub(super) fn run(memory_bytes: u64, folder: &Path, interrupt: &Interrupt) -> Re
     let outcome = move_there_and_back(memory_bytes, &hosts, interrupt);
     outcome.inspect_err(|error| {
         if !error.is::<super::guards::Interrupted>() {
-            hosts.iter().for_each(|host| narrate(&format!("log of host {}:{}", host.name, host.log_end())));
+            hosts
+                .iter()
+                .for_each(|host| narrate(&format!("log of host {}:{}", host.name, host.log_end())));
         }
     })
 }
@@ -43,7 +45,10 @@ pub(super) fn run(memory_bytes: u64, folder: &Path, interrupt: &Interrupt) -> Re
 fn move_there_and_back(memory_bytes: u64, [a, b]: &[Host; 2], interrupt: &Interrupt) -> Result<DemoResult> {
     let spec = spec(memory_bytes)?;
     a.run(&spec)?;
-    narrate(&format!("guest: a synthetic one of {} with a key-value store", units::size(memory_bytes)));
+    narrate(&format!(
+        "guest: a synthetic one of {} with a key-value store",
+        units::size(memory_bytes)
+    ));
     let mut meter = Meter::new(a.stats(NAME)?);
     interrupt.sleep(UNDER_LOAD)?;
     meter.lap("before", a.stats(NAME)?);
@@ -54,7 +59,11 @@ fn move_there_and_back(memory_bytes: u64, [a, b]: &[Host; 2], interrupt: &Interr
         let mut watch = Watch::start(source.name, destination.name, strategy);
         let mut report = source.migrate(NAME, destination, strategy, |look| watch.look(look))?;
         watch.end(&report);
-        let owner = if report.outcome == Outcome::Completed { destination } else { source };
+        let owner = if report.outcome == Outcome::Completed {
+            destination
+        } else {
+            source
+        };
         meter.lap(&format!("during {strategy}"), owner.stats(NAME)?);
         interrupt.sleep(UNDER_LOAD)?;
         meter.lap("after", owner.stats(NAME)?);
@@ -67,14 +76,20 @@ fn move_there_and_back(memory_bytes: u64, [a, b]: &[Host; 2], interrupt: &Interr
             break;
         }
     }
-    Ok(DemoResult { migrations, client: meter.into_client() })
+    Ok(DemoResult {
+        migrations,
+        client: meter.into_client(),
+    })
 }
 
 /// A store that the guest reads and writes at a steady rate, and data that just lies there. What is left of the RAM is
 /// never touched.
 fn spec(memory_bytes: u64) -> Result<GuestSpec> {
     let memory_mib = memory_bytes >> 20;
-    anyhow::ensure!(memory_mib >= LEAST_MIB, "--memory has to be at least {LEAST_MIB}M");
+    anyhow::ensure!(
+        memory_mib >= LEAST_MIB,
+        "--memory has to be at least {LEAST_MIB}M"
+    );
     let store = LoadConfig::KeyValue {
         region_mib: (memory_mib / 4).min(64),
         get_percent: 80,
@@ -82,11 +97,26 @@ fn spec(memory_bytes: u64) -> Result<GuestSpec> {
         value_bytes: 1000,
         operations_per_s: Some(20_000),
     };
-    let fill = Fill { mib: memory_mib / 4, zero_percent: 20, uniform_percent: 10, compressible_percent: 30 };
-    let config = SynthConfig { workers: 2, loads: vec![store], fill, seed: 1, ..SynthConfig::new(memory_bytes) };
+    let fill = Fill {
+        mib: memory_mib / 4,
+        zero_percent: 20,
+        uniform_percent: 10,
+        compressible_percent: 30,
+    };
+    let config = SynthConfig {
+        workers: 2,
+        loads: vec![store],
+        fill,
+        seed: 1,
+        ..SynthConfig::new(memory_bytes)
+    };
     let config = config.to_json();
     SynthConfig::from_json(&config).context("a guest with that much memory is not possible")?;
-    Ok(GuestSpec { name: NAME.into(), backend: BACKEND.into(), config })
+    Ok(GuestSpec {
+        name: NAME.into(),
+        backend: BACKEND.into(),
+        config,
+    })
 }
 
 /// Reads the guest's counters like those of a client.
@@ -98,7 +128,11 @@ struct Meter {
 
 impl Meter {
     fn new(stats: Stats) -> Self {
-        Self { stats, at: Instant::now(), rates: Vec::new() }
+        Self {
+            stats,
+            at: Instant::now(),
+            rates: Vec::new(),
+        }
     }
 
     /// What was done since the last time.

@@ -14,7 +14,10 @@ pub(super) struct Timeline {
 impl Timeline {
     /// An empty one that begins at `origin`.
     pub(super) fn new(origin: Instant) -> Self {
-        Self { origin, ended_ns: Vec::new() }
+        Self {
+            origin,
+            ended_ns: Vec::new(),
+        }
     }
 
     /// An operation ended well at `at`.
@@ -31,7 +34,11 @@ impl Timeline {
     /// Operations a second within `window`.
     pub(super) fn operations_per_s(&self, window: &Range<Instant>) -> f64 {
         let duration = window.end.saturating_duration_since(window.start);
-        if duration.is_zero() { 0.0 } else { self.operations(window) as f64 / duration.as_secs_f64() }
+        if duration.is_zero() {
+            0.0
+        } else {
+            self.operations(window) as f64 / duration.as_secs_f64()
+        }
     }
 
     /// The longest time between the ends of two operations that reaches into `window`. The end of the window

@@ -57,13 +57,31 @@ impl Topology {
     pub(super) fn create(run: &str, rate: Option<&str>) -> Result<Self> {
         let client = Namespace::create("net", run)?;
         add_bridge(&client, CLIENT)?;
-        let network = format!("{}/{PREFIX_BITS}", Ipv4Addr::from(u32::from(CLIENT) & u32::MAX << (32 - PREFIX_BITS)));
+        let network = format!(
+            "{}/{PREFIX_BITS}",
+            Ipv4Addr::from(u32::from(CLIENT) & u32::MAX << (32 - PREFIX_BITS))
+        );
         let source = CLIENT.to_string();
         client.ip(&[
-            "route", "replace", &network, "dev", "br0", "src", &source, "rto_min", CLIENT_MIN_RETRANSMIT,
+            "route",
+            "replace",
+            &network,
+            "dev",
+            "br0",
+            "src",
+            &source,
+            "rto_min",
+            CLIENT_MIN_RETRANSMIT,
         ])?;
-        let hosts = [add_host(&client, "a", run, HOSTS[0])?, add_host(&client, "b", run, HOSTS[1])?];
-        let mut topology = Self { hosts, client, link: "not shaped".into() };
+        let hosts = [
+            add_host(&client, "a", run, HOSTS[0])?,
+            add_host(&client, "b", run, HOSTS[1])?,
+        ];
+        let mut topology = Self {
+            hosts,
+            client,
+            link: "not shaped".into(),
+        };
         if let Some(rate) = rate {
             topology.link = topology.shape(rate)?;
         }
@@ -73,8 +91,12 @@ impl Topology {
     /// Shapes both ends of both links. Returns what it did.
     fn shape(&self, rate: &str) -> Result<String> {
         let [a, b] = &self.hosts;
-        let ends =
-            [(&a.namespace, "uplink"), (&b.namespace, "uplink"), (&self.client, "port-a"), (&self.client, "port-b")];
+        let ends = [
+            (&a.namespace, "uplink"),
+            (&b.namespace, "uplink"),
+            (&self.client, "port-a"),
+            (&self.client, "port-b"),
+        ];
         let mut done = String::new();
         for (namespace, device) in ends {
             done = shape_device(namespace, device, rate)
@@ -89,7 +111,18 @@ fn add_host(switch: &Namespace, role: &str, run: &str, address: Ipv4Addr) -> Res
     let namespace = Namespace::create(role, run)?;
     add_bridge(&namespace, address)?;
     let port = format!("port-{role}");
-    switch.ip(&["link", "add", &port, "type", "veth", "peer", "name", "uplink", "netns", namespace.name()])?;
+    switch.ip(&[
+        "link",
+        "add",
+        &port,
+        "type",
+        "veth",
+        "peer",
+        "name",
+        "uplink",
+        "netns",
+        namespace.name(),
+    ])?;
     namespace.ip(&["tuntap", "add", "dev", TAP, "mode", "tap"])?;
     for (place, device) in [(switch, port.as_str()), (&namespace, "uplink"), (&namespace, TAP)] {
         place.ip(&["link", "set", device, "master", "br0", "up"])?;
@@ -99,9 +132,25 @@ fn add_host(switch: &Namespace, role: &str, run: &str, address: Ipv4Addr) -> Res
 
 fn add_bridge(namespace: &Namespace, address: Ipv4Addr) -> Result<()> {
     namespace.ip(&[
-        "link", "add", "br0", "type", "bridge", "forward_delay", "0", "stp_state", "0", "mcast_snooping", "0",
+        "link",
+        "add",
+        "br0",
+        "type",
+        "bridge",
+        "forward_delay",
+        "0",
+        "stp_state",
+        "0",
+        "mcast_snooping",
+        "0",
     ])?;
-    namespace.ip(&["address", "add", &format!("{address}/{PREFIX_BITS}"), "dev", "br0"])?;
+    namespace.ip(&[
+        "address",
+        "add",
+        &format!("{address}/{PREFIX_BITS}"),
+        "dev",
+        "br0",
+    ])?;
     namespace.ip(&["link", "set", "br0", "up"])
 }
 
@@ -112,8 +161,9 @@ fn shape_device(namespace: &Namespace, device: &str, rate: &str) -> Result<Strin
         Err(htb) => {
             // What HTB's attempt left behind is in TBF's way; there may be nothing.
             let _ = namespace.tc(&["qdisc", "del", "dev", device, "root"]);
-            let tbf =
-                ["qdisc", "add", "dev", device, "root", "tbf", "rate", rate, "burst", "128k", "latency", "2ms"];
+            let tbf = [
+                "qdisc", "add", "dev", device, "root", "tbf", "rate", rate, "burst", "128k", "latency", "2ms",
+            ];
             namespace.tc(&tbf).map_err(|_| htb)?;
             Ok(format!("{rate} by tbf"))
         }
@@ -122,13 +172,19 @@ fn shape_device(namespace: &Namespace, device: &str, rate: &str) -> Result<Strin
 
 /// Returns the queue behind the shaper.
 fn shape_by_htb(namespace: &Namespace, device: &str, rate: &str) -> Result<&'static str> {
-    namespace.tc(&["qdisc", "add", "dev", device, "root", "handle", "1:", "htb", "default", "1"])?;
+    namespace.tc(&[
+        "qdisc", "add", "dev", device, "root", "handle", "1:", "htb", "default", "1",
+    ])?;
     // The burst is two of the largest packets that leave a socket in one piece.
     namespace.tc(&[
-        "class", "add", "dev", device, "parent", "1:", "classid", "1:1", "htb", "rate", rate, "burst", "128k",
-        "cburst", "128k", "quantum", "60000",
+        "class", "add", "dev", device, "parent", "1:", "classid", "1:1", "htb", "rate", rate, "burst",
+        "128k", "cburst", "128k", "quantum", "60000",
     ])?;
-    let add = |leaf| namespace.tc(&["qdisc", "add", "dev", device, "parent", "1:1", "handle", "10:", leaf]);
+    let add = |leaf| {
+        namespace.tc(&[
+            "qdisc", "add", "dev", device, "parent", "1:1", "handle", "10:", leaf,
+        ])
+    };
     let known = LEAVES.into_iter().find(|leaf| add(leaf).is_ok());
     Ok(known.unwrap_or("a plain queue"))
 }
@@ -150,9 +206,18 @@ mod tests {
         let run = format!("{}-topo", std::process::id());
         let topology = Topology::create(&run, Some("100mbit")).unwrap();
         let [a, b] = &topology.hosts;
-        let listener = b.namespace.enter(|| TcpListener::bind((b.address, 4000)).unwrap()).unwrap();
-        let from_a = a.namespace.enter(|| TcpStream::connect((b.address, 4000)).unwrap()).unwrap();
-        let from_client = topology.client.enter(|| TcpStream::connect((b.address, 4000)).unwrap()).unwrap();
+        let listener = b
+            .namespace
+            .enter(|| TcpListener::bind((b.address, 4000)).unwrap())
+            .unwrap();
+        let from_a = a
+            .namespace
+            .enter(|| TcpStream::connect((b.address, 4000)).unwrap())
+            .unwrap();
+        let from_client = topology
+            .client
+            .enter(|| TcpStream::connect((b.address, 4000)).unwrap())
+            .unwrap();
         let addresses = [&from_a, &from_client].map(|stream| stream.local_addr().unwrap().ip());
         assert_eq!(addresses, [HOSTS[0], CLIENT].map(std::net::IpAddr::from));
 
@@ -161,7 +226,12 @@ mod tests {
         let start = Instant::now();
         let sender = std::thread::spawn(move || (&from_a).write_all(&vec![1; 4 << 20]));
         received.read_exact(&mut vec![0; 4 << 20]).unwrap();
-        assert!(start.elapsed().as_millis() > 250, "{:?} by {}", start.elapsed(), topology.link);
+        assert!(
+            start.elapsed().as_millis() > 250,
+            "{:?} by {}",
+            start.elapsed(),
+            topology.link
+        );
         sender.join().unwrap().unwrap();
 
         drop(topology);

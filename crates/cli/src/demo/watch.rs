@@ -24,8 +24,14 @@ impl Watch {
     /// A migration between the two hosts of these names begins.
     pub(super) fn start(from: &str, to: &str, strategy: Strategy) -> Self {
         let title = format!("{from} -> {to} by {strategy}");
-        let live = std::io::stderr().is_terminal().then(|| ProgressLine::new(&title, false));
-        Self { title, live, next_line: Instant::now() }
+        let live = std::io::stderr()
+            .is_terminal()
+            .then(|| ProgressLine::new(&title, false));
+        Self {
+            title,
+            live,
+            next_line: Instant::now(),
+        }
     }
 
     /// How far it is.
@@ -45,9 +51,16 @@ impl Watch {
         drop(self.live);
         let outcome = match report.outcome {
             Outcome::Completed => {
-                format!("completed in {}, downtime {}", units::millis(report.total_ms), units::millis(report.downtime_ms))
+                format!(
+                    "completed in {}, downtime {}",
+                    units::millis(report.total_ms),
+                    units::millis(report.downtime_ms)
+                )
             }
-            _ => format!("did not complete: {}", report.error.as_deref().unwrap_or("no reason was given")),
+            _ => format!(
+                "did not complete: {}",
+                report.error.as_deref().unwrap_or("no reason was given")
+            ),
         };
         narrate(&format!("{}: {outcome}", self.title));
     }
