@@ -197,10 +197,12 @@ fn map_twice(name: &str, bytes: u64) -> vmferry_memory::Result<(Arc<SharedMemory
 
 /// Whether it is to be done by software.
 fn mechanism(name: &str, wanted: FaultMechanism) -> Result<bool> {
+    if wanted == FaultMechanism::Software {
+        return Ok(true);
+    }
     match (wanted, kernel::missing()) {
-        (FaultMechanism::Software, _) => Ok(true),
         (_, None) => Ok(false),
-        (FaultMechanism::Auto, Some(why)) => {
+        (FaultMechanism::Auto | FaultMechanism::Software, Some(why)) => {
             tracing::info!("guest {name} tracks writes and serves faults by software: {why}");
             Ok(true)
         }

@@ -155,7 +155,7 @@ fn a_paced_load_keeps_its_pace() {
     let operations = guest.stats().operations as f64;
     // Never faster; slower only where the machine does not let it.
     assert!(operations <= expected * 1.01 + 4.0, "{operations} of {expected}");
-    assert!(operations > expected * 0.5, "{operations} of {expected}");
+    assert!(operations > expected * 0.2, "{operations} of {expected}");
 }
 
 /// What the guest does at the destination continues what it did at the source.
