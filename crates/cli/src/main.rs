@@ -1,2 +1,8 @@
-//! Project tasks.
-fn main() {}
+//! The `vmferry` command.
+#![forbid(unsafe_code)]
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    vmferry_cli::run(std::env::args_os())
+}

@@ -1,0 +1,235 @@
+//! What the command and the daemon say to each other: JSON over HTTP on a unix socket.
+//!
+//! | request | body | answer |
+//! |---|---|---|
+//! | `GET /v1/host` | | [`HostInfo`] |
+//! | `GET /v1/guests` | | list of [`GuestInfo`] |
+//! | `POST /v1/guests` | [`GuestSpec`](vmferry_guest::GuestSpec) | [`GuestInfo`] |
+//! | `POST /v1/attach` | [`AttachRequest`] | [`GuestInfo`] |
+//! | `GET /v1/guests/{name}` | | [`GuestInfo`] |
+//! | `DELETE /v1/guests/{name}?force=BOOL` | | [`Done`] |
+//! | `GET /v1/guests/{name}/stats` | | statistics of a synthetic guest |
+//! | `POST /v1/guests/{name}/migrate` | [`MigrateRequest`] | [`Started`] |
+//! | `GET /v1/guests/{name}/migration` | | [`Migration`]: the one under way, else the last one |
+//! | `POST /v1/guests/{name}/cancel` | | [`Done`] |
+//! | `POST /v1/guests/{name}/resolve` | [`ResolveRequest`] | [`Done`] |
+//! | `GET /v1/reports` | | list of [`StoredReport`], newest last |
+//!
+//! An answer with a status of 400 or more carries [`ErrorBody`].
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+use vmferry_core::report::{Progress, Report};
+use vmferry_core::{Limits, Strategy};
+use vmferry_guest::GuestState;
+
+/// A daemon.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostInfo {
+    /// Version of vmferry.
+    pub version: String,
+    /// Process id of the daemon.
+    pub pid: u32,
+    /// Where it keeps its guests and reports.
+    pub state_dir: PathBuf,
+    /// Where guests arrive, with the port that is really used.
+    pub listen: String,
+    /// Names of the backends.
+    pub backends: Vec<String>,
+    /// How many guests there are.
+    pub guests: usize,
+    /// What happened at the start that the operator should know.
+    pub notes: Vec<String>,
+}
+
+/// A guest of this host.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct GuestInfo {
+    /// Name.
+    pub name: String,
+    /// Name of the backend.
+    pub backend: String,
+    /// What this host has to do with it.
+    pub role: Role,
+    /// What its vCPUs do; absent where it cannot be asked.
+    pub state: Option<GuestState>,
+    /// Process that executes it.
+    pub pid: Option<u32>,
+    /// Size of its RAM in bytes.
+    pub ram_bytes: u64,
+    /// What is wrong with it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub problem: Option<String>,
+    /// The migration under way.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub migration: Option<Migration>,
+}
+
+/// What a host has to do with a guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Role {
+    /// The guest is this host's.
+    Owner,
+    /// The guest is this host's and runs here, pages of it still arrive.
+    Receiving,
+    /// The guest is being moved away.
+    Source,
+    /// The guest is being moved here and is not this host's yet.
+    Destination,
+    /// It is being created, attached or ended.
+    Busy,
+    /// Its directory is there, and it could not be reached when the daemon started.
+    Unreachable,
+}
+
+/// Take over a QEMU that already runs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AttachRequest {
+    /// Name to give it; its own where absent.
+    pub name: Option<String>,
+    /// Its process.
+    pub pid: u32,
+    /// Its QMP socket; the one on its command line where absent.
+    pub qmp: Option<PathBuf>,
+}
+
+/// Move a guest.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct MigrateRequest {
+    /// Endpoint of the destination: `host`, `host:port`, `tcp:host:port`, `unix:/path`.
+    pub to: String,
+    /// Algorithm.
+    pub strategy: Strategy,
+    /// Goal and limits.
+    #[serde(default)]
+    pub limits: Limits,
+    /// Page streams; chosen from the cores where absent.
+    #[serde(default)]
+    pub streams: Option<u16>,
+    /// Compare every page.
+    #[serde(default)]
+    pub verify: bool,
+}
+
+/// A migration that was started.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Started {
+    /// Tells it from other migrations of the same guest.
+    pub id: String,
+}
+
+/// A migration, under way or ended.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Migration {
+    /// Tells it from other migrations of the same guest.
+    pub id: String,
+    /// Where it stands.
+    #[serde(flatten)]
+    pub stage: Stage,
+}
+
+/// Two looks at migrations are the same when they say the same.
+impl PartialEq for Migration {
+    fn eq(&self, other: &Self) -> bool {
+        serde_json::to_value(self).ok() == serde_json::to_value(other).ok()
+    }
+}
+
+/// Where a migration stands.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(tag = "stage", rename_all = "kebab-case")]
+pub enum Stage {
+    /// Under way, from this host.
+    Outgoing {
+        /// Endpoint of the destination; empty where only the journal of an earlier daemon knows it.
+        to: String,
+        /// How far it is.
+        progress: Progress,
+    },
+    /// Under way, to this host.
+    Incoming {
+        /// How far it is.
+        progress: Arrival,
+    },
+    /// Ended; this host was the source.
+    Sent {
+        /// What was measured.
+        report: Box<Report>,
+    },
+    /// Ended; this host was the destination.
+    Received {
+        /// What this host saw of it.
+        report: serde_json::Value,
+    },
+}
+
+/// How far a migration to this host is.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Arrival {
+    /// Current phase, in words.
+    pub phase: String,
+    /// Pages that arrived, every crossing counted.
+    pub received_pages: u64,
+    /// Pages that still have to arrive, where the guest runs already.
+    pub outstanding_pages: u64,
+    /// Faults served so far.
+    pub faults: u64,
+}
+
+/// Settle by hand who owns a guest past the commit point.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ResolveRequest {
+    /// Who.
+    pub owner: Owner,
+}
+
+/// An owner, seen from the host that is asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Owner {
+    /// This host.
+    Here,
+    /// The other one.
+    There,
+}
+
+/// It was done.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Done {}
+
+/// A report on disk.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct StoredReport {
+    /// Tells it from other migrations of the same guest.
+    pub id: String,
+    /// Name of the guest.
+    pub vm: String,
+    /// Which side this host was.
+    pub side: ReportSide,
+    /// When it was written, milliseconds since 1970.
+    pub ended_unix_ms: u64,
+    /// The report.
+    pub report: serde_json::Value,
+}
+
+/// The side that wrote a report.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ReportSide {
+    /// The source: a [`Report`].
+    Source,
+    /// The destination: what it saw.
+    Destination,
+}
+
+/// Why something was not done.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ErrorBody {
+    /// What was wrong and why, one line.
+    pub error: String,
+    /// How to mend it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mend: Option<String>,
+}

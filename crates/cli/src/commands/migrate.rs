@@ -1,0 +1,229 @@
+//! `vmferry migrate`.
+
+use std::process::ExitCode;
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail};
+use clap::Args;
+use clap::builder::{PossibleValuesParser, TypedValueParser as _};
+use vmferry_core::report::{Outcome, Report};
+use vmferry_core::{AtLimit, Limits, Strategy};
+use vmferry_transport::Endpoint;
+
+use super::interrupts::Interrupts;
+use super::output;
+use crate::api::{MigrateRequest, Stage};
+use crate::cli::Common;
+use crate::client::{Client, ClientError};
+use crate::failure;
+use crate::progress::ProgressLine;
+use crate::{names, report_table, units};
+
+/// How often the daemon is asked how far it is.
+const POLL: Duration = Duration::from_millis(100);
+
+/// Moves a guest to another host, where `vmferry host` has to run. Until the destination runs the guest, any failure
+/// leaves it running here.
+///
+/// Ctrl-C cancels the migration; a second one leaves it to the daemon.
+#[derive(Debug, Args)]
+pub(crate) struct MigrateArgs {
+    /// Name of the guest
+    #[arg(value_parser = names::parse)]
+    name: String,
+    /// Where to: HOST, HOST:PORT, tcp:HOST:PORT or unix:/PATH
+    #[arg(long, value_name = "HOST")]
+    to: Endpoint,
+    /// Algorithm: stop-and-copy, pre-copy, post-copy or post-copy-push
+    ///
+    /// stop-and-copy: everything while the guest is stopped. pre-copy: rounds while it runs, until the rest crosses
+    /// within --downtime. post-copy: it resumes at the destination at once and fetches pages when it needs them.
+    /// post-copy-push: the same, and all pages are pushed, those around a fault first.
+    #[arg(long, short, default_value = "pre-copy")]
+    strategy: Strategy,
+    /// Goal for the downtime of pre-copy, as in 300ms [default: 300ms]
+    #[arg(long, value_name = "TIME", value_parser = units::parse_duration)]
+    downtime: Option<Duration>,
+    /// Most rounds of pre-copy [default: 30]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    max_rounds: Option<u32>,
+    /// Longest time in rounds of pre-copy, as in 30s [default: no limit]
+    #[arg(long, value_name = "TIME", value_parser = units::parse_duration)]
+    max_time: Option<Duration>,
+    /// Most data sent in rounds of pre-copy, as in 8G [default: no limit]
+    #[arg(long, value_name = "SIZE", value_parser = units::parse_size)]
+    max_bytes: Option<u64>,
+    /// What to do when a limit is reached before the goal: stop, post-copy or abort [default: stop]
+    ///
+    /// stop: stop the guest and send the rest, however long that takes. post-copy: resume it at the destination and
+    /// send the rest after it. abort: give up; the guest stays here.
+    #[arg(long, value_name = "ACTION", value_parser = at_limit(), hide_possible_values = true)]
+    at_limit: Option<AtLimit>,
+    /// Push the rest when post-copy saw no fault for this long [default: 1s]
+    #[arg(long, value_name = "TIME", value_parser = units::parse_duration)]
+    drain_after: Option<Duration>,
+    /// Streams for pages; chosen from the number of cores where absent
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64))]
+    streams: Option<u16>,
+    /// Compare every page at the end, or as it arrives, with the source's
+    #[arg(long)]
+    verify: bool,
+    /// Start it and return; `vmferry status NAME` shows how far it is
+    #[arg(long)]
+    detach: bool,
+}
+
+/// How following a migration ended.
+enum End {
+    Report(Box<Report>),
+    Detached,
+}
+
+pub(super) fn run(common: &Common, args: &MigrateArgs) -> Result<ExitCode> {
+    match start_and_follow(common, args) {
+        Ok(End::Detached) => Ok(ExitCode::SUCCESS),
+        Ok(End::Report(report)) => {
+            match common.json {
+                true => output::json(&report)?,
+                false => output::text(&report_table::render(&report))?,
+            }
+            Ok(exit_code(&report))
+        }
+        // It never began: scripts get a report all the same.
+        Err(error) if common.json && !args.detach => {
+            output::json(&never_begun(args, failure::chain(&error)))?;
+            Err(error)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+fn start_and_follow(common: &Common, args: &MigrateArgs) -> Result<End> {
+    let client = common.client()?;
+    // From before the start, so that no Ctrl-C leaves a migration behind that nobody meant.
+    let interrupts = Interrupts::watch()?;
+    let started = client.migrate(&args.name, &request(args))?;
+    if args.detach {
+        match common.json {
+            true => output::json(&started)?,
+            false => output::text(&format!(
+                "{} is on its way to {}; see `vmferry status {}`\n",
+                args.name, args.to, args.name
+            ))?,
+        }
+        return Ok(End::Detached);
+    }
+    follow(
+        &client,
+        args,
+        &started.id,
+        &interrupts,
+        &ProgressLine::new(&args.name, common.json),
+    )
+}
+
+fn request(args: &MigrateArgs) -> MigrateRequest {
+    let default = Limits::default();
+    MigrateRequest {
+        to: args.to.to_string(),
+        strategy: args.strategy,
+        limits: Limits {
+            downtime: args.downtime.unwrap_or(default.downtime),
+            rounds: args.max_rounds.unwrap_or(default.rounds),
+            time: args.max_time.or(default.time),
+            bytes: args.max_bytes.or(default.bytes),
+            at_limit: args.at_limit.unwrap_or(default.at_limit),
+            drain_after: args.drain_after.unwrap_or(default.drain_after),
+        },
+        streams: args.streams,
+        verify: args.verify,
+    }
+}
+
+/// Shows how far it is until it has ended. The first Ctrl-C cancels, the second leaves.
+fn follow(
+    client: &Client,
+    args: &MigrateArgs,
+    id: &str,
+    interrupts: &Interrupts,
+    line: &ProgressLine,
+) -> Result<End> {
+    let mut cancelled = false;
+    loop {
+        let migration = client.migration(&args.name).with_context(|| {
+            format!(
+                "lost sight of the migration, which goes on if its daemon does; see `vmferry status {}`",
+                args.name
+            )
+        })?;
+        match migration.stage {
+            Stage::Sent { report } if migration.id == id => return Ok(End::Report(report)),
+            Stage::Outgoing { progress, .. } if migration.id == id => line.show(&progress),
+            _ => bail!(
+                "another migration of {} has begun meanwhile; see `vmferry status`",
+                args.name
+            ),
+        }
+        match interrupts.count() {
+            0 => {}
+            1 if !cancelled => {
+                cancelled = true;
+                line.say("cancelling; press Ctrl-C again to leave the migration to the daemon");
+                if let Err(error @ ClientError::Refused(_)) = client.cancel(&args.name) {
+                    line.say(&format!("not cancelled: {error}"));
+                }
+            }
+            1 => {}
+            _ => {
+                line.say(&format!("the daemon goes on; see `vmferry status {}`", args.name));
+                return Ok(End::Detached);
+            }
+        }
+        thread::sleep(POLL);
+    }
+}
+
+fn exit_code(report: &Report) -> ExitCode {
+    let differs = report.verified.is_some_and(|verified| verified.mismatches > 0);
+    match report.outcome == Outcome::Completed && !differs {
+        true => ExitCode::SUCCESS,
+        false => ExitCode::FAILURE,
+    }
+}
+
+/// The report of a migration that was refused.
+fn never_begun(args: &MigrateArgs, error: String) -> Report {
+    Report {
+        vm: args.name.clone(),
+        strategy: args.strategy.to_string(),
+        backend: String::new(),
+        outcome: Outcome::Failed,
+        error: Some(error),
+        total_ms: 0.0,
+        execution_transfer_ms: 0.0,
+        downtime_ms: 0.0,
+        perceived_downtime_ms: None,
+        micro_stops_ms: 0.0,
+        ram_bytes: 0,
+        data_bytes: 0,
+        bytes_on_wire: 0,
+        device_state_bytes: 0,
+        pages: Default::default(),
+        rounds: Vec::new(),
+        faults: Default::default(),
+        phases: Vec::new(),
+        cpu_seconds: Default::default(),
+        memory_bytes: Default::default(),
+        verified: None,
+        notes: Vec::new(),
+    }
+}
+
+fn at_limit() -> impl clap::builder::TypedValueParser<Value = AtLimit> {
+    PossibleValuesParser::new(["stop", "post-copy", "abort"]).map(|name| match name.as_str() {
+        "post-copy" => AtLimit::PostCopy,
+        "abort" => AtLimit::Abort,
+        _ => AtLimit::Stop,
+    })
+}

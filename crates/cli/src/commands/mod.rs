@@ -1,0 +1,37 @@
+//! The commands, one a file.
+
+pub(crate) mod attach;
+pub(crate) mod completions;
+pub(crate) mod doctor;
+pub(crate) mod host;
+mod interrupts;
+pub(crate) mod migrate;
+mod output;
+pub(crate) mod resolve;
+pub(crate) mod run;
+pub(crate) mod status;
+pub(crate) mod stop;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+
+use crate::cli::{Cli, Command};
+
+pub(crate) fn run(cli: Cli) -> Result<ExitCode> {
+    let common = &cli.common;
+    match cli.command {
+        Command::Doctor => doctor::run(common),
+        Command::Demo(args) => crate::demo::run(args),
+        Command::Host(args) => host::run(common, &args),
+        Command::Run(args) => run::run(common, args),
+        Command::List => status::list(common),
+        Command::Attach(args) => attach::run(common, args),
+        Command::Migrate(args) => migrate::run(common, &args),
+        Command::Status(args) => status::status(common, &args),
+        Command::Cancel(args) => status::cancel(common, &args),
+        Command::Resolve(args) => resolve::run(common, &args),
+        Command::Stop(args) => stop::run(common, &args),
+        Command::Completions(args) => completions::run(&args),
+    }
+}

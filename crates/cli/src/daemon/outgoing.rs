@@ -1,0 +1,206 @@
+//! Migrations away from this host.
+
+use std::sync::Arc;
+use std::thread;
+
+use vmferry_core::report::{Outcome, Report};
+use vmferry_core::source::Side;
+use vmferry_runtime::{GuestDir, Outgoing, Request, RuntimeError};
+use vmferry_transport::Endpoint;
+
+use super::host::LocalHost;
+use super::refusal::Refusal;
+use super::registry::{Member, Slot};
+use super::reports::new_id;
+use super::state_dir::{self, Marker};
+use crate::api::{MigrateRequest, Migration, Owner, ReportSide, Stage, Started, StoredReport};
+use crate::failure;
+
+impl LocalHost {
+    /// Starts a migration.
+    pub(super) fn migrate(
+        self: &Arc<Self>,
+        name: &str,
+        request: &MigrateRequest,
+    ) -> Result<Started, Refusal> {
+        self.check_open()?;
+        let destination: Endpoint = request.to.parse().map_err(Refusal::bad_request)?;
+        let (claim, member) = self
+            .registry
+            .take(name, "is about to be moved", |slot| may_leave(name, slot))?;
+        let request = Request {
+            destination,
+            strategy: request.strategy,
+            limits: request.limits.clone(),
+            streams: request.streams,
+            verify: request.verify,
+        };
+        let (id, to) = (new_id(name), request.destination.to_string());
+        state_dir::set_marker(&member.dir, Marker::Leaving).map_err(Refusal::failed)?;
+        let dir = GuestDir::new(member.dir.clone());
+        let outgoing = Outgoing::start(Arc::clone(&member.vm), dir, request).map_err(|error| {
+            state_dir::clear_marker(&member.dir, Marker::Leaving);
+            of_runtime(error)
+        })?;
+        tracing::info!("moving {name} to {to}");
+        claim.settle(Some(Slot::Leaving {
+            member,
+            id: id.clone(),
+            to,
+            outgoing: outgoing.clone(),
+        }));
+        self.watch(name, &id, outgoing);
+        Ok(Started { id })
+    }
+
+    /// Waits for the end of a migration, on a thread of its own, and acts on it.
+    pub(super) fn watch(self: &Arc<Self>, name: &str, id: &str, outgoing: Outgoing) {
+        let (host, name, id) = (Arc::clone(self), name.to_owned(), id.to_owned());
+        let watch = move || host.left(&name, &id, &outgoing.wait());
+        let started = thread::Builder::new().name("migration end".into()).spawn(watch);
+        started.expect("a thread can be started");
+    }
+
+    /// A migration ended.
+    fn left(&self, name: &str, id: &str, report: &Report) {
+        log_end(name, report);
+        // Kept first, so that whoever sees that it is over finds it.
+        self.reports.keep(id, name, ReportSide::Source, report);
+        // Ended outside of the lock.
+        let mut gone = None;
+        self.registry.change(name, |slot| {
+            let Slot::Leaving { member, .. } = slot else {
+                return Some(slot);
+            };
+            match report.outcome {
+                Outcome::Completed => {
+                    state_dir::remove_guest(&member.dir);
+                    gone = Some(member);
+                    None
+                }
+                Outcome::Cancelled | Outcome::Failed => {
+                    state_dir::clear_marker(&member.dir, Marker::Leaving);
+                    Some(Slot::Here(member))
+                }
+                Outcome::Unresolved => {
+                    let why = report.error.as_deref().unwrap_or("the handover broke off");
+                    Some(Slot::Stuck {
+                        backend: member.vm.spec().backend.clone(),
+                        why: format!("{why}; restart the daemon to take it up again"),
+                        dir: member.dir,
+                        vm: Some(member.vm),
+                    })
+                }
+            }
+        });
+    }
+
+    /// Cancels a migration, away or to here.
+    pub(super) fn cancel(&self, name: &str) -> Result<(), Refusal> {
+        match self.registry.get(name)? {
+            Slot::Leaving { outgoing, .. } => outgoing.cancel().map_err(of_runtime),
+            Slot::Arriving { .. } => match self.incoming() {
+                Some(incoming) => incoming.cancel(name).map_err(of_runtime),
+                None => Err(Refusal::stopping()),
+            },
+            Slot::Receiving { .. } => Err(Refusal::conflict(format!(
+                "guest {name} runs here already: its migration can only be completed"
+            ))),
+            _ => Err(not_moving(name)),
+        }
+    }
+
+    /// The operator says whose a guest is.
+    pub(super) fn resolve(&self, name: &str, owner: Owner) -> Result<(), Refusal> {
+        let side = match owner {
+            Owner::Here => Side::Source,
+            Owner::There => Side::Destination,
+        };
+        match self.registry.get(name)? {
+            Slot::Leaving { outgoing, .. } => {
+                tracing::warn!("the operator settles that the owner of {name} is {owner:?}");
+                outgoing.resolve(side).map_err(of_runtime)
+            }
+            Slot::Arriving { .. } | Slot::Receiving { .. } => Err(Refusal::conflict(format!(
+                "guest {name} came from another host: that one has to be told"
+            ))
+            .mend(format!("use `vmferry resolve {name}` at the host it came from"))),
+            _ => Err(not_moving(name)),
+        }
+    }
+
+    /// The migration of a guest that is under way, else the last one.
+    pub(super) fn migration(&self, name: &str) -> Result<Migration, Refusal> {
+        let slot = self.registry.get(name);
+        if let Some(under_way) = slot
+            .as_ref()
+            .ok()
+            .and_then(|slot| self.migration_under_way(name, slot))
+        {
+            return Ok(under_way);
+        }
+        let last = self.reports.last_of(name).and_then(of_stored);
+        last.ok_or_else(|| {
+            Refusal::not_found(format!("no migration of a guest {name} is known on this host"))
+        })
+    }
+}
+
+fn may_leave(name: &str, slot: &Slot) -> Result<Member, Refusal> {
+    let refuse = |why: &str, mend: String| Err(Refusal::conflict(format!("guest {name} {why}")).mend(mend));
+    match slot {
+        Slot::Here(member) => Ok(member.clone()),
+        Slot::Leaving { to, .. } => refuse(
+            &format!("is being moved to {to} already"),
+            format!("wait, or `vmferry cancel {name}`"),
+        ),
+        Slot::Arriving { .. } => refuse("is not this host's yet", "wait until it has arrived".into()),
+        Slot::Receiving { .. } => refuse(
+            "still lacks pages that its last host has",
+            format!("wait until `vmferry status {name}` shows none"),
+        ),
+        Slot::Stuck { why, .. } => refuse(
+            &format!("cannot be used: {why}"),
+            "see the log of the daemon".into(),
+        ),
+        Slot::Busy { doing } => refuse(doing, "wait a moment and repeat it".into()),
+    }
+}
+
+fn not_moving(name: &str) -> Refusal {
+    Refusal::conflict(format!("guest {name} is not being moved"))
+        .mend(format!("`vmferry status {name}` shows its last migration"))
+}
+
+fn of_stored(stored: StoredReport) -> Option<Migration> {
+    let stage = match stored.side {
+        ReportSide::Source => Stage::Sent {
+            report: serde_json::from_value(stored.report).ok()?,
+        },
+        ReportSide::Destination => Stage::Received {
+            report: stored.report,
+        },
+    };
+    Some(Migration { id: stored.id, stage })
+}
+
+fn of_runtime(error: RuntimeError) -> Refusal {
+    match error {
+        RuntimeError::BadRequest(_) => Refusal::bad_request(error),
+        RuntimeError::NotOwner(_) | RuntimeError::Refused(_) | RuntimeError::NoSession(_) => {
+            Refusal::conflict(failure::chain(&error.into()))
+        }
+        RuntimeError::Guest(error) => super::host::of_guest(error),
+        error => Refusal::failed(error),
+    }
+}
+
+fn log_end(name: &str, report: &Report) {
+    let why = report.error.as_deref().unwrap_or_default();
+    match report.outcome {
+        Outcome::Completed => tracing::info!("{name} was moved, downtime {:.2} ms", report.downtime_ms),
+        Outcome::Cancelled => tracing::info!("moving {name} was cancelled, it goes on here"),
+        Outcome::Failed => tracing::warn!("moving {name} failed, it goes on here: {why}"),
+        Outcome::Unresolved => tracing::error!("moving {name} broke off after the handover: {why}"),
+    }
+}

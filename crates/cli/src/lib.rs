@@ -1,0 +1,22 @@
+//! The `vmferry` command: what the user types, the daemon of a host, and a client of it.
+//!
+//! The commands are thin: they read arguments, ask the daemon and print. The daemon keeps guests and their
+//! directories; everything that migrates is in `vmferry-runtime`.
+#![forbid(unsafe_code)]
+
+pub mod api;
+pub mod cli;
+pub mod client;
+mod commands;
+pub mod daemon;
+mod demo;
+mod failure;
+pub mod loadspec;
+pub mod names;
+mod progress;
+pub mod report_table;
+mod table;
+pub mod units;
+
+pub use client::Client;
+pub use failure::run;

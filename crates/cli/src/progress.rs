@@ -1,0 +1,132 @@
+//! A migration under way, on one line.
+
+use std::time::Duration;
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use vmferry_core::PAGE_SIZE;
+use vmferry_core::report::Progress;
+
+use crate::api::Arrival;
+use crate::units;
+
+/// The live line on stderr; hidden where that is no terminal.
+pub(crate) struct ProgressLine {
+    bar: ProgressBar,
+}
+
+impl ProgressLine {
+    pub(crate) fn new(vm: &str, hidden: bool) -> Self {
+        let target = if hidden {
+            ProgressDrawTarget::hidden()
+        } else {
+            ProgressDrawTarget::stderr()
+        };
+        let bar = ProgressBar::with_draw_target(None, target);
+        let style = ProgressStyle::with_template("{spinner} {prefix}: {wide_msg}");
+        bar.set_style(style.expect("a template that is correct"));
+        bar.set_prefix(vm.to_owned());
+        bar.enable_steady_tick(Duration::from_millis(100));
+        Self { bar }
+    }
+
+    pub(crate) fn show(&self, progress: &Progress) {
+        self.bar.set_message(line(progress));
+    }
+
+    /// A line that stays, above the live one.
+    pub(crate) fn say(&self, text: &str) {
+        match self.bar.is_hidden() {
+            true => eprintln!("{text}"),
+            false => self.bar.println(text),
+        }
+    }
+}
+
+impl Drop for ProgressLine {
+    fn drop(&mut self) {
+        self.bar.finish_and_clear();
+    }
+}
+
+/// Phase, round, rate, dirty rate, remaining, ETA.
+pub(crate) fn line(progress: &Progress) -> String {
+    let mut parts = vec![progress.phase.clone()];
+    if progress.round > 0 {
+        parts.push(format!("round {}", progress.round));
+    }
+    parts.push(format!("{} sent", units::size(progress.sent_pages * PAGE_SIZE)));
+    if progress.rate_bytes_per_s > 0.0 {
+        parts.push(units::rate(progress.rate_bytes_per_s));
+    }
+    if progress.dirty_bytes_per_s > 0.0 {
+        parts.push(format!("dirtied at {}", units::rate(progress.dirty_bytes_per_s)));
+    }
+    parts.push(format!(
+        "{} remaining",
+        units::size(progress.remaining_pages * PAGE_SIZE)
+    ));
+    if progress.faults > 0 {
+        parts.push(format!("{} faults", units::count(progress.faults)));
+    }
+    if let Some(eta_ms) = progress.eta_ms {
+        parts.push(format!("ETA {}", units::millis(eta_ms)));
+    }
+    parts.push(format!("after {}", units::millis(progress.elapsed_ms)));
+    parts.join(", ")
+}
+
+/// The same at the destination.
+pub(crate) fn arrival_line(arrival: &Arrival) -> String {
+    let mut parts = vec![
+        arrival.phase.clone(),
+        format!("{} received", units::size(arrival.received_pages * PAGE_SIZE)),
+    ];
+    if arrival.outstanding_pages > 0 {
+        parts.push(format!(
+            "{} outstanding",
+            units::size(arrival.outstanding_pages * PAGE_SIZE)
+        ));
+    }
+    if arrival.faults > 0 {
+        parts.push(format!("{} faults", units::count(arrival.faults)));
+    }
+    parts.join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_round_is_shown_with_all_its_figures() {
+        let progress = Progress {
+            phase: "push".into(),
+            round: 3,
+            elapsed_ms: 2500.0,
+            remaining_pages: 8192,
+            sent_pages: 131_072,
+            bytes_on_wire: 540 << 20,
+            rate_bytes_per_s: 112.0 * 1048576.0,
+            dirty_bytes_per_s: 12.5 * 1048576.0,
+            eta_ms: Some(285.0),
+            faults: 0,
+        };
+        assert_eq!(
+            line(&progress),
+            "push, round 3, 512 MiB sent, 112 MiB/s, dirtied at 12.5 MiB/s, 32 MiB remaining, ETA 285 ms, after 2.5 s"
+        );
+    }
+
+    #[test]
+    fn what_is_not_known_is_left_out() {
+        let progress = Progress {
+            phase: "pull and push".into(),
+            faults: 1200,
+            ..Progress::default()
+        };
+        assert_eq!(
+            line(&progress),
+            "pull and push, 0 B sent, 0 B remaining, 1,200 faults, after 0 ms"
+        );
+    }
+}

@@ -1,0 +1,240 @@
+//! Sizes and durations as people write and read them.
+
+use std::time::Duration;
+
+use thiserror::Error;
+
+const UNITS: [(&str, u32); 6] = [("B", 0), ("K", 10), ("M", 20), ("G", 30), ("T", 40), ("P", 50)];
+
+/// A text that is no size or no duration.
+#[derive(Debug, Error, PartialEq, Eq)]
+pub enum UnitError {
+    /// Not a size.
+    #[error("{0:?} is no size; write a number and a unit, as in 512M or 4G (K, M, G and T count by 1024)")]
+    Size(String),
+    /// Not a duration.
+    #[error("{0:?} is no duration; write a number and a unit, as in 300ms, 5s or 2m (us, ms, s, m, h)")]
+    Duration(String),
+}
+
+/// Bytes in a text such as `512M`, `4G`, `1.5GiB` or `4096`. Units count by 1024.
+///
+/// # Errors
+/// [`UnitError::Size`] when it is none, or not a whole number of bytes below 2^63.
+pub fn parse_size(text: &str) -> Result<u64, UnitError> {
+    let wrong = || UnitError::Size(text.to_owned());
+    let (number, unit) = split_number(text);
+    let unit = unit.to_ascii_uppercase();
+    let unit = unit
+        .strip_suffix("IB")
+        .or_else(|| unit.strip_suffix('B'))
+        .unwrap_or(&unit);
+    let shift = match unit {
+        "" => 0,
+        _ => {
+            UNITS
+                .iter()
+                .skip(1)
+                .find(|(name, _)| *name == unit)
+                .ok_or_else(wrong)?
+                .1
+        }
+    };
+    scaled(number, 1 << shift).ok_or_else(wrong)
+}
+
+/// A duration in a text such as `300ms`, `5s`, `1.5m` or `2h`. The unit may not be left out.
+///
+/// # Errors
+/// [`UnitError::Duration`] when it is none.
+pub fn parse_duration(text: &str) -> Result<Duration, UnitError> {
+    let wrong = || UnitError::Duration(text.to_owned());
+    let (number, unit) = split_number(text);
+    let unit_ns = match unit {
+        "us" => 1_000,
+        "ms" => 1_000_000,
+        "s" => 1_000_000_000,
+        "m" | "min" => 60 * 1_000_000_000,
+        "h" => 3600 * 1_000_000_000,
+        _ => return Err(wrong()),
+    };
+    scaled(number, unit_ns)
+        .map(Duration::from_nanos)
+        .ok_or_else(wrong)
+}
+
+/// `512 MiB`, `1.25 GiB`, `17 B`.
+pub fn size(bytes: u64) -> String {
+    sized(bytes as f64)
+}
+
+/// The same for a rate: `110 MiB/s`.
+pub fn rate(bytes_per_s: f64) -> String {
+    format!("{}/s", sized(bytes_per_s))
+}
+
+/// Milliseconds in the unit that suits them: `85 us`, `4.21 ms`, `1.32 s`, `3 min 20 s`.
+pub fn millis(ms: f64) -> String {
+    if !ms.is_finite() || ms < 0.0 {
+        return "-".into();
+    }
+    match ms {
+        0.0 => "0 ms".into(),
+        ms if ms < 0.9995 => format!("{} us", three_digits(ms * 1e3)),
+        ms if ms < 999.5 => format!("{} ms", three_digits(ms)),
+        ms if ms < 99_950.0 => format!("{} s", three_digits(ms / 1e3)),
+        ms => {
+            let seconds = (ms / 1e3).round() as u64;
+            format!("{} min {} s", seconds / 60, seconds % 60)
+        }
+    }
+}
+
+/// A number with its thousands set apart: `65,536`.
+pub fn count(number: u64) -> String {
+    let digits = number.to_string();
+    let mut grouped = String::with_capacity(digits.len() + digits.len() / 3);
+    for (index, digit) in digits.chars().enumerate() {
+        if index > 0 && (digits.len() - index).is_multiple_of(3) {
+            grouped.push(',');
+        }
+        grouped.push(digit);
+    }
+    grouped
+}
+
+fn sized(bytes: f64) -> String {
+    let bytes = if bytes.is_finite() { bytes.max(0.0) } else { 0.0 };
+    let mut index = 0;
+    let mut number = bytes;
+    while number >= 999.5 && index + 1 < UNITS.len() {
+        number /= 1024.0;
+        index += 1;
+    }
+    match index {
+        0 => format!("{number:.0} B"),
+        _ => format!("{} {}iB", three_digits(number), UNITS[index].0),
+    }
+}
+
+/// Three digits that count, without zeros at the end: 4.21, 42.1, 421.
+fn three_digits(number: f64) -> String {
+    let decimals = match number {
+        number if number >= 99.95 => 0,
+        number if number >= 9.995 => 1,
+        _ => 2,
+    };
+    let text = format!("{number:.decimals$}");
+    match text.contains('.') {
+        true => text.trim_end_matches('0').trim_end_matches('.').to_owned(),
+        false => text,
+    }
+}
+
+fn split_number(text: &str) -> (&str, &str) {
+    let text = text.trim();
+    let end = text
+        .find(|c: char| !c.is_ascii_digit() && c != '.')
+        .unwrap_or(text.len());
+    (&text[..end], text[end..].trim_start())
+}
+
+/// `number` times `unit`, exact: a fraction counts to its ninth digit.
+fn scaled(number: &str, unit: u64) -> Option<u64> {
+    let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
+    if whole.is_empty() || fraction.len() > 9 || fraction.contains('.') {
+        return None;
+    }
+    let whole = whole.parse::<u64>().ok()?.checked_mul(unit)?;
+    let fraction = match fraction {
+        "" => 0,
+        digits => {
+            let scale = 10u128.pow(u32::try_from(digits.len()).ok()?);
+            u64::try_from(digits.parse::<u128>().ok()? * u128::from(unit) / scale).ok()?
+        }
+    };
+    whole.checked_add(fraction).filter(|sum| *sum < 1 << 63)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_read() {
+        for (text, bytes) in [
+            ("4096", 4096),
+            ("0", 0),
+            ("512M", 512 << 20),
+            ("512m", 512 << 20),
+            ("4G", 4 << 30),
+            ("4GiB", 4 << 30),
+            ("4 GB", 4 << 30),
+            ("1.5G", 3 << 29),
+            ("64K", 65536),
+            ("1T", 1 << 40),
+            ("17B", 17),
+        ] {
+            assert_eq!(parse_size(text), Ok(bytes), "{text}");
+        }
+        for text in [
+            "",
+            "G",
+            "-1G",
+            "1X",
+            "1.2.3G",
+            "1e9",
+            "99999999T",
+            "512 M B",
+            "0x10",
+            ".5G",
+        ] {
+            assert_eq!(parse_size(text), Err(UnitError::Size(text.into())), "{text}");
+        }
+    }
+
+    #[test]
+    fn durations_are_read() {
+        for (text, us) in [
+            ("250us", 250),
+            ("300ms", 300_000),
+            ("5s", 5_000_000),
+            ("1.5m", 90_000_000),
+        ] {
+            assert_eq!(parse_duration(text), Ok(Duration::from_micros(us)), "{text}");
+        }
+        for text in ["", "300", "5 parsecs", "-5s", "1h30m", "s", "99999999999h"] {
+            assert_eq!(
+                parse_duration(text),
+                Err(UnitError::Duration(text.into())),
+                "{text}"
+            );
+        }
+    }
+
+    #[test]
+    fn numbers_are_shown_with_three_digits() {
+        assert_eq!(size(0), "0 B");
+        assert_eq!(size(999), "999 B");
+        assert_eq!(size(1000), "0.98 KiB");
+        assert_eq!(size(512 << 20), "512 MiB");
+        assert_eq!(size(1023 << 20), "1 GiB");
+        assert_eq!(size(5 << 28), "1.25 GiB");
+        assert_eq!(rate(115_343_360.0), "110 MiB/s");
+        assert_eq!(millis(0.0849), "84.9 us");
+        assert_eq!(millis(4.214), "4.21 ms");
+        assert_eq!(millis(1324.0), "1.32 s");
+        assert_eq!(millis(200_000.0), "3 min 20 s");
+        assert_eq!(millis(f64::NAN), "-");
+        assert_eq!(count(0), "0");
+        assert_eq!(count(999), "999");
+        assert_eq!(count(1_048_576), "1,048,576");
+    }
+
+    #[test]
+    fn what_is_shown_can_be_read() {
+        for bytes in [1u64, 1 << 12, 3 << 19, 1 << 33, 7 << 40] {
+            assert_eq!(parse_size(&size(bytes)), Ok(bytes));
+        }
+    }
+}
