@@ -3,6 +3,8 @@
 //! `cargo run --release -p vmferry-memory --example scan_cost [GiB]`
 
 use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -22,6 +24,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("{gib} GiB of memfd, populated; medians of {REPEATS}");
     checks(&memory, gib);
     tracking(&memory, gib)?;
+    receiving()?;
     faults()?;
     injection()?;
     Ok(())
@@ -42,12 +45,7 @@ fn median(mut prepare: impl FnMut(), mut action: impl FnMut()) -> Duration {
 }
 
 fn report(what: &str, time: Duration, gib: u64) {
-    let per_gib = time.as_secs_f64() / gib as f64;
-    println!(
-        "{what:40} {:9.3} ms/GiB {:7.1} GB/s",
-        per_gib * 1e3,
-        1.073_741_824 / per_gib
-    );
+    println!("{what:40} {:9.3} ms/GiB", time.as_secs_f64() * 1e3 / gib as f64);
 }
 
 fn checks(memory: &SharedMemory, gib: u64) {
@@ -109,6 +107,56 @@ fn tracking(memory: &SharedMemory, gib: u64) -> Result<(), Box<dyn std::error::E
     let each = began.elapsed().as_nanos() as u64 / (memory.len() / PAGE);
     println!("{:40} {each:9} ns", "first write to a protected page");
     Ok(())
+}
+
+/// A unix socket into memory that nobody has touched, and into memory populated just ahead of the reads.
+fn receiving() -> Result<(), Box<dyn std::error::Error>> {
+    let source = SharedMemory::create("scan-cost", 256 << 20)?;
+    source.populate(0..source.len())?;
+    // In turns, and the first of each thrown away: what the host has never touched is slower than all of this.
+    let mut rates = [Vec::new(), Vec::new()];
+    for turn in 0..12 {
+        let rate = receive(&source, turn % 2 == 1)?;
+        if turn >= 2 {
+            rates[turn % 2].push(rate);
+        }
+    }
+    for (name, rates) in ["untouched", "populated ahead"].into_iter().zip(&mut rates) {
+        rates.sort_unstable_by(f64::total_cmp);
+        println!(
+            "{:40} {:9.2} GB/s",
+            format!("unix socket into memory, {name}"),
+            rates[rates.len() / 2]
+        );
+    }
+    Ok(())
+}
+
+/// Sends all of `source` into new memory; gives back the rate in GB/s.
+fn receive(source: &SharedMemory, populate: bool) -> Result<f64, Box<dyn std::error::Error>> {
+    const READ: u64 = 1 << 20;
+    let len = source.len();
+    let target = SharedMemory::create("scan-cost", len)?;
+    let (near, far) = UnixStream::pair()?;
+    let began = Instant::now();
+    std::thread::scope(|scope| {
+        scope.spawn(move || {
+            for at in (0..len).step_by(READ as usize) {
+                source
+                    .write_range_to(near.as_fd(), b"", &[(at, READ)])
+                    .expect("sends");
+            }
+        });
+        for at in (0..len).step_by(READ as usize) {
+            if populate {
+                target.populate(at..at + READ).expect("populates");
+            }
+            target
+                .read_range_from(far.as_fd(), &[(at, READ)])
+                .expect("receives");
+        }
+    });
+    Ok(len as f64 / began.elapsed().as_secs_f64() / 1e9)
 }
 
 /// Fault service within one process: from the fault to the page.
