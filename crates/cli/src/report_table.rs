@@ -15,6 +15,9 @@ pub fn render(report: &Report) -> String {
     text.push_str(&summary(report));
     text.push_str(&rounds(report));
     text.push_str(&phases(report));
+    if !report.notes.is_empty() {
+        text.push('\n');
+    }
     for note in &report.notes {
         // A string takes everything.
         let _ = writeln!(text, "note: {note}");
@@ -28,7 +31,7 @@ pub fn render_received(report: &Value) -> String {
     flatten("", report, &mut |name, value| {
         table.add_row([name, value]);
     });
-    table::render(&table)
+    table::render(table)
 }
 
 fn headline(report: &Report) -> String {
@@ -104,7 +107,7 @@ fn summary(report: &Report) -> String {
         ),
     );
     row("verified", verified(report.verified));
-    table::render(&table)
+    table::render(table)
 }
 
 fn on_the_wire(report: &Report) -> String {
@@ -214,7 +217,7 @@ fn rounds(report: &Report) -> String {
         table.add_row(row);
     }
     table::align_right(&mut table, &[0, 1, 2, 3, 4, 5, 6]);
-    format!("\n{}", table::render(&table))
+    format!("\n{}", table::render(table))
 }
 
 fn phases(report: &Report) -> String {
@@ -230,7 +233,7 @@ fn phases(report: &Report) -> String {
         ]);
     }
     table::align_right(&mut table, &[1, 2]);
-    format!("\n{}", table::render(&table))
+    format!("\n{}", table::render(table))
 }
 
 fn flatten(name: &str, value: &Value, row: &mut impl FnMut(String, String)) {
@@ -295,7 +298,7 @@ mod tests {
 
     #[test]
     fn a_whole_report() {
-        insta::assert_snapshot!(render(&report()), @"");
+        insta::assert_snapshot!("report", render(&report()));
     }
 
     #[test]

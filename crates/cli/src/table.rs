@@ -32,8 +32,11 @@ pub(crate) fn align_right(table: &mut Table, columns: &[usize]) {
     }
 }
 
-/// The lines of a table, without blanks at their ends.
-pub(crate) fn render(table: &Table) -> String {
+/// The lines of a table: columns two blanks apart, none at the ends.
+pub(crate) fn render(mut table: Table) -> String {
+    for column in table.column_iter_mut() {
+        column.set_padding((0, 2));
+    }
     table
         .lines()
         .fold(String::new(), |text, line| text + line.trim_end() + "\n")

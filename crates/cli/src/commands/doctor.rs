@@ -308,7 +308,7 @@ fn render(findings: &Findings) -> String {
     let verdict = |works| if works { "work" } else { "do NOT work" };
     format!(
         "{}\nMigrations of QEMU guests {} here, those of synthetic guests {}.\n",
-        table::render(&table),
+        table::render(table),
         verdict(findings.qemu),
         verdict(findings.synthetic)
     )

@@ -112,7 +112,7 @@ fn host_table(host: &HostInfo) -> String {
     for note in &host.notes {
         table.add_row(["note", note]);
     }
-    table::render(&table)
+    table::render(table)
 }
 
 fn guest_table(guests: &[GuestInfo]) -> String {
@@ -131,7 +131,7 @@ fn guest_table(guests: &[GuestInfo]) -> String {
         ]);
     }
     table::align_right(&mut table, &[3, 4]);
-    table::render(&table)
+    table::render(table)
 }
 
 fn state(state: GuestState) -> &'static str {

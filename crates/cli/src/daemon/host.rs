@@ -264,51 +264,42 @@ pub(super) fn of_guest(error: GuestError) -> Refusal {
     }
 }
 
-/// The name that a QEMU was given with `-name`, as its command line says.
+/// The name that a QEMU was given with `-name`, else one made of its process id.
 fn own_name(pid: u32) -> String {
-    let command_line =
-        std::fs::read(Path::new("/proc").join(pid.to_string()).join("cmdline")).unwrap_or_default();
+    let command_line = Path::new("/proc").join(pid.to_string()).join("cmdline");
+    let command_line = std::fs::read(command_line).unwrap_or_default();
+    name_in(&command_line).unwrap_or_else(|| format!("qemu-{pid}"))
+}
+
+/// The guest's name in a command line of words that end with a zero.
+fn name_in(command_line: &[u8]) -> Option<String> {
     let mut words = command_line.split(|byte| *byte == 0).map(String::from_utf8_lossy);
-    let value = words
-        .find(|word| *word == "-name" || *word == "--name")
-        .and_then(|_| words.next());
-    let name = value.as_deref().and_then(|value| {
-        value.split(',').find_map(|part| match part.split_once('=') {
-            None => Some(part),
-            Some(("guest", name)) => Some(name),
-            Some(_) => None,
-        })
-    });
-    name.map_or_else(|| format!("qemu-{pid}"), str::to_owned)
+    words.find(|word| *word == "-name" || *word == "--name")?;
+    let value = words.next()?;
+    value.split(',').find_map(|part| match part.split_once('=') {
+        None => Some(part.to_owned()),
+        Some(("guest", name)) => Some(name.to_owned()),
+        Some(_) => None,
+    })
 }
 
 #[cfg(test)]
 mod tests {
-    use std::process::{Command, Stdio};
-
     use super::*;
 
     #[test]
     fn a_qemu_without_a_name_is_called_by_its_process() {
-        assert_eq!(
-            own_name(std::process::id()),
-            format!("qemu-{}", std::process::id())
-        );
+        let own = std::process::id();
+        assert_eq!(own_name(own), format!("qemu-{own}"));
+        assert_eq!(name_in(b"qemu\0-m\0512\0"), None);
+        assert_eq!(name_in(b"qemu\0-name\0"), Some(String::new()));
     }
 
     #[test]
     fn the_name_is_read_from_the_command_line() {
         for value in ["web-1", "guest=web-1,process=x", "debug-threads=on,guest=web-1"] {
-            // It stands in for a QEMU: its words are read from outside, and it waits until its stdin ends.
-            let mut child = Command::new("sh")
-                .args(["-c", "read x", "sh", "-name", value])
-                .stdin(Stdio::piped())
-                .spawn()
-                .unwrap();
-            let name = own_name(child.id());
-            drop(child.stdin.take());
-            child.wait().unwrap();
-            assert_eq!(name, "web-1");
+            let line = format!("qemu\0-m\0512\0-name\0{value}\0-S\0");
+            assert_eq!(name_in(line.as_bytes()).as_deref(), Some("web-1"), "{value}");
         }
     }
 }

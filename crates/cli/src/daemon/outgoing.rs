@@ -187,7 +187,10 @@ fn of_stored(stored: StoredReport) -> Option<Migration> {
 fn of_runtime(error: RuntimeError) -> Refusal {
     match error {
         RuntimeError::BadRequest(_) => Refusal::bad_request(error),
-        RuntimeError::NotOwner(_) | RuntimeError::Refused(_) | RuntimeError::NoSession(_) => {
+        RuntimeError::NoSession(_) => {
+            Refusal::conflict(error).mend("where it has just begun, wait a moment and repeat it")
+        }
+        RuntimeError::NotOwner(_) | RuntimeError::Refused(_) => {
             Refusal::conflict(failure::chain(&error.into()))
         }
         RuntimeError::Guest(error) => super::host::of_guest(error),

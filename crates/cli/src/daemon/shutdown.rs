@@ -56,25 +56,39 @@ impl Signals {
 pub(super) fn end_migrations(host: &LocalHost, incoming: &Incoming) {
     incoming.stop();
     for (name, slot) in host.registry.all() {
-        let cancelled = match &slot {
-            Slot::Leaving { outgoing, .. } => outgoing.cancel(),
-            Slot::Arriving { .. } => incoming.cancel(&name),
-            _ => continue,
-        };
-        match cancelled {
-            Ok(()) => tracing::info!("cancelled the migration of {name}"),
-            Err(error) => tracing::warn!("the migration of {name} is not cancelled: {error}"),
+        if let Slot::Leaving { outgoing, .. } = slot {
+            match outgoing.cancel() {
+                Ok(()) => tracing::info!("cancelled the migration of {name}"),
+                Err(error) => tracing::warn!("the migration of {name} is not cancelled: {error}"),
+            }
         }
     }
-    let moving = |slot: &Slot| matches!(slot, Slot::Leaving { .. } | Slot::Arriving { .. });
     let deadline = Instant::now() + PATIENCE;
-    while host.registry.all().iter().any(|(_, slot)| moving(slot)) {
+    while still_moving(host, incoming) {
         if Instant::now() > deadline {
             tracing::warn!("migrations are still under way: the next daemon takes them up");
             return;
         }
         thread::sleep(Duration::from_millis(10));
     }
+}
+
+/// What arrives is cancelled again and again: a guest that was just admitted has no session yet.
+fn still_moving(host: &LocalHost, incoming: &Incoming) -> bool {
+    let mut moving = false;
+    for (name, slot) in host.registry.all() {
+        match slot {
+            Slot::Leaving { .. } => moving = true,
+            Slot::Arriving { .. } => {
+                moving = true;
+                if incoming.cancel(&name).is_ok() {
+                    tracing::info!("cancelled the arrival of {name}");
+                }
+            }
+            _ => {}
+        }
+    }
+    moving
 }
 
 /// Lets go of all guests. Those of QEMU go on; synthetic ones live in this process, so they end here.
