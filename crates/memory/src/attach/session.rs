@@ -89,7 +89,7 @@ impl Session {
     /// Stops `thread` of process `pid`.
     pub(super) fn start(pid: u32, thread: u32, instruction: u64, patience: Duration) -> Result<Self> {
         let thread = thread as libc::pid_t;
-        seize(thread).map_err(|e| seize_error(pid, e))?;
+        ptrace(libc::PTRACE_SEIZE, thread, 0, 0).map_err(|e| seize_error(pid, thread, e))?;
         let mut session = Session {
             pid,
             thread,
@@ -294,19 +294,24 @@ impl Drop for Session {
     }
 }
 
-fn seize(thread: libc::pid_t) -> io::Result<()> {
-    ptrace(libc::PTRACE_SEIZE, thread, 0, 0)
-}
-
-fn seize_error(pid: u32, source: io::Error) -> Error {
+fn seize_error(pid: u32, thread: libc::pid_t, source: io::Error) -> Error {
     match source.raw_os_error() {
         Some(libc::ESRCH) => Error::ProcessGone,
+        // The kernel's answer for a thread that is ending, too.
+        Some(libc::EPERM) if has_ended(pid, thread) => Error::ProcessGone,
         Some(libc::EPERM) => match tracer_of(pid) {
             Some(tracer) => Error::AlreadyTraced { pid, tracer },
             None => Error::TraceForbidden { pid, source },
         },
         _ => Error::system(format!("attach to process {pid}"), source),
     }
+}
+
+/// Whether the thread is a zombie, dead, or not there any more.
+fn has_ended(pid: u32, thread: libc::pid_t) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/task/{thread}/stat")).unwrap_or_default();
+    stat.rsplit_once(") ")
+        .is_none_or(|(_, state)| state.starts_with(['Z', 'X', 'x']))
 }
 
 /// Who traces process `pid`, if anybody does.
