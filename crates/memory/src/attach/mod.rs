@@ -207,18 +207,17 @@ impl RemoteProcess {
     fn with_session<T: Send>(&self, action: impl FnOnce(&mut Session) -> Result<T> + Send) -> Result<T> {
         let run = || {
             let instruction = session::find_syscall_instruction(self.pid)?;
-            let mut last = Error::ProcessGone;
             for thread in threads::by_suitability(self.pid)? {
                 match Session::start(self.pid, thread, instruction, PATIENCE) {
                     Ok(mut session) => return action(&mut session),
-                    // Threads come and go: the next one may do.
-                    Err(e @ (Error::ProcessGone | Error::AttachTimedOut { .. })) => last = e,
+                    // Threads come and go, and some are stuck: the next one may do.
+                    Err(Error::ProcessGone | Error::AttachTimedOut { .. }) => {}
                     Err(e) => return Err(e),
                 }
             }
-            Err(if self.is_alive() { last } else { Error::ProcessGone })
+            Err(Error::AttachTimedOut { pid: self.pid })
         };
-        std::thread::scope(|scope| {
+        let result = std::thread::scope(|scope| {
             let worker = std::thread::Builder::new()
                 .name("inject".into())
                 .spawn_scoped(scope, run);
@@ -226,7 +225,9 @@ impl RemoteProcess {
             worker
                 .join()
                 .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-        })
+        });
+        // A process that died meanwhile explains all other errors.
+        result.map_err(|e| if self.is_alive() { e } else { Error::ProcessGone })
     }
 }
 

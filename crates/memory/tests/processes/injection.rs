@@ -1,5 +1,6 @@
 //! System calls injected into a process that is busy with something else.
 
+use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
@@ -207,6 +208,15 @@ fn processes_that_cannot_be_attached_to() {
     if !can_attach() {
         return;
     }
+    // One that has exited and that nobody has collected yet.
+    let mut child = Command::new("true").spawn().unwrap();
+    let process = RemoteProcess::open(child.id()).unwrap();
+    while process.is_alive() {
+        std::thread::yield_now();
+    }
+    assert!(matches!(process.inject(GETPID), Err(Error::ProcessGone)));
+    child.wait().unwrap();
+
     let puppet = Puppet::new(1);
     let process = puppet.process();
     assert!(process.is_alive());
