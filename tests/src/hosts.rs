@@ -15,6 +15,7 @@ use vmferry_transport::{Endpoint, Listener};
 pub struct TestHost {
     root: tempfile::TempDir,
     guests: Mutex<HashMap<String, Arc<dyn Vm>>>,
+    arrived: Mutex<Vec<String>>,
     discarded: Mutex<Vec<String>>,
 }
 
@@ -24,6 +25,7 @@ impl TestHost {
         Arc::new(Self {
             root,
             guests: Mutex::default(),
+            arrived: Mutex::default(),
             discarded: Mutex::default(),
         })
     }
@@ -46,6 +48,16 @@ impl TestHost {
             .get(name)
             .expect("the guest is here")
             .clone()
+    }
+
+    /// Whether a guest was admitted here and not given up since.
+    pub fn has(&self, name: &str) -> bool {
+        self.guests.lock().expect("not poisoned").contains_key(name)
+    }
+
+    /// Names of the guests that ran here after a migration.
+    pub fn arrived(&self) -> Vec<String> {
+        self.arrived.lock().expect("not poisoned").clone()
     }
 
     /// Why guests were given up here.
@@ -76,7 +88,9 @@ impl Host for TestHost {
         Ok(Admitted { vm, dir })
     }
 
-    fn arrived(&self, _name: &str) {}
+    fn arrived(&self, name: &str) {
+        self.arrived.lock().expect("not poisoned").push(name.into());
+    }
 
     fn discarded(&self, name: &str, reason: &str) {
         self.guests.lock().expect("not poisoned").remove(name);
@@ -98,7 +112,8 @@ pub struct Pair {
     pub destination: Arc<TestHost>,
     /// The destination's port.
     pub endpoint: Endpoint,
-    incoming: Incoming,
+    other_endpoint: Endpoint,
+    incoming: [Incoming; 2],
 }
 
 impl Pair {
@@ -108,18 +123,26 @@ impl Pair {
     /// When the destination cannot listen on loopback.
     #[allow(clippy::new_without_default, reason = "it opens sockets")]
     pub fn new() -> Self {
-        let destination = TestHost::new();
-        let listener = Listener::bind(&Endpoint::tcp("127.0.0.1", 0)).expect("loopback can be listened on");
-        let endpoint = listener.local_endpoint().clone();
-        let incoming = Incoming::new(listener, destination.clone(), destination.root.path())
-            .expect("a fresh directory has a fresh log");
-        incoming.serve();
+        let (source, from_source, other_endpoint) = open();
+        let (destination, incoming, endpoint) = open();
         Self {
-            source: TestHost::new(),
+            source,
             destination,
             endpoint,
-            incoming,
+            other_endpoint,
+            incoming: [from_source, incoming],
         }
+    }
+
+    /// From now on guests go the other way; `name` arrived and is forgotten where it came from.
+    ///
+    /// # Panics
+    /// When its old directory cannot be removed.
+    pub fn turn_round(&mut self, name: &str) {
+        self.source.guests.lock().expect("not poisoned").remove(name);
+        std::fs::remove_dir_all(self.source.dir(name).path()).expect("it is there");
+        std::mem::swap(&mut self.source, &mut self.destination);
+        std::mem::swap(&mut self.endpoint, &mut self.other_endpoint);
     }
 
     /// Starts a guest at the source.
@@ -150,21 +173,38 @@ impl Pair {
         }
     }
 
+    /// Starts a migration and returns while it goes on.
+    ///
+    /// # Panics
+    /// When it cannot be started.
+    pub fn begin(&self, vm: &Arc<dyn Vm>, request: Request) -> Outgoing {
+        let dir = self.source.dir(&vm.spec().name);
+        Outgoing::start(vm.clone(), dir, request).unwrap_or_else(|e| panic!("{e}"))
+    }
+
     /// Migrates a guest and waits for the end.
     ///
     /// # Panics
     /// When the migration cannot be started.
     pub fn migrate(&self, vm: &Arc<dyn Vm>, request: Request) -> Report {
-        let dir = self.source.dir(&vm.spec().name);
-        Outgoing::start(vm.clone(), dir, request)
-            .unwrap_or_else(|e| panic!("{e}"))
-            .wait()
+        self.begin(vm, request).wait()
     }
+}
+
+/// A host that takes guests in at a port of its own.
+fn open() -> (Arc<TestHost>, Incoming, Endpoint) {
+    let host = TestHost::new();
+    let listener = Listener::bind(&Endpoint::tcp("127.0.0.1", 0)).expect("loopback can be listened on");
+    let endpoint = listener.local_endpoint().clone();
+    let incoming =
+        Incoming::new(listener, host.clone(), host.root.path()).expect("a fresh directory has a fresh log");
+    incoming.serve();
+    (host, incoming, endpoint)
 }
 
 impl Drop for Pair {
     fn drop(&mut self) {
-        self.incoming.stop();
+        self.incoming.iter().for_each(Incoming::stop);
         self.source.destroy_all();
         self.destination.destroy_all();
     }
