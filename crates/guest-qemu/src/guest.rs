@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -37,6 +38,8 @@ pub struct QemuGuest {
     pub(crate) record: Arc<RecordFile>,
     phase: Mutex<Phase>,
     last_state: Mutex<GuestState>,
+    /// RAM that goes with the device state, in bytes: no limit until it is known.
+    pub(crate) foreign_ram_bytes: AtomicU64,
 }
 
 /// Where the guest is in its life, as far as that decides what may be asked of it.
@@ -136,6 +139,7 @@ impl QemuGuest {
             record: Arc::new(record),
             phase: Mutex::new(phase),
             last_state: Mutex::new(state),
+            foreign_ram_bytes: AtomicU64::new(u64::MAX),
         }
     }
 
@@ -235,6 +239,7 @@ impl Guest for QemuGuest {
     fn pause(&self) -> Result<()> {
         match *self.phase() {
             Phase::Live => {}
+            Phase::Incoming | Phase::Saved if !self.process.is_alive() => return Err(self.gone()),
             Phase::Incoming | Phase::Saved => return Ok(()),
             Phase::Broken => return Err(self.wrong_state("broken by a failed load", "live")),
         }

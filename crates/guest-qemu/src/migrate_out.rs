@@ -5,6 +5,7 @@ use std::io::{self, Read};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tracing::warn;
@@ -77,7 +78,7 @@ impl MigrateOut for QemuGuest {
                 mend: format!("QEMU says: {}", blocked.join("; ")),
             });
         }
-        self.set_up_stream(&schema)
+        self.prepare_stream(&schema)
     }
 
     fn dirty_tracker(&self) -> Result<Box<dyn DirtyTracker>> {
@@ -184,8 +185,17 @@ impl QemuGuest {
         self.run(&limits, "setting up QEMU's migration stream").map(drop)
     }
 
+    fn prepare_stream(&self, schema: &Schema) -> Result<()> {
+        self.set_up_stream(schema)?;
+        self.learn_foreign_ram()
+    }
+
     fn save(&self) -> Result<Vec<u8>> {
         let doing = "saving the device state";
+        // Prepared by an earlier daemon perhaps, or not at all.
+        if self.foreign_ram_bytes.load(Ordering::Relaxed) == u64::MAX {
+            self.prepare_stream(&self.asked(self.qmp.schema(), doing)?)?;
+        }
         let cannot = |error: io::Error| GuestError::operation(doing, error);
         let (mut ours, theirs) = UnixStream::pair().map_err(cannot)?;
         ours.set_read_timeout(Some(SAVE_TIMEOUT)).map_err(cannot)?;
@@ -255,27 +265,26 @@ impl QemuGuest {
 
     /// Versions differ in which RAM they skip. RAM that QEMU counts is RAM it has sent itself.
     fn check_ram_was_skipped(&self) -> Result<()> {
-        let Some(ram) = self.run(&QueryMigrate {}, "asking QEMU what it sent")?.ram else {
-            return Ok(());
-        };
-        let blocks = self.asked(self.qmp.human("info ramblock"), "asking QEMU for its RAM blocks")?;
-        let smallest = self
-            .ram
-            .layout()
-            .blocks()
-            .iter()
+        let info = self.run(&QueryMigrate {}, "asking QEMU what it sent")?;
+        let blocks = self.ram.layout().blocks().iter();
+        let smallest = blocks
             .map(|block| block.pages * PAGE_SIZE)
-            .min();
-        let names = |name: &str| {
-            self.ram
-                .layout()
-                .blocks()
-                .iter()
-                .any(|block| names_backend(name, &block.name))
-        };
-        if ram.total >= foreign_ram_bytes(&blocks, names) + smallest.unwrap_or(u64::MAX) {
-            return Err(self.ram_not_skipped());
+            .min()
+            .unwrap_or(u64::MAX);
+        let expected = self.foreign_ram_bytes.load(Ordering::Relaxed);
+        match info.ram {
+            Some(ram) if ram.total >= expected.saturating_add(smallest) => Err(self.ram_not_skipped()),
+            _ => Ok(()),
         }
+    }
+
+    /// Learns how much RAM goes with the device state: during the stop it would cost time.
+    fn learn_foreign_ram(&self) -> Result<()> {
+        let printed = self.asked(self.qmp.human("info ramblock"), "asking QEMU for its RAM blocks")?;
+        let blocks = self.ram.layout().blocks();
+        let is_shared = |name: &str| blocks.iter().any(|block| names_backend(name, &block.name));
+        self.foreign_ram_bytes
+            .store(foreign_ram_bytes(&printed, is_shared), Ordering::Relaxed);
         Ok(())
     }
 

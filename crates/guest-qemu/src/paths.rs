@@ -63,7 +63,10 @@ pub(crate) fn first_missing(args: &[String]) -> Option<(PathBuf, String)> {
 fn needed_by(arg: Arg<'_>) -> Vec<PathBuf> {
     let Some(value) = arg.value else { return Vec::new() };
     if FILE_OPTIONS.contains(&arg.name) {
-        return plain_path(value).into_iter().collect();
+        return plain_path(value)
+            .filter(|path| !is_data_file(arg.name, path))
+            .into_iter()
+            .collect();
     }
     if arg.name == "chardev" {
         return needed_by_chardev(&key_values(value)).into_iter().collect();
@@ -89,6 +92,7 @@ fn needed_by(arg: Arg<'_>) -> Vec<PathBuf> {
         (keys.contains(&key.as_str()) && value != "no")
             .then(|| plain_path(value))
             .flatten()
+            .filter(|path| !is_data_file(arg.name, path))
     };
     pairs.iter().filter_map(is_file).collect()
 }
@@ -129,6 +133,11 @@ fn plain_path(value: &str) -> Option<PathBuf> {
     let colon = value.find(':').unwrap_or(value.len());
     let slash = value.find('/').unwrap_or(value.len());
     (!value.is_empty() && (colon == value.len() || slash < colon)).then(|| value.into())
+}
+
+/// Firmware named without a folder is looked up in QEMU's own data folders.
+fn is_data_file(option: &str, path: &Path) -> bool {
+    ["bios", "device"].contains(&option) && path.components().count() == 1
 }
 
 fn folder_of(path: &Path) -> Option<PathBuf> {
@@ -180,6 +189,9 @@ mod tests {
             ["-append", "root=/dev/vda"],
             ["-object", "memory-backend-file,id=d,size=1M,mem-path=/no/file"],
             ["-gdb", "tcp::1234"],
+            ["-bios", "bios-microvm.bin"],
+            ["-device", "virtio-net-pci,romfile=efi-virtio.rom"],
+            ["-device", "virtio-net-pci,romfile="],
         ];
         for args in fine {
             assert_eq!(first_missing(&args.map(String::from)), None, "{args:?}");

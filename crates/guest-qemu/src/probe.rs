@@ -92,7 +92,18 @@ fn ask(binary: &str, socket: &Path) -> Result<(String, bool)> {
         thread::sleep(Duration::from_millis(2));
     }
     let answer = (|| {
-        let qmp = Qmp::connect(socket, START_TIMEOUT)?;
+        let qmp = loop {
+            match Qmp::connect(socket, START_TIMEOUT) {
+                // Bound but not listening yet.
+                Err(error) if error.is_disconnect() && start.elapsed() < START_TIMEOUT => {
+                    if !matches!(child.try_wait(), Ok(None)) {
+                        return Err(error);
+                    }
+                    thread::sleep(Duration::from_millis(2));
+                }
+                connected => break connected?,
+            }
+        };
         let version = qmp.run(&QueryVersion {})?.qemu;
         let ignores_shared = qmp.schema()?.supports_capability("x-ignore-shared");
         let _ = qmp.run(&Quit {});

@@ -132,6 +132,7 @@ impl Running {
 
     /// Waits until a few more passes are done, and nothing was found wrong.
     pub(crate) fn wait_for_progress(&self) {
+        wait_for_boot(self.ram());
         self.wait_for_progress_from(self.passes());
     }
 
@@ -148,6 +149,17 @@ impl Running {
             assert!(start.elapsed() < PATIENCE, "the guest does not count");
             thread::sleep(Duration::from_millis(2));
         }
+    }
+}
+
+/// Waits until the boot sector runs: before, firmware uses the place of its count for itself.
+pub(crate) fn wait_for_boot(ram: &GuestRam) {
+    let start = Instant::now();
+    // Its pages are cleared first, then counted up together.
+    let counts = |ram: &GuestRam| word(ram, 0x1_0000).wrapping_sub(word(ram, 0x604)) < 1 << 16;
+    while word(ram, 0x7c00).to_le_bytes() != CODE[..4] || word(ram, 0x1_0000) < 4 || !counts(ram) {
+        assert!(start.elapsed() < PATIENCE, "the guest does not boot");
+        thread::sleep(Duration::from_millis(2));
     }
 }
 

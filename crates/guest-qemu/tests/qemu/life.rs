@@ -55,6 +55,8 @@ fn ram_above_4_gib_is_mapped() {
             .start(&config.into_spec("large"), &host.folder("large"))
             .unwrap(),
     );
+    // Before firmware has run, its own copy covers RAM below 1 MiB.
+    guest.wait_for_progress();
     let map = guest.physical_map().unwrap();
     assert_eq!(
         map.page_at((4 << 30) + 5 * PAGE_SIZE),

@@ -2,6 +2,7 @@
 //! writes and checks memory without end.
 
 mod bench_guest;
+mod conformance;
 mod life;
 mod moves;
 mod taken_over;

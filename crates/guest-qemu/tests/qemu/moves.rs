@@ -1,8 +1,8 @@
 //! Moves from one QEMU to another by hand, through the traits and within one process.
 
 use std::collections::HashSet;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -266,43 +266,44 @@ fn faults_wait_for_a_new_handler() {
     let destination = incoming(&host, &source);
     source.pause().unwrap();
     let state = source.save_device_state().unwrap();
-    let faults = destination.page_faults(FaultMode::Missing).unwrap();
+    let first = destination.page_faults(FaultMode::Missing).unwrap();
     let done = AtomicBool::new(false);
     thread::scope(|scope| {
-        let server = scope.spawn(|| serve(&source, &*faults, &done, install));
+        let server = scope.spawn(|| serve(&source, &*first, &done, install));
         destination.load_device_state(&state).unwrap();
         done.store(true, Ordering::Release);
         server.join().unwrap();
     });
-    // It runs now and nobody answers; the faults are read by a handler that dies with them.
-    destination.resume().unwrap();
-    let mut lost = Vec::new();
-    let start = Instant::now();
-    while lost.is_empty() {
-        faults.wait(Duration::from_millis(20), &mut lost).unwrap();
-        assert!(
-            start.elapsed() < Duration::from_secs(30),
-            "the guest does not fault"
-        );
-    }
-    drop(faults);
-    thread::sleep(Duration::from_millis(20));
-    assert!(
-        !destination.ram().data_pages().unwrap().contains(lost[0]),
-        "the fault was answered by nobody"
-    );
+    // It runs now and nobody answers; the faults are read by a handler that dies with them. QEMU itself may be
+    // waiting for a page before it says that it runs.
+    let (done, second) = (AtomicBool::new(false), OnceLock::new());
+    let (asked, lost) = thread::scope(|scope| {
+        let resumed = scope.spawn(|| destination.resume());
+        let mut lost = Vec::new();
+        let start = Instant::now();
+        while lost.is_empty() {
+            first.wait(Duration::from_millis(20), &mut lost).unwrap();
+            assert!(
+                start.elapsed() < Duration::from_secs(30),
+                "the guest does not fault"
+            );
+        }
+        drop(first);
+        thread::sleep(Duration::from_millis(20));
+        let here = destination.ram().data_pages().unwrap();
+        assert!(!here.contains(lost[0]), "the fault was answered by nobody");
 
-    let faults: Arc<dyn PageFaults> = destination.reopen_page_faults().unwrap();
-    let done = AtomicBool::new(false);
-    let asked = thread::scope(|scope| {
-        let server = scope.spawn(|| serve(&source, &*faults, &done, install));
+        let faults = second.get_or_init(|| destination.reopen_page_faults().unwrap());
+        let server = scope.spawn(|| serve(&source, &**faults, &done, install));
+        resumed.join().unwrap().unwrap();
         destination.wait_for_progress_from(source.passes());
         done.store(true, Ordering::Release);
-        server.join().unwrap()
+        (server.join().unwrap(), lost)
     });
     assert!(asked.contains(&lost[0]), "the lost fault came again");
+    let faults: &Arc<dyn PageFaults> = second.get().unwrap();
     let rest = source.ram().data_pages().unwrap();
-    rest.pages().for_each(|page| install(&source, &*faults, page));
+    rest.pages().for_each(|page| install(&source, &**faults, page));
     faults.release().unwrap();
     destination.wait_for_progress();
     assert!(
