@@ -39,7 +39,7 @@ pub(crate) struct Common {
     /// Print JSON and nothing else on stdout
     ///
     /// `migrate` prints the report of the migration, also when it failed. Messages go to stderr.
-    #[arg(long, global = true)]
+    #[arg(long, global = true, help_heading = "Common options")]
     pub(crate) json: bool,
 }
 

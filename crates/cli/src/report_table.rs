@@ -11,7 +11,7 @@ use crate::units::{count, millis, rate, size};
 
 /// The report as a table, with a line that says how it ended above it.
 pub fn render(report: &Report) -> String {
-    let mut text = headline(report);
+    let mut text = headline(report) + "\n";
     text.push_str(&summary(report));
     text.push_str(&rounds(report));
     text.push_str(&phases(report));
@@ -34,7 +34,8 @@ pub fn render_received(report: &Value) -> String {
     table::render(table)
 }
 
-fn headline(report: &Report) -> String {
+/// How it ended, where the guest runs now and why, on one line.
+pub fn headline(report: &Report) -> String {
     let Report {
         vm,
         strategy,
@@ -51,11 +52,11 @@ fn headline(report: &Report) -> String {
         .map(|error| format!(": {error}"))
         .unwrap_or_default();
     match report.outcome {
-        Outcome::Completed => format!("{what} completed, the guest runs at the destination\n"),
-        Outcome::Cancelled => format!("{what} was cancelled, the guest runs at the source{why}\n"),
-        Outcome::Failed => format!("{what} failed, the guest runs at the source{why}\n"),
+        Outcome::Completed => format!("{what} completed, the guest runs at the destination"),
+        Outcome::Cancelled => format!("{what} was cancelled, the guest runs at the source{why}"),
+        Outcome::Failed => format!("{what} failed, the guest runs at the source{why}"),
         Outcome::Unresolved => {
-            format!("{what} broke off after the handover and waits for the peer or `vmferry resolve`{why}\n")
+            format!("{what} broke off after the handover and waits for the peer or `vmferry resolve`{why}")
         }
     }
 }
@@ -144,7 +145,7 @@ fn kept_back(pages: &PageCounts) -> Option<String> {
         (pages.filtered, "filtered"),
     ];
     let sum = kinds.iter().map(|(number, _)| number).sum::<u64>();
-    (sum > 0).then(|| listed(size(sum * PAGE_SIZE), &kinds))
+    (sum > 0 && pages.sent > 0).then(|| listed(size(sum * PAGE_SIZE), &kinds))
 }
 
 fn listed(sum: String, kinds: &[(u64, &str)]) -> String {

@@ -16,6 +16,7 @@ fn command(arguments: &[&str]) -> Command {
     command
         .args(arguments)
         .stdin(Stdio::null())
+        .env_remove("COLUMNS")
         .env_remove("VMFERRY_SOCKET")
         .env_remove("VMFERRY_STATE_DIR");
     command
@@ -248,6 +249,14 @@ fn a_migration_that_fails_gives_a_report_and_1() {
     assert_eq!(unreachable.status.code(), Some(1));
     let why = json(&unreachable)["error"].as_str().unwrap().to_owned();
     assert!(why.contains("nothing listens at tcp:127.0.0.1:1"), "{why}");
+    let people = host.ask(&["migrate", "web", "--to", "127.0.0.1:1"]);
+    assert_eq!((people.status.code(), stdout(&people).as_str()), (Some(1), ""));
+    let line = stderr(&people);
+    assert!(
+        line.starts_with("error: web (synth): pre-copy failed, the guest runs at the source: "),
+        "{line}"
+    );
+    assert_eq!(line.lines().count(), 1, "{line}");
     assert_eq!(json(&host.ask(&["list", "--json"]))[0]["state"], "running");
 }
 
@@ -280,6 +289,62 @@ fn a_first_interrupt_cancels() {
     let ended = moving.wait_with_output().unwrap();
     assert_eq!(ended.status.code(), Some(1), "{}", stderr(&ended));
     assert_eq!(json(&ended)["outcome"], "cancelled");
+    assert_eq!(json(&from.ask(&["list", "--json"]))[0]["state"], "running");
+}
+
+#[test]
+fn a_guest_is_taken_back_from_a_host_that_died() {
+    let (one, two) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let (from, to) = (Host::start(one.path()), Host::start(two.path()));
+    from.ask(&[
+        "run",
+        "web",
+        "-m",
+        "64M",
+        "--synthetic",
+        "write:4M,rate=4M + fill:16M",
+    ]);
+    let resolve = ["resolve", "web", "--here", "--yes"];
+    let early = from.ask(&resolve);
+    assert!(stderr(&early).contains("not being moved"), "{}", stderr(&early));
+
+    // Demand only: the migration stays in its pull phase.
+    from.ask(&[
+        "migrate",
+        "web",
+        "--to",
+        &to.listen,
+        "-s",
+        "post-copy",
+        "--drain-after",
+        "1h",
+        "--detach",
+    ]);
+    let phase = |wanted: &str| {
+        while json(&from.ask(&["status", "web", "--json"]))["migration"]["progress"]["phase"] != wanted {
+            std::thread::sleep(std::time::Duration::from_millis(10));
+        }
+    };
+    phase("pull and push");
+    let early = from.ask(&resolve);
+    assert!(
+        stderr(&early).contains("nothing to resolve"),
+        "{}",
+        stderr(&early)
+    );
+    let late = from.ask(&["cancel", "web"]);
+    assert!(
+        stderr(&late).contains("belongs to the destination already"),
+        "{}",
+        stderr(&late)
+    );
+    to.signal(Signal::KILL);
+    phase("reconnect");
+    let resolved = from.ask(&resolve);
+    assert!(resolved.status.success(), "{}", stderr(&resolved));
+    while json(&from.ask(&["list", "--json"]))[0]["role"] != "owner" {
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
     assert_eq!(json(&from.ask(&["list", "--json"]))[0]["state"], "running");
 }
 

@@ -1,5 +1,6 @@
 //! `vmferry host`.
 
+use std::io::IsTerminal as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -17,8 +18,8 @@ use crate::daemon::{Daemon, Options, shutdown};
 pub(crate) struct HostArgs {
     /// Where guests arrive: tcp:HOST:PORT or unix:/PATH
     ///
-    /// Traffic over tcp is neither encrypted nor authenticated: anyone who reaches the port can send a guest. Use it on
-    /// networks you trust. Port 0 lets the system choose.
+    /// Traffic over tcp is neither encrypted nor authenticated: anyone who reaches the port can start a guest here, with
+    /// the daemon's rights. Use it on networks you trust. Port 0 lets the system choose.
     #[arg(long, value_name = "ENDPOINT", default_value = "tcp:0.0.0.0:7120")]
     listen: Endpoint,
     /// Directory for guests, journals and reports; one daemon at a time uses it
@@ -63,6 +64,8 @@ fn log_to_stderr() {
     let filter = tracing_subscriber::EnvFilter::try_from_default_env()
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
     let subscriber = tracing_subscriber::fmt()
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_target(false)
         .with_env_filter(filter)
         .with_writer(std::io::stderr);
     // Somebody in this process logs already: then that is where it goes.

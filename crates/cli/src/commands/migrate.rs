@@ -84,11 +84,8 @@ pub(super) fn run(common: &Common, args: &MigrateArgs) -> Result<ExitCode> {
     match start_and_follow(common, args) {
         Ok(End::Detached) => Ok(ExitCode::SUCCESS),
         Ok(End::Report(report)) => {
-            match common.json {
-                true => output::json(&report)?,
-                false => output::text(&report_table::render(&report))?,
-            }
-            Ok(exit_code(&report))
+            print(common, &report)?;
+            verdict(&report).map(|()| ExitCode::SUCCESS)
         }
         // It never began: scripts get a report all the same.
         Err(error) if common.json && !args.detach => {
@@ -97,6 +94,31 @@ pub(super) fn run(common: &Common, args: &MigrateArgs) -> Result<ExitCode> {
         }
         Err(error) => Err(error),
     }
+}
+
+/// A table of a migration that moved nothing would say nothing beside the error.
+fn print(common: &Common, report: &Report) -> Result<()> {
+    match common.json {
+        true => output::json(report),
+        false if report.outcome == Outcome::Completed || report.pages.sent > 0 => {
+            output::text(&report_table::render(report))
+        }
+        false => Ok(()),
+    }
+}
+
+fn verdict(report: &Report) -> Result<()> {
+    let mismatches = report.verified.map_or(0, |verified| verified.mismatches);
+    if report.outcome != Outcome::Completed {
+        bail!("{}", report_table::headline(report));
+    }
+    if mismatches > 0 {
+        bail!(
+            "{mismatches} pages of {} differ at the destination: do not trust the guest",
+            report.vm
+        );
+    }
+    Ok(())
 }
 
 fn start_and_follow(common: &Common, args: &MigrateArgs) -> Result<End> {
@@ -181,14 +203,6 @@ fn follow(
             }
         }
         thread::sleep(POLL);
-    }
-}
-
-fn exit_code(report: &Report) -> ExitCode {
-    let differs = report.verified.is_some_and(|verified| verified.mismatches > 0);
-    match report.outcome == Outcome::Completed && !differs {
-        true => ExitCode::SUCCESS,
-        false => ExitCode::FAILURE,
     }
 }
 

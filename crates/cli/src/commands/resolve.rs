@@ -16,8 +16,8 @@ const HERE: &str = "This host takes the guest back and runs it.
 Right only if the destination does not run it and never will: its host is down for good, or the guest was ended there.
 Otherwise two copies of the guest run, and both write to its disks.";
 const THERE: &str = "This host gives the guest up and ends what is left of it here.
-Right only if the destination runs it and has all it needs: pages that have not arrived there are lost, and a guest
-that waits for one waits for ever.";
+Right only if the destination runs it. It is refused while the destination still needs pages that only this host has.
+Otherwise the guest is lost.";
 
 /// Past the commit point the source never runs a guest again by itself. Where the two hosts cannot reach each other any
 /// more, the guest waits at the source until they can, or until you say, at the source, whose it is.

@@ -127,7 +127,8 @@ fn warn_of_plain_traffic(listen: &Endpoint) {
     };
     if !local {
         tracing::warn!(
-            "traffic of {listen} is neither encrypted nor authenticated: use it on trusted networks only"
+            "traffic of {listen} is neither encrypted nor authenticated, and whoever reaches it can start guests \
+             here: use it on trusted networks only"
         );
     }
 }

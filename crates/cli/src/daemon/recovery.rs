@@ -123,18 +123,18 @@ fn recover_guest(
                 "{name} was handed over to {to}: its migration is taken up again"
             )))
         }
-        Fate::Ours => take_back(host, incoming, &spec, &vm, dir).map(Some),
+        Fate::Ours => take_back(host, incoming, &spec, &vm, dir),
     }
 }
 
-/// A guest of ours is found again.
+/// A guest of ours is found again, which is news only in the middle of a migration.
 fn take_back(
     host: &Arc<LocalHost>,
     incoming: &Incoming,
     spec: &GuestSpec,
     vm: &Arc<dyn Vm>,
     dir: &Path,
-) -> Result<String> {
+) -> Result<Option<String>> {
     let (name, guest_dir) = (&spec.name, GuestDir::new(dir.to_owned()));
     let member = Member {
         vm: Arc::clone(vm),
@@ -151,10 +151,11 @@ fn take_back(
             },
         );
         incoming.recover(Arc::clone(vm), guest_dir)?;
-        format!("{name} is here again, pages of it still arrive")
+        Some(format!("{name} was found again, pages of it still arrive"))
     } else {
         host.registry.insert(name, Slot::Here(member));
-        format!("{name} is here again")
+        tracing::info!("{name} was found again");
+        None
     };
     // A migration had paused it, or had not come to let it run.
     if in_migration && vm.state() == GuestState::Paused {
