@@ -92,7 +92,7 @@ pub enum Resolution {
 }
 
 /// An answer that contradicts the source's journal.
-#[derive(Debug, Error, PartialEq, Eq)]
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
 #[error(
     "the destination speaks of epoch {theirs}, this host handed over epoch {ours}: resolve by hand with `vmferry resolve`"
 )]

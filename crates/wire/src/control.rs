@@ -130,7 +130,8 @@ pub enum ToSource {
         /// Who owns the guest.
         state: OwnerState,
     },
-    /// Post-copy after a reconnect: a part of the pages the destination has. See [`ToSource::received`].
+    /// After a reconnect, unless the guest was declined: a part of the pages the destination has. See
+    /// [`ToSource::received`].
     Received {
         /// The part.
         pages: PageSet,

@@ -29,6 +29,8 @@ pub enum Event {
     Commit(Epoch),
     /// The journal holds what was asked for.
     Journaled,
+    /// The journal did not take what was asked for, or could not say that it did.
+    JournalFailed(String),
     /// The guest runs.
     Started,
     /// No page is outstanding any more.
@@ -56,6 +58,7 @@ impl Event {
             Self::Loaded => "the news that device state is loaded",
             Self::Compared { .. } => "the result of a comparison",
             Self::Commit(_) => "`Commit`",
+            Self::JournalFailed(_) => "the failure of a journal entry",
             Self::Journaled => "the news of a journal entry",
             Self::Started => "the news that the guest runs",
             Self::AllArrived => "the last page",
@@ -106,7 +109,7 @@ pub enum Command {
     Discard,
     /// Wait for the source to come back.
     AwaitReconnect,
-    /// Say whose the guest is, and where it is ours also which pages it lacks.
+    /// Say whose the guest is, and unless that is declined also which pages it lacks.
     SendClaim {
         /// The epoch asked about.
         epoch: Epoch,

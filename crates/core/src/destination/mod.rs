@@ -57,19 +57,25 @@ enum State {
     Comparing,
     /// `Ready` was sent. *Source, or this host as soon as a commit comes.*
     Prepared,
-    /// *Owner* is being written. *Nobody yet.*
+    /// *Owner* is being written. Nothing but the journal's answer counts. *Nobody yet.*
     TakingOver,
     /// The guest is being resumed. *This host.*
-    Starting,
-    /// The guest runs here. *This host.*
-    Running {
-        /// The source sent everything it has.
-        all_pushed: bool,
+    Starting {
+        /// That went wrong: it is tried again when the source asks.
+        failed: bool,
     },
+    /// The guest runs here. *This host.*
+    Running,
     /// The last comparison, of pages that came after the resume. *This host.*
     ComparingArrived,
     /// *Declined* is being written. *Source.*
-    Declining { reason: String },
+    Declining {
+        reason: String,
+        /// *Owner* may be on the disk, so that nothing but *declined* after it makes the guest the source's.
+        undo_owner: bool,
+        /// The journal did not take it: it is tried again when somebody asks.
+        failed: bool,
+    },
     /// It is over.
     Ended { outcome: Outcome, error: Option<String> },
 }
@@ -82,19 +88,42 @@ pub struct Destination {
     pages_outstanding: bool,
     /// Pages follow after the resume.
     post_copy: bool,
+    /// The source said, on this connection, that it sent everything it has.
+    all_pushed: bool,
+    /// The source asked whose the guest is while that was being written.
+    asked: bool,
 }
 
 impl Destination {
     /// A migration whose offer was accepted.
     pub fn new(setup: Setup) -> Self {
-        let state = State::Receiving { round: 1, marked: vec![false; setup.streams], state_arrived: false };
-        Self { setup, state, post_copy: false, pages_outstanding: false }
+        let state = State::Receiving {
+            round: 1,
+            marked: vec![false; setup.streams],
+            state_arrived: false,
+        };
+        Self {
+            setup,
+            state,
+            post_copy: false,
+            pages_outstanding: false,
+            all_pushed: false,
+            asked: false,
+        }
     }
 
-    /// A migration whose daemon was restarted after it took the guest over, with pages outstanding.
-    pub fn recovered(setup: Setup) -> Self {
-        let state = State::Running { all_pushed: false };
-        Self { setup, state, post_copy: true, pages_outstanding: true }
+    /// A migration whose daemon was restarted after it took the guest over. `outstanding`: whether pages are;
+    /// where the last one came just before the restart, nobody will say so again.
+    pub fn recovered(setup: Setup, outstanding: bool) -> Self {
+        let state = State::Running;
+        Self {
+            setup,
+            state,
+            post_copy: true,
+            pages_outstanding: outstanding,
+            all_pushed: false,
+            asked: false,
+        }
     }
 
     /// Takes in what happened and says what to do.
@@ -103,7 +132,19 @@ impl Destination {
     /// When the event does not belong to the state. The driver then fails the session.
     pub fn handle(&mut self, event: Event) -> Result<Vec<Command>, DestinationError> {
         match event {
+            // For a journal that failed nobody can act: it is over, or nothing of it is left to undo.
+            _ if matches!(
+                self.state,
+                State::Ended {
+                    outcome: Outcome::Failed,
+                    ..
+                }
+            ) && !matches!(event, Event::Asked(_)) =>
+            {
+                Ok(Vec::new())
+            }
             Event::Abort(reason) | Event::Failed(reason) => Ok(self.fail(reason)),
+            Event::JournalFailed(reason) => Ok(self.journal_failed(reason)),
             Event::Broken(reason) => Ok(self.broken(reason)),
             Event::Asked(epoch) => self.asked(epoch),
             Event::RoundEnd { .. } | Event::Switch | Event::StateArrived | Event::Prepare(_) => {
@@ -127,8 +168,8 @@ impl Destination {
     pub fn owns(&self) -> bool {
         matches!(
             self.state,
-            State::Starting
-                | State::Running { .. }
+            State::Starting { .. }
+                | State::Running
                 | State::ComparingArrived
                 | State::Ended {
                     outcome: Outcome::Completed,
@@ -145,8 +186,8 @@ impl Destination {
             State::Comparing | State::ComparingArrived => "comparing pages",
             State::Prepared => "waiting for the commit",
             State::TakingOver => "taking over",
-            State::Starting => "starting the guest",
-            State::Running { .. } => "running, pages arrive",
+            State::Starting { .. } => "starting the guest",
+            State::Running => "running, pages arrive",
             State::Declining { .. } => "declining",
             State::Ended { .. } => "ended",
         }
@@ -180,7 +221,12 @@ impl Destination {
                 *arrived = true;
                 Ok(Vec::new())
             }
-            (State::Receiving { state_arrived: true, .. }, Event::Prepare(epoch)) if epoch == self.setup.epoch => {
+            (
+                State::Receiving {
+                    state_arrived: true, ..
+                },
+                Event::Prepare(epoch),
+            ) if epoch == self.setup.epoch => {
                 self.state = State::Loading;
                 Ok(vec![Command::Load])
             }
@@ -228,29 +274,30 @@ impl Destination {
                 Ok(vec![Command::JournalOwner(epoch)])
             }
             (State::TakingOver, Event::Journaled) => {
-                self.state = State::Starting;
+                self.state = State::Starting { failed: false };
                 Ok(vec![Command::Run])
             }
-            (State::Starting, Event::Started) => {
-                self.state = State::Running { all_pushed: false };
-                Ok(vec![Command::SendRunning(self.setup.epoch), Command::Announce])
+            (State::Starting { .. }, Event::Started) => {
+                self.state = State::Running;
+                let mut commands = vec![Command::SendRunning(self.setup.epoch), Command::Announce];
+                if std::mem::take(&mut self.asked) {
+                    let epoch = self.setup.epoch;
+                    commands.push(Command::SendClaim {
+                        epoch,
+                        claim: Claim::Owner,
+                    });
+                }
+                commands.extend(self.finish_if_all_arrived());
+                Ok(commands)
             }
-            (State::Declining { reason }, Event::Journaled) => {
-                let reason = reason.clone();
-                self.state = State::Ended {
-                    outcome: Outcome::Failed,
-                    error: Some(reason.clone()),
-                };
-                Ok(vec![Command::Discard, Command::SendFailed(reason)])
-            }
+            (State::Running | State::ComparingArrived, Event::Started) => Ok(Vec::new()),
+            (State::Declining { .. }, Event::Journaled) => Ok(self.declined()),
             // The source did not hear that the guest runs and commits again.
-            (State::Starting | State::TakingOver, Event::Commit(_)) => Ok(Vec::new()),
-            (State::Running { .. } | State::ComparingArrived, Event::Commit(epoch))
-                if epoch == self.setup.epoch =>
-            {
+            (State::Starting { .. } | State::TakingOver, Event::Commit(_)) => Ok(Vec::new()),
+            (State::Running | State::ComparingArrived, Event::Commit(epoch)) if epoch == self.setup.epoch => {
                 Ok(vec![Command::SendRunning(epoch)])
             }
-            (State::Ended { .. }, Event::Journaled) => Ok(Vec::new()),
+            (State::Ended { .. }, _) => Ok(Vec::new()),
             (_, event) => Err(self.unexpected(event.name(), "a commit of the offered epoch after `Ready`")),
         }
     }
@@ -259,7 +306,8 @@ impl Destination {
         match (&mut self.state, event) {
             // Possibly before the resume: the loading of the device state may demand the last one.
             (_, Event::AllArrived) => self.pages_outstanding = false,
-            (State::Running { all_pushed }, Event::AllPushed) => *all_pushed = true,
+            // While the guest is being resumed, in answer to a claim.
+            (State::Starting { .. } | State::Running, Event::AllPushed) => self.all_pushed = true,
             // The source did not hear of the end.
             (
                 State::Ended {
@@ -273,17 +321,21 @@ impl Destination {
             (State::Ended { .. } | State::ComparingArrived, _) => return Ok(Vec::new()),
             (_, event) => return Err(self.unexpected(event.name(), "it after the resume")),
         }
-        if self.pages_outstanding || !matches!(self.state, State::Running { all_pushed: true }) {
-            return Ok(Vec::new());
+        Ok(self.finish_if_all_arrived())
+    }
+
+    fn finish_if_all_arrived(&mut self) -> Vec<Command> {
+        if self.pages_outstanding || !self.all_pushed || !matches!(self.state, State::Running) {
+            return Vec::new();
         }
         // What crossed before the resume was compared before the commit.
         if self.setup.verify && self.post_copy {
             self.state = State::ComparingArrived;
-            return Ok(vec![Command::ReleaseFaults, Command::CompareArrived]);
+            return vec![Command::ReleaseFaults, Command::CompareArrived];
         }
         let mut commands = vec![Command::ReleaseFaults];
         commands.extend(self.complete());
-        Ok(commands)
+        commands
     }
 
     fn complete(&mut self) -> Vec<Command> {
@@ -297,28 +349,73 @@ impl Destination {
     /// Gives the guest up, if it is not ours yet. The journal says so first: a commit that is still under way
     /// must find a destination that will never obey it.
     fn fail(&mut self, reason: String) -> Vec<Command> {
-        match &self.state {
-            State::Ended { .. } | State::Declining { .. } => Vec::new(),
-            // The guest is ours: an error of the session is an error of the connection.
-            State::Starting | State::Running { .. } | State::ComparingArrived => {
+        match &mut self.state {
+            State::Ended { .. } => Vec::new(),
+            State::Declining { failed: true, .. } => {
+                let mut commands = self.decline(reason, true);
+                commands.push(Command::AwaitReconnect);
+                commands
+            }
+            State::Declining { .. } => Vec::new(),
+            // The guest is ours, or about to be: an error of the session is an error of the connection.
+            State::TakingOver | State::Starting { .. } | State::Running | State::ComparingArrived => {
+                self.asked = false;
+                if let State::Starting { failed } = &mut self.state {
+                    *failed = true;
+                }
                 vec![Command::AwaitReconnect]
             }
-            State::Receiving { .. }
-            | State::Loading
-            | State::Comparing
-            | State::Prepared
-            | State::TakingOver => {
-                self.state = State::Declining { reason };
-                vec![Command::JournalDeclined(self.setup.epoch)]
+            State::Receiving { .. } | State::Loading | State::Comparing | State::Prepared => {
+                self.decline(reason, false)
             }
         }
+    }
+
+    fn decline(&mut self, reason: String, undo_owner: bool) -> Vec<Command> {
+        self.state = State::Declining {
+            reason,
+            undo_owner,
+            failed: false,
+        };
+        vec![Command::JournalDeclined(self.setup.epoch)]
+    }
+
+    fn journal_failed(&mut self, failure: String) -> Vec<Command> {
+        match &mut self.state {
+            // The guest did not run: *declined* after it, and the source goes on with it.
+            State::TakingOver => self.decline(failure, true),
+            // *Owner* may be on the disk and count after a restart: the guest is kept until *declined* is there.
+            State::Declining {
+                undo_owner: true,
+                failed,
+                ..
+            } => {
+                *failed = true;
+                vec![Command::AwaitReconnect]
+            }
+            // No commit was accepted: without the guest none ever will be.
+            State::Declining { .. } => self.declined(),
+            _ => self.fail(failure),
+        }
+    }
+
+    fn declined(&mut self) -> Vec<Command> {
+        let State::Declining { reason, .. } = &self.state else {
+            return Vec::new();
+        };
+        let reason = reason.clone();
+        self.state = State::Ended {
+            outcome: Outcome::Failed,
+            error: Some(reason.clone()),
+        };
+        vec![Command::Discard, Command::SendFailed(reason)]
     }
 
     fn broken(&mut self, reason: String) -> Vec<Command> {
         match &self.state {
             // A commit may be on its way: keep the guest until the source says, or the driver gives up
             // waiting and fails the session.
-            State::Prepared | State::TakingOver => vec![Command::AwaitReconnect],
+            State::Prepared | State::Declining { failed: true, .. } => vec![Command::AwaitReconnect],
             _ => self.fail(reason),
         }
     }
@@ -331,8 +428,28 @@ impl Destination {
                 "one about the offered epoch",
             ));
         }
-        let claim = match &self.state {
+        // What it said before the connection broke does not count any more: it may have to send again.
+        self.all_pushed = false;
+        let owns = self.owns();
+        let claim = match &mut self.state {
             State::Prepared => Claim::Prepared,
+            // Answered when the journal is written and the guest runs, or when it is declined.
+            State::TakingOver => {
+                self.asked = true;
+                return Ok(Vec::new());
+            }
+            State::Starting { failed } => {
+                let again = std::mem::take(failed);
+                self.asked = true;
+                return Ok(again.then_some(Command::Run).into_iter().collect());
+            }
+            State::Declining {
+                failed: true, reason, ..
+            } => {
+                let reason = reason.clone();
+                return Ok(self.decline(reason, true));
+            }
+            State::Declining { .. } => return Ok(Vec::new()),
             state
                 if matches!(
                     state,
@@ -344,17 +461,11 @@ impl Destination {
             {
                 Claim::Declined
             }
-            _ if self.owns() => Claim::Owner,
+            _ if owns => Claim::Owner,
             _ => {
-                return Err(self.unexpected(
-                    "a question about the owner",
-                    "it when no step is under way",
-                ));
+                return Err(self.unexpected("a question about the owner", "it when no step is under way"));
             }
         };
-        if let State::Running { all_pushed } = &mut self.state {
-            *all_pushed = false;
-        }
         Ok(vec![Command::SendClaim { epoch, claim }])
     }
 

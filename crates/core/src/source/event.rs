@@ -58,13 +58,13 @@ pub enum Event {
     Complete(Summary),
     /// The connection broke.
     Disconnected(String),
-    /// It is back; the destination's journal says this, and where the guest runs there, which pages it lacks.
+    /// It is back; the destination's journal says this, and unless it declined, which pages it lacks.
     Reconnected {
         /// The epoch the destination speaks of.
         epoch: Epoch,
         /// What it says about it.
         claim: Claim,
-        /// Pages it lacks, where it is the owner.
+        /// Pages it lacks, unless it declined: a source that was restarted does not know them.
         lacking: Option<PageBitmap>,
     },
     /// The operator wants to cancel.

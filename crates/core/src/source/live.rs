@@ -15,6 +15,11 @@ impl Source {
     pub(super) fn live_event(&mut self, now: Duration, event: Event) -> Result<Vec<Command>, SourceError> {
         match (&mut self.state, event) {
             (State::Offered, Event::Accepted { streams }) => {
+                // Without a stream no round would ever end; more than were offered nobody serves.
+                if !(1..=self.setup.streams).contains(&streams) {
+                    let found = format!("an acceptance of {streams} page streams");
+                    return Err(self.unexpected(&found, "at least one and no more than were offered"));
+                }
                 self.setup.streams = streams;
                 if !self.needs.tracking {
                     return Ok(self.decide(now));

@@ -20,7 +20,7 @@ use crate::bitmap::PageBitmap;
 use crate::handover::{Epoch, EpochMismatch};
 use crate::ledger::Ledger;
 use crate::pages::PageRun;
-use crate::policy::{Needs, Pick, Policy, View, in_address_order};
+use crate::policy::{Faults, Needs, Pick, Policy, View, in_address_order};
 use crate::rates::Rates;
 use crate::report::{Outcome, PhaseReport, Progress, RoundReport};
 use crate::tracking::{ScanPoint, Tracking};
@@ -46,7 +46,7 @@ pub struct Setup {
 }
 
 /// An event that does not belong.
-#[derive(Debug, Error)]
+#[derive(Clone, Debug, Error)]
 pub enum SourceError {
     /// An event that the state has no place for.
     #[error("got {found} while in phase {phase:?}, expected {expected}")]
@@ -64,6 +64,11 @@ pub enum SourceError {
     /// The peer's journal contradicts ours.
     #[error(transparent)]
     Epoch(#[from] EpochMismatch),
+    /// The peer denies what it said before.
+    #[error(
+        "the destination ran the guest and now says that it does not have it: find out what became of it there, then use `vmferry resolve`"
+    )]
+    Denied,
 }
 
 /// The source's side of one migration.
@@ -79,6 +84,10 @@ pub struct Source {
     rates: Rates,
     /// Rounds finished.
     rounds: u32,
+    /// Pages that the destination demanded.
+    demanded: PageBitmap,
+    /// Of these, the ones to push first after a reconnect: the guest waits for them.
+    urgent: PageBitmap,
     recorder: Recorder,
 }
 
@@ -97,6 +106,8 @@ impl Source {
             last_scan_at: Duration::ZERO,
             rates: Rates::default(),
             rounds: 0,
+            demanded: PageBitmap::new(setup.pages),
+            urgent: PageBitmap::new(setup.pages),
             recorder: Recorder::new(State::Offered.phase()),
         }
     }
@@ -110,7 +121,8 @@ impl Source {
     /// which knows what it lacks. Begin with [`Command::Reconnect`].
     pub fn recovered(setup: Setup, policy: Box<dyn Policy>) -> Self {
         let mut source = Self::new(setup, policy);
-        source.state = State::Severed { post_copy: true };
+        let post_copy = source.needs.faults != Faults::None;
+        source.state = State::Severed { post_copy };
         source
             .recorder
             .note("taken up again after a restart of the source's daemon".into());
@@ -232,6 +244,9 @@ impl Source {
     fn cancel(&mut self, now: Duration) -> Result<Vec<Command>, SourceError> {
         match &self.state {
             State::Ended { .. } => Err(SourceError::TooLate("the migration is over")),
+            State::TakingBack { .. } => Err(SourceError::TooLate(
+                "the migration failed already; the guest is being taken back",
+            )),
             state if state.committed() => Err(SourceError::TooLate(
                 "the guest belongs to the destination already; a migration can be cancelled only before that",
             )),
@@ -243,7 +258,8 @@ impl Source {
     fn fail(&mut self, now: Duration, outcome: Outcome, reason: String) -> Vec<Command> {
         match &self.state {
             State::Ended { .. } => Vec::new(),
-            State::TakingBack { .. } => self.end(now, Outcome::Unresolved, Some(reason)),
+            // The guest is here whatever the peer and the connection do: only the journal's answer counts.
+            State::TakingBack { .. } => Vec::new(),
             // Past the commit point an error is an error of the connection: the guest is the destination's.
             state if state.committed() => self.disconnected(now, reason),
             _ => {
@@ -255,24 +271,39 @@ impl Source {
         }
     }
 
-    /// The journal did not take the record. Before the commit was sent that is a failure like any other: the
-    /// destination is told to decline, and whatever reached the disk, its journal decides after a restart.
+    /// The journal did not take the record, or took it and could not say so.
     fn journal_failed(&mut self, now: Duration, reason: String) -> Vec<Command> {
         match self.state {
+            // No commit was sent, so the guest is still ours. But *handed over* may be on the disk, and after a
+            // restart it would count, while the destination may wait for its commit: *owner* has to follow it
+            // before the guest runs.
             State::HandingOver { .. } => {
-                let mut commands = self.end(now, Outcome::Failed, Some(reason.clone()));
-                commands.extend([Command::SendAbort(reason), Command::Rollback]);
-                commands
+                self.state = State::TakingBack {
+                    reason: reason.clone(),
+                };
+                vec![
+                    Command::SendAbort(reason),
+                    Command::JournalOwner(self.setup.epoch.next()),
+                ]
             }
+            // Whose the guest is only a restart can tell, which reads what is on the disk.
+            State::TakingBack { .. } => self.end(now, Outcome::Unresolved, Some(reason)),
             _ => self.fail(now, Outcome::Failed, reason),
         }
     }
 
     fn disconnected(&mut self, now: Duration, reason: String) -> Vec<Command> {
         match self.state {
-            State::HandingOver { post_copy }
-            | State::Committing { post_copy }
-            | State::Pushing { post_copy, .. } => {
+            State::HandingOver { post_copy, .. } => {
+                self.state = State::HandingOver {
+                    post_copy,
+                    connected: false,
+                };
+                self.recorder
+                    .note(format!("connection lost at the commit point: {reason}"));
+                Vec::new()
+            }
+            State::Committing { post_copy } | State::Pushing { post_copy, .. } => {
                 self.state = State::Severed { post_copy };
                 self.recorder
                     .note(format!("connection lost after the commit point: {reason}"));
@@ -314,9 +345,10 @@ impl Source {
                 break;
             }
             let run = match policy.pick(&view, candidates, room) {
-                Pick::Run(run) => run,
+                Pick::Run(run) if run.count > 0 => run,
                 Pick::Wait(at) if may_wait => return (runs, at),
-                Pick::Wait(_) => match in_address_order(candidates, room) {
+                // No policy may stop a round, nor spin.
+                _ => match in_address_order(candidates, room) {
                     Pick::Run(run) => run,
                     Pick::Wait(_) => break,
                 },

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::event::{Batch, Command, Demand, Event, Side, Summary};
 use super::state::State;
-use super::{Source, SourceError, view};
+use super::{BATCH_PAGES, Source, SourceError, view};
 use crate::bitmap::PageBitmap;
 use crate::handover::{Claim, Epoch, Resolution, reconcile};
 use crate::pages::PageRun;
@@ -25,6 +25,13 @@ impl Source {
         );
         self.policy.faulted(&view, page);
         self.recorder.demands += 1;
+        if page < self.demanded.len() {
+            self.demanded.insert(page);
+        }
+        // The book is not the destination's before its answer to the reconnect is in it.
+        if matches!(self.state, State::Severed { .. }) {
+            return Demand::UnderWay;
+        }
         if !self.ledger.pending().contains(page) {
             return Demand::UnderWay;
         }
@@ -34,7 +41,11 @@ impl Source {
     }
 
     pub(super) fn push_batch(&mut self, now: Duration) -> Batch {
-        let (runs, retry_at) = self.claim_batch(now);
+        let urgent = self.claim_urgent();
+        let (runs, retry_at) = match urgent.is_empty() {
+            true => self.claim_batch(now),
+            false => (urgent, None),
+        };
         if runs.is_empty() {
             return Batch::Idle(retry_at);
         }
@@ -43,6 +54,22 @@ impl Source {
             round: self.rounds + 1,
             point: ScanPoint::Stopped,
         }
+    }
+
+    /// A batch of the pages that the guest waited for when the connection broke.
+    fn claim_urgent(&mut self) -> Vec<PageRun> {
+        if self.urgent.is_empty() {
+            return Vec::new();
+        }
+        self.urgent.intersect_with(self.ledger.pending());
+        let (mut runs, mut room) = (Vec::new(), BATCH_PAGES);
+        while let Some(run) = self.urgent.next_run(0, room).filter(|_| room > 0) {
+            self.recorder.counts.resent += self.ledger.claim(run);
+            self.urgent.remove_run(run);
+            room -= run.count;
+            runs.push(run);
+        }
+        runs
     }
 
     /// To call after a batch or a demanded page was sent: if that was the last one, says so.
@@ -68,11 +95,15 @@ impl Source {
 
     pub(super) fn pushing_event(&mut self, now: Duration, event: Event) -> Result<Vec<Command>, SourceError> {
         match (&self.state, event) {
-            (State::Pushing { all_sent: true, .. }, Event::Complete(summary)) => {
+            // Possibly before the answer to the question after a reconnect.
+            (State::Pushing { all_sent: true, .. } | State::Severed { .. }, Event::Complete(summary)) => {
                 Ok(self.complete(now, summary))
             }
             (
-                &State::Severed { post_copy },
+                // Where two reconnects crossed, the second answer finds the migration going on already.
+                &(State::Severed { post_copy }
+                | State::Committing { post_copy }
+                | State::Pushing { post_copy, .. }),
                 Event::Reconnected {
                     epoch,
                     claim,
@@ -100,14 +131,17 @@ impl Source {
         claim: Claim,
         lacking: Option<PageBitmap>,
     ) -> Result<Vec<Command>, SourceError> {
-        match reconcile(self.setup.epoch, epoch, claim)? {
+        let resolution = reconcile(self.setup.epoch, epoch, claim)?;
+        if self.recorder.ran_at_destination() && resolution != Resolution::Serve {
+            return Err(SourceError::Denied);
+        }
+        match resolution {
             Resolution::Serve => {
-                // What was claimed but not received is pending again.
-                self.ledger
-                    .reset_pending(lacking.unwrap_or_else(|| PageBitmap::new(self.setup.pages)));
+                self.reset_pending(lacking);
                 Ok(self.runs_at_destination(now, post_copy))
             }
             Resolution::CommitAgain => {
+                self.reset_pending(lacking);
                 self.state = State::Committing { post_copy };
                 Ok(vec![Command::SendCommit(self.setup.epoch)])
             }
@@ -119,6 +153,14 @@ impl Source {
                 Ok(vec![Command::JournalOwner(epoch)])
             }
         }
+    }
+
+    /// What was claimed but not received is pending again; and a source that was restarted knows of no page.
+    fn reset_pending(&mut self, lacking: Option<PageBitmap>) {
+        self.ledger
+            .reset_pending(lacking.unwrap_or_else(|| PageBitmap::new(self.setup.pages)));
+        self.demanded.intersect_with(self.ledger.pending());
+        self.urgent = self.demanded.clone();
     }
 
     /// The operator decides where the peer cannot be asked.

@@ -100,6 +100,10 @@ impl Recorder {
         }
     }
 
+    pub(super) fn ran_at_destination(&self) -> bool {
+        self.execution_transfer.is_some()
+    }
+
     pub(super) fn ended(&mut self, now: Duration) {
         self.total = now;
     }

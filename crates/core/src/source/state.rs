@@ -45,6 +45,8 @@ pub(super) enum State {
     HandingOver {
         /// Pages follow after the resume.
         post_copy: bool,
+        /// The connection holds. Where it broke meanwhile, the journal's answer comes first all the same.
+        connected: bool,
     },
     /// The commit was sent; no answer yet. *Destination.*
     Committing {
@@ -63,7 +65,8 @@ pub(super) enum State {
         /// Pages follow after the resume.
         post_copy: bool,
     },
-    /// The destination proved that it will not run the guest; *owner* is being written. *Source.*
+    /// The destination proved that it will not run the guest, or was never told to; *owner* is being written,
+    /// and nothing but the journal's answer counts. *Source.*
     TakingBack {
         /// Why it came to this.
         reason: String,

@@ -33,20 +33,42 @@ impl Source {
             }
             (&mut State::Preparing { post_copy }, Event::Ready(epoch)) => {
                 self.expect_epoch(epoch)?;
-                self.state = State::HandingOver { post_copy };
+                self.state = State::HandingOver {
+                    post_copy,
+                    connected: true,
+                };
                 Ok(vec![Command::JournalHandedOver(epoch)])
             }
             // THE COMMIT POINT: the journal says that the guest belongs to the destination. From here on it
             // runs at the source again only if the destination proves that it never took it.
-            (&mut State::HandingOver { post_copy }, Event::Journaled) => {
+            (
+                &mut State::HandingOver {
+                    post_copy,
+                    connected: true,
+                },
+                Event::Journaled,
+            ) => {
                 self.state = State::Committing { post_copy };
                 Ok(vec![Command::SendCommit(self.setup.epoch)])
             }
-            // The connection broke while the journal was being written; the reconnect is under way.
-            (State::Severed { .. }, Event::Journaled) => Ok(Vec::new()),
+            (
+                &mut State::HandingOver {
+                    post_copy,
+                    connected: false,
+                },
+                Event::Journaled,
+            ) => {
+                self.state = State::Severed { post_copy };
+                Ok(vec![Command::Reconnect])
+            }
             (&mut State::Committing { post_copy }, Event::Running(epoch)) => {
                 self.expect_epoch(epoch)?;
                 Ok(self.runs_at_destination(now, post_copy))
+            }
+            // Said already, in answer to the question after a reconnect.
+            (State::Pushing { .. } | State::Severed { .. }, Event::Running(epoch)) => {
+                self.expect_epoch(epoch)?;
+                Ok(Vec::new())
             }
             (State::TakingBack { .. }, Event::Journaled) => Ok(self.taken_back(now)),
             (State::Ended { .. }, _) => Ok(Vec::new()),

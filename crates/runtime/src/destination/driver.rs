@@ -724,7 +724,7 @@ impl<'a> Driver<'a> {
             epoch: epoch.0,
             state,
         })?;
-        if claim != Claim::Owner {
+        if claim == Claim::Declined {
             return Ok(());
         }
         let sink = self.sink();

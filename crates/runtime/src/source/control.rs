@@ -60,7 +60,7 @@ pub(super) fn read(mut stream: BoxedStream, shared: &Shared, peer: &Peer) {
 fn event(
     message: ToSource,
     shared: &Shared,
-    owner: &mut Option<Epoch>,
+    owner: &mut Option<(Epoch, Claim)>,
     received: &mut Option<PageSetParts>,
 ) -> Result<Option<Event>, WireError> {
     Ok(Some(match message {
@@ -75,11 +75,14 @@ fn event(
         ToSource::Owner { epoch, state } => {
             let epoch = Epoch(epoch);
             match state {
-                OwnerState::Prepared => reconnected(epoch, Claim::Prepared, None),
                 OwnerState::Declined => reconnected(epoch, Claim::Declined, None),
-                OwnerState::Owner => {
+                OwnerState::Owner | OwnerState::Prepared => {
                     // The pages it has follow.
-                    *owner = Some(epoch);
+                    let claim = match state {
+                        OwnerState::Prepared => Claim::Prepared,
+                        _ => Claim::Owner,
+                    };
+                    *owner = Some((epoch, claim));
                     *received = Some(PageSetParts::new(shared.ram.layout()));
                     return Ok(None);
                 }
@@ -99,7 +102,8 @@ fn event(
             }
             let mut lacking = set.finish()?;
             lacking.invert();
-            reconnected(owner.take().unwrap_or_default(), Claim::Owner, Some(lacking))
+            let (epoch, claim) = owner.take().unwrap_or((Epoch::default(), Claim::Owner));
+            reconnected(epoch, claim, Some(lacking))
         }
         ToSource::Complete { summary } => Event::Complete(to_summary(summary)),
         ToSource::Progress { .. } | ToSource::Pong { .. } => return Ok(None),
