@@ -15,6 +15,9 @@ use super::pages::{Delivered, PageReader, Sink};
 use crate::error::RuntimeError;
 use crate::usage::Usage;
 
+/// How often a page stream counts its CPU time.
+const FRAMES_PER_FLUSH: u64 = 64;
+
 /// What reaches the driver of a session.
 pub(super) enum Input {
     /// From a connection; of an older connection it does not count.
@@ -174,11 +177,15 @@ impl Session {
     }
 
     fn read_pages(&self, mut reader: PageReader, sink: &Sink, connection: u64) {
-        let _usage = self.usage.thread();
-        loop {
+        let mut usage = self.usage.thread();
+        for frames in 1u64.. {
             match reader.next(sink) {
+                Ok(Delivered::Pages) if frames.is_multiple_of(FRAMES_PER_FLUSH) => usage.flush(),
                 Ok(Delivered::Pages) => {}
-                Ok(Delivered::Event(event)) => self.tell(connection, event),
+                Ok(Delivered::Event(event)) => {
+                    usage.flush();
+                    self.tell(connection, event);
+                }
                 Err(reason) => return self.tell(connection, Event::Broken(reason)),
             }
         }
