@@ -9,6 +9,7 @@
 //! | `GET /v1/guests/{name}` | | [`GuestInfo`] |
 //! | `DELETE /v1/guests/{name}?force=BOOL` | | [`Done`] |
 //! | `GET /v1/guests/{name}/stats` | | statistics of a synthetic guest |
+//! | `POST /v1/guests/{name}/stats/reset-gap` | | [`Done`]: its longest gap is measured anew |
 //! | `POST /v1/guests/{name}/migrate` | [`MigrateRequest`] | [`Started`] |
 //! | `GET /v1/guests/{name}/migration` | | [`Migration`]: the one under way, else the last one |
 //! | `POST /v1/guests/{name}/cancel` | | [`Done`] |

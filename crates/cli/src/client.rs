@@ -186,6 +186,15 @@ impl Client {
         self.get(&guest_path(name, "/stats"))
     }
 
+    /// Starts the measurement of a synthetic guest's longest gap anew.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub fn reset_gap(&self, name: &str) -> Result<()> {
+        self.post::<Done>(&guest_path(name, "/stats/reset-gap"), &Done {})
+            .map(drop)
+    }
+
     /// Starts a migration.
     ///
     /// # Errors

@@ -22,7 +22,7 @@ pub(crate) fn run(cli: Cli) -> Result<ExitCode> {
     let common = &cli.common;
     match cli.command {
         Command::Doctor => doctor::run(common),
-        Command::Demo(args) => crate::demo::run(args),
+        Command::Demo(args) => crate::demo::run(common, &args),
         Command::Host(args) => host::run(common, &args),
         Command::Run(args) => run::run(common, args),
         Command::List => status::list(common),

@@ -155,6 +155,7 @@ fn routes(api: Api) -> Router {
         .route("/v1/attach", post(attach))
         .route("/v1/guests/{name}", get(guest).delete(stop))
         .route("/v1/guests/{name}/stats", get(stats))
+        .route("/v1/guests/{name}/stats/reset-gap", post(reset_gap))
         .route("/v1/guests/{name}/migrate", post(migrate))
         .route("/v1/guests/{name}/migration", get(migration))
         .route("/v1/guests/{name}/cancel", post(cancel))
@@ -203,6 +204,10 @@ async fn stop(
 
 async fn stats(State(api): State<Api>, UrlPath(name): UrlPath<String>) -> Answer<Stats> {
     blocking(move || api.host.stats(&name)).await
+}
+
+async fn reset_gap(State(api): State<Api>, UrlPath(name): UrlPath<String>) -> Answer<Done> {
+    blocking(move || api.host.reset_gap(&name).map(|()| Done {})).await
 }
 
 async fn migrate(

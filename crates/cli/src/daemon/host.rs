@@ -6,7 +6,7 @@ use std::sync::{Arc, OnceLock, Weak};
 
 use vmferry_guest::{Backend, Guest as _, GuestError, GuestSpec, GuestState, Vm};
 use vmferry_guest_qemu::QemuBackend;
-use vmferry_guest_synth::{Stats, SynthBackend};
+use vmferry_guest_synth::{Stats, SynthBackend, SynthGuest};
 use vmferry_runtime::Incoming;
 
 use super::refusal::Refusal;
@@ -180,13 +180,22 @@ impl LocalHost {
 
     /// What a synthetic guest has done.
     pub(super) fn stats(&self, name: &str) -> Result<Stats, Refusal> {
+        Ok(self.synthetic(name)?.stats())
+    }
+
+    /// Starts the measurement of a synthetic guest's longest gap anew.
+    pub(super) fn reset_gap(&self, name: &str) -> Result<(), Refusal> {
+        self.synthetic(name)?.reset_longest_gap();
+        Ok(())
+    }
+
+    fn synthetic(&self, name: &str) -> Result<Arc<SynthGuest>, Refusal> {
         self.registry.get(name)?;
-        let guest = self.synth.find(name).ok_or_else(|| {
+        self.synth.find(name).ok_or_else(|| {
             Refusal::conflict(format!(
                 "guest {name} keeps no statistics; only synthetic guests do"
             ))
-        })?;
-        Ok(guest.stats())
+        })
     }
 
     /// The migration under way of what is under a name.

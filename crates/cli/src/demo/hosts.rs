@@ -9,12 +9,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
-use vmferry_core::Strategy;
 use vmferry_core::report::{Progress, Report};
+use vmferry_core::{Limits, Strategy};
 use vmferry_guest::GuestSpec;
 
-use super::guards::{Interrupt, Process};
+use super::guards::{Interrupt, Interrupted, Process};
 use super::namespace::Namespace;
+use super::narrate;
 use crate::api::{GuestInfo, MigrateRequest, Stage};
 use crate::client::{Client, ClientError};
 
@@ -22,6 +23,9 @@ use crate::client::{Client, ClientError};
 const START_LIMIT: Duration = Duration::from_secs(30);
 /// How often a migration is looked at.
 const LOOK: Duration = Duration::from_millis(100);
+/// Pre-copy goes on in rounds until the rest takes less than this: a tenth of what is usual, since the guest is idle enough
+/// for it and the link fast enough.
+const DOWNTIME_GOAL: Duration = Duration::from_millis(30);
 /// Lines of a daemon's log that are shown when something went wrong.
 const LOG_LINES: usize = 12;
 
@@ -67,6 +71,8 @@ impl Host {
             .stderr(log_file);
         // A Ctrl-C at the terminal is for us alone; we take the daemons down in order.
         command.process_group(0);
+        // The log is a file.
+        command.env("NO_COLOR", "1");
         let child = match namespace {
             Some(namespace) => namespace.spawn(&mut command)?,
             None => command.spawn().context("cannot start a host daemon")?,
@@ -94,7 +100,7 @@ impl Host {
                 bail!(
                     "the daemon of host {} ended ({status}){}",
                     self.name,
-                    self.log_end()
+                    last_lines(&self.log, LOG_LINES)
                 );
             }
             match self.client.host() {
@@ -123,6 +129,12 @@ impl Host {
         self.ask(move |client| client.stats(&name))
     }
 
+    /// Starts the measurement of a synthetic guest's longest gap anew.
+    pub(super) fn reset_gap(&self, name: &str) -> Result<()> {
+        let name = name.to_owned();
+        self.ask(move |client| client.reset_gap(&name))
+    }
+
     /// Moves a guest to another host and waits until that has ended, one way or another. `watch` sees how it goes.
     pub(super) fn migrate(
         &self,
@@ -134,7 +146,10 @@ impl Host {
         let request = MigrateRequest {
             to: destination.endpoint.clone(),
             strategy,
-            limits: vmferry_core::Limits::default(),
+            limits: Limits {
+                downtime: DOWNTIME_GOAL,
+                ..Limits::default()
+            },
             streams: None,
             verify: true,
         };
@@ -161,10 +176,18 @@ impl Host {
         let answer = self.interrupt.during(move || request(&client))?;
         answer.with_context(|| format!("host {} did not do it", self.name))
     }
+}
 
-    /// The end of the daemon's log, on lines of its own; empty where nothing was logged.
-    pub(super) fn log_end(&self) -> String {
-        last_lines(&self.log, LOG_LINES)
+/// Shows what the daemons logged last, unless it was the user who ended the demo.
+pub(super) fn narrate_logs(hosts: &[Host], error: &anyhow::Error) {
+    if error.is::<Interrupted>() {
+        return;
+    }
+    for host in hosts {
+        match last_lines(&host.log, LOG_LINES) {
+            lines if lines.is_empty() => {}
+            lines => narrate(&format!("log of host {}:{lines}", host.name)),
+        }
     }
 }
 

@@ -27,6 +27,7 @@ use tempfile::TempDir;
 use self::guards::{Interrupt, Interrupted};
 use self::result::DemoResult;
 use self::topology::Topology;
+use crate::cli::Common;
 use crate::units;
 
 /// Exit code after Ctrl-C, as shells give it.
@@ -38,6 +39,8 @@ const INTERRUPTED: u8 = 130;
 /// As root, with QEMU, iproute2 and a guest image (`cargo xtask demo` brings them all) the guest is a Linux with memcached,
 /// and its client keeps one TCP connection open across both migrations; the hosts are network namespaces. Where something is
 /// missing, that is said and the synthetic guest moves. Nothing is left behind, also after Ctrl-C.
+///
+/// With --json it prints `{"migrations": [REPORT, REPORT], "client": {"operations", "errors", "longest_gap_ms"}}`.
 #[derive(Debug, Args)]
 pub(crate) struct DemoArgs {
     /// Folder with the guest image [default: guest in $VMFERRY_CACHE or the user's cache folder for vmferry]
@@ -57,9 +60,6 @@ pub(crate) struct DemoArgs {
     /// Keep the folder with the logs and the guest's console
     #[arg(long)]
     keep: bool,
-    /// Print `{"migrations": [...], "client": {...}}` on stdout and nothing else; the common option of all commands
-    #[arg(skip)]
-    pub(crate) json: bool,
 }
 
 /// Rate of the links; none for no limit.
@@ -81,8 +81,8 @@ fn parse_link(text: &str) -> Result<Link, String> {
 }
 
 /// Carries the demo out.
-pub(crate) fn run(args: DemoArgs) -> Result<ExitCode> {
-    match show(&args) {
+pub(crate) fn run(common: &Common, args: &DemoArgs) -> Result<ExitCode> {
+    match show(args, common.json) {
         Err(error) if error.is::<Interrupted>() => {
             narrate("interrupted; cleaned up");
             Ok(ExitCode::from(INTERRUPTED))
@@ -91,7 +91,7 @@ pub(crate) fn run(args: DemoArgs) -> Result<ExitCode> {
     }
 }
 
-fn show(args: &DemoArgs) -> Result<ExitCode> {
+fn show(args: &DemoArgs, json: bool) -> Result<ExitCode> {
     let interrupt = Interrupt::install()?;
     let folder = guards::scratch_folder()?;
     let result = match prepare_qemu(args) {
@@ -114,7 +114,7 @@ fn show(args: &DemoArgs) -> Result<ExitCode> {
     if args.keep {
         keep(folder);
     }
-    print(&result?, args.json)
+    print(&result?, json)
 }
 
 /// Image and network for the demo with QEMU. Or none, after one line that says why.
@@ -125,6 +125,13 @@ fn prepare_qemu(args: &DemoArgs) -> Option<(PathBuf, Topology)> {
     let image = args.image.clone().or_else(requirements::default_image);
     if let Some(missing) = requirements::missing_for_qemu(image.as_deref()) {
         narrate(&format!("{missing}; running the synthetic guest"));
+        return None;
+    }
+    if args.memory >> 20 < qemu::LEAST_MIB {
+        narrate(&format!(
+            "the Linux guest needs --memory {}M or more; running the synthetic guest",
+            qemu::LEAST_MIB
+        ));
         return None;
     }
     let stale = namespace::remove_stale();

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 use vmferry_core::Strategy;
-use vmferry_guest::GuestSpec;
+use vmferry_guest::{GuestSpec, GuestState};
 use vmferry_guest_qemu::QemuConfig;
 
 use super::guards::Interrupt;
@@ -29,9 +29,11 @@ const BOOT_LIMIT: Duration = Duration::from_secs(180);
 /// Values of the client: 64 MiB in all, each about a page.
 const VALUES: u32 = 16_384;
 const VALUE_BYTES: usize = 4096;
+/// The least RAM in which all of that finds room beside the kernel and the unpacked initramfs, in MiB.
+pub(super) const LEAST_MIB: u64 = 256;
 /// What memcached may use for them (with what it needs itself, so that it drops none), in MiB.
 const MEMCACHED_MIB: u64 = 112;
-const OPERATIONS_PER_S: u32 = 2000;
+const OPERATIONS_PER_S: u32 = 1000;
 const ONE_SET_IN: u64 = 5;
 /// Time under load before and after each migration.
 const UNDER_LOAD: Duration = Duration::from_secs(2);
@@ -69,14 +71,8 @@ impl Setup<'_> {
             )
         };
         let hosts = [start(0, "a")?, start(1, "b")?];
-        let outcome = self.move_there_and_back(&hosts);
-        outcome.inspect_err(|error| {
-            if !error.is::<super::guards::Interrupted>() {
-                hosts
-                    .iter()
-                    .for_each(|host| narrate(&format!("log of host {}:{}", host.name, host.log_end())));
-            }
-        })
+        self.move_there_and_back(&hosts)
+            .inspect_err(|error| hosts::narrate_logs(&hosts, error))
     }
 
     fn move_there_and_back(&self, hosts: &[Host; 2]) -> Result<DemoResult> {
@@ -136,8 +132,8 @@ impl Setup<'_> {
         let (version, booted) = timed(|| {
             host.run(&spec)?;
             self.interrupt.wait_for("memcached in the guest", BOOT_LIMIT, || {
-                if host.guest(NAME)?.state.is_none() {
-                    bail!("QEMU ended");
+                if let None | Some(GuestState::Gone) = host.guest(NAME)?.state {
+                    bail!("the guest ended while it booted");
                 }
                 let ask =
                     || Connection::open((GUEST, MEMCACHED_PORT).into(), Duration::from_secs(1))?.version();
@@ -174,6 +170,8 @@ impl Setup<'_> {
             &format!("virtio-net-pci,netdev=net0,mac={MAC},romfile="),
             "-device",
             "virtio-rng-pci",
+            // Where it dies it shall not begin again.
+            "-no-reboot",
             "-chardev",
             &format!("file,id=console,path={},append=on", console.display()),
             "-serial",

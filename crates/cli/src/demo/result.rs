@@ -65,7 +65,7 @@ impl DemoResult {
 
     /// Everything on a page.
     pub(super) fn render(&self) -> String {
-        let mut text = table::render(&self.table());
+        let mut text = table::render(self.table());
         text.push_str(&format!(
             "\nclient: {} operations, {} errors, longest gap {}\n",
             units::count(self.client.operations),

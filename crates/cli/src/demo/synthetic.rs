@@ -13,7 +13,7 @@ use vmferry_guest::GuestSpec;
 use vmferry_guest_synth::{Fill, LoadConfig, Stats, SynthConfig};
 
 use super::guards::Interrupt;
-use super::hosts::Host;
+use super::hosts::{self, Host};
 use super::narrate;
 use super::result::{ClientResult, DemoResult};
 use super::watch::Watch;
@@ -30,32 +30,25 @@ const UNDER_LOAD: Duration = Duration::from_secs(1);
 
 /// Starts the guest, moves it there and back.
 pub(super) fn run(memory_bytes: u64, folder: &Path, interrupt: &Interrupt) -> Result<DemoResult> {
+    let spec = spec(memory_bytes)?;
     let start = |name| Host::start(name, folder, (Ipv4Addr::LOCALHOST, 0), None, interrupt);
     let hosts = [start("a")?, start("b")?];
-    let outcome = move_there_and_back(memory_bytes, &hosts, interrupt);
-    outcome.inspect_err(|error| {
-        if !error.is::<super::guards::Interrupted>() {
-            hosts
-                .iter()
-                .for_each(|host| narrate(&format!("log of host {}:{}", host.name, host.log_end())));
-        }
-    })
-}
-
-fn move_there_and_back(memory_bytes: u64, [a, b]: &[Host; 2], interrupt: &Interrupt) -> Result<DemoResult> {
-    let spec = spec(memory_bytes)?;
-    a.run(&spec)?;
     narrate(&format!(
         "guest: a synthetic one of {} with a key-value store",
         units::size(memory_bytes)
     ));
+    move_there_and_back(&spec, &hosts, interrupt).inspect_err(|error| hosts::narrate_logs(&hosts, error))
+}
+
+fn move_there_and_back(spec: &GuestSpec, [a, b]: &[Host; 2], interrupt: &Interrupt) -> Result<DemoResult> {
+    a.run(spec)?;
     let mut meter = Meter::new(a.stats(NAME)?);
     interrupt.sleep(UNDER_LOAD)?;
     meter.lap("before", a.stats(NAME)?);
 
     let mut migrations = Vec::new();
     for (source, destination, strategy) in [(a, b, Strategy::PostCopyPush), (b, a, Strategy::PreCopy)] {
-        let gap_before_us = meter.stats.longest_gap_us;
+        source.reset_gap(NAME)?;
         let mut watch = Watch::start(source.name, destination.name, strategy);
         let mut report = source.migrate(NAME, destination, strategy, |look| watch.look(look))?;
         watch.end(&report);
@@ -67,9 +60,7 @@ fn move_there_and_back(memory_bytes: u64, [a, b]: &[Host; 2], interrupt: &Interr
         meter.lap(&format!("during {strategy}"), owner.stats(NAME)?);
         interrupt.sleep(UNDER_LOAD)?;
         meter.lap("after", owner.stats(NAME)?);
-        // The guest keeps the longest gap of all time: it is this migration's where it has grown.
-        let gap_us = meter.stats.longest_gap_us;
-        report.perceived_downtime_ms = (gap_us > gap_before_us).then_some(gap_us as f64 / 1e3);
+        report.perceived_downtime_ms = Some(meter.stats.longest_gap_us as f64 / 1e3);
         let completed = report.outcome == Outcome::Completed;
         migrations.push(report);
         if !completed {
@@ -122,6 +113,8 @@ fn spec(memory_bytes: u64) -> Result<GuestSpec> {
 /// Reads the guest's counters like those of a client.
 struct Meter {
     stats: Stats,
+    /// Before every migration the guest begins anew with its longest gap.
+    longest_gap_us: u64,
     at: Instant,
     rates: Vec<(String, f64)>,
 }
@@ -129,6 +122,7 @@ struct Meter {
 impl Meter {
     fn new(stats: Stats) -> Self {
         Self {
+            longest_gap_us: stats.longest_gap_us,
             stats,
             at: Instant::now(),
             rates: Vec::new(),
@@ -142,6 +136,7 @@ impl Meter {
         let seconds = (now - self.at).as_secs_f64().max(1e-3);
         self.rates.push((name.to_owned(), operations as f64 / seconds));
         self.at = now;
+        self.longest_gap_us = self.longest_gap_us.max(stats.longest_gap_us);
         self.stats = stats;
     }
 
@@ -149,7 +144,7 @@ impl Meter {
         ClientResult {
             operations: self.stats.operations,
             errors: self.stats.violations,
-            longest_gap_ms: self.stats.longest_gap_us as f64 / 1e3,
+            longest_gap_ms: self.longest_gap_us as f64 / 1e3,
             descriptions: self.stats.violations_seen,
             rates: self.rates,
         }
