@@ -293,7 +293,11 @@ impl Destination {
             (State::Running | State::ComparingArrived, Event::Started) => Ok(Vec::new()),
             (State::Declining { .. }, Event::Journaled) => Ok(self.declined()),
             // The source did not hear that the guest runs and commits again.
-            (State::Starting { .. } | State::TakingOver, Event::Commit(_)) => Ok(Vec::new()),
+            (State::Starting { .. } | State::TakingOver, Event::Commit(epoch))
+                if epoch == self.setup.epoch =>
+            {
+                Ok(Vec::new())
+            }
             (State::Running | State::ComparingArrived, Event::Commit(epoch)) if epoch == self.setup.epoch => {
                 Ok(vec![Command::SendRunning(epoch)])
             }
@@ -450,17 +454,10 @@ impl Destination {
                 return Ok(self.decline(reason, true));
             }
             State::Declining { .. } => return Ok(Vec::new()),
-            state
-                if matches!(
-                    state,
-                    State::Ended {
-                        outcome: Outcome::Failed,
-                        ..
-                    }
-                ) =>
-            {
-                Claim::Declined
-            }
+            State::Ended {
+                outcome: Outcome::Failed,
+                ..
+            } => Claim::Declined,
             _ if owns => Claim::Owner,
             _ => {
                 return Err(self.unexpected("a question about the owner", "it when no step is under way"));

@@ -1,0 +1,746 @@
+//! The host of the source: carries commands out as the driver of `vmferry-runtime` does.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use vmferry_core::handover::{Claim, Epoch, Record};
+use vmferry_core::policy::Faults;
+use vmferry_core::report::{FaultReport, Outcome, Verified};
+use vmferry_core::source::{Batch, Command, Demand, Event, SentBatch, Setup, Source, SourceError, Summary};
+use vmferry_core::tracking::ScanPoint;
+use vmferry_core::{PAGE_SIZE, PageBitmap, PageRun};
+
+use crate::chooser::Chooser;
+use crate::guest::{Memory, Tracker, drain_io};
+use crate::network::{PageMessage, Pipe, Read, ToDestination, ToSource};
+use crate::world::World;
+
+/// Epoch of the migration; the source owns the guest as of the one before.
+pub(crate) const EPOCH: Epoch = Epoch(5);
+/// Pages in one message.
+const MESSAGE_PAGES: u64 = 48;
+/// Bytes of a message's header.
+const HEADER_BYTES: u64 = 40;
+
+/// What reaches the driver.
+pub(crate) enum Input {
+    Peer { connection: u64, event: Event },
+    Commands(Vec<Command>),
+    Connected(usize),
+}
+
+/// The thread of a page stream.
+#[derive(Default)]
+pub(crate) struct Sender {
+    /// The batch under way.
+    batch: Option<(VecDeque<PageRun>, ScanPoint)>,
+    sent: SentBatch,
+    /// Until when it sleeps, where it does.
+    pub(crate) asleep: Option<Option<Duration>>,
+    dead: bool,
+}
+
+pub(crate) struct SourceHost {
+    /// The daemon runs.
+    pub alive: bool,
+    /// While there is a migration.
+    pub machine: Option<Source>,
+    /// How the migration ended; nothing where the daemon was restarted before the commit point.
+    pub over: Option<Option<Outcome>>,
+    pub error: Option<String>,
+    pub journal: Vec<Record>,
+    pub memory: Memory,
+    pub tracker: Tracker,
+    pub running: bool,
+    /// The migration paused the guest.
+    paused: bool,
+    pub released: bool,
+    pub mailbox: VecDeque<Input>,
+    pub answers: VecDeque<Event>,
+    pub connection: Option<usize>,
+    number: u64,
+    pub senders: Vec<Sender>,
+    /// Threads that try to reconnect.
+    pub dialling: u32,
+}
+
+impl SourceHost {
+    pub(crate) fn new(memory: Memory, machine: Source) -> Self {
+        let pages = memory.version.len() as u64;
+        Self {
+            alive: true,
+            machine: Some(machine),
+            over: None,
+            error: None,
+            journal: vec![Record::Owner {
+                epoch: Epoch(EPOCH.0 - 1),
+            }],
+            memory,
+            tracker: Tracker {
+                armed: false,
+                dirty: PageBitmap::new(pages),
+            },
+            running: true,
+            paused: false,
+            released: false,
+            mailbox: VecDeque::new(),
+            answers: VecDeque::new(),
+            connection: None,
+            number: 0,
+            senders: Vec::new(),
+            dialling: 0,
+        }
+    }
+
+    /// The next time it has something to do by itself.
+    pub(crate) fn timer(&self) -> Option<Duration> {
+        let asleep = self.senders.iter().filter_map(|sender| sender.asleep.flatten());
+        asleep
+            .chain(self.machine.as_ref().and_then(Source::deadline))
+            .min()
+    }
+}
+
+/// A record that may fail to be written, or be written while that is not known.
+pub(crate) fn append(journal: &mut Vec<Record>, record: Record, chooser: &mut Chooser) -> Result<(), String> {
+    if !chooser.fails(25) {
+        journal.push(record);
+        return Ok(());
+    }
+    if chooser.once_in(2) {
+        journal.push(record);
+    }
+    Err("the disk is full".into())
+}
+
+impl World {
+    pub(crate) fn source_setup(&self) -> Setup {
+        Setup {
+            pages: self.scenario.pages,
+            streams: self.scenario.streams,
+            pinned_io: self.scenario.habits.pinned_io,
+            verify: self.scenario.verify,
+            epoch: EPOCH,
+        }
+    }
+
+    /// Dials and offers.
+    pub(crate) fn source_offers(&mut self) {
+        let connection = self.network.connect();
+        self.destination.greeting = Some(connection);
+        self.begin_source_connection(connection);
+        let _ = self.send(ToDestination::Offer {
+            streams: self.scenario.streams,
+        });
+    }
+
+    fn begin_source_connection(&mut self, connection: usize) {
+        self.close_source_connection();
+        self.source.number += 1;
+        self.source.connection = Some(connection);
+    }
+
+    fn close_source_connection(&mut self) {
+        let Some(connection) = self.source.connection.take() else {
+            return;
+        };
+        self.source.number += 1;
+        self.network.connections[connection].close_at_source();
+        for mut sender in std::mem::take(&mut self.source.senders) {
+            // A thread that wrote its last page reports it before it is joined.
+            if sender.batch.as_ref().is_some_and(|(runs, _)| runs.is_empty()) {
+                self.source_sent(&mut sender);
+            }
+        }
+    }
+
+    // Events and commands.
+
+    /// Feeds events and carries out what follows, as the driver's loop does between two inputs.
+    fn source_pump(&mut self, mut events: VecDeque<Event>) {
+        while let Some(event) = events.pop_front() {
+            let now = self.now;
+            let Some(machine) = &mut self.source.machine else {
+                return;
+            };
+            let commands = match machine.handle(now, event) {
+                Ok(commands) => commands,
+                Err(error) => {
+                    self.checks.protocol_error("source", &error);
+                    machine
+                        .handle(now, Event::Failed(error.to_string()))
+                        .expect("a failure is always taken in")
+                }
+            };
+            self.source_executes(commands, &mut events);
+        }
+        self.source_ends_if_over();
+    }
+
+    fn source_executes(&mut self, commands: Vec<Command>, events: &mut VecDeque<Event>) {
+        for command in commands {
+            if self.chooser.fails(400) {
+                self.crash_source();
+            }
+            if !self.source.alive {
+                events.clear();
+                return;
+            }
+            self.source_execute(command, events);
+        }
+    }
+
+    /// The operator's request; answered at once.
+    pub(crate) fn ask_source(&mut self, event: Event) -> Result<(), SourceError> {
+        let now = self.now;
+        let machine = self.source.machine.as_mut().expect("a migration to ask");
+        let commands = machine.handle(now, event)?;
+        let mut events = VecDeque::new();
+        self.source_executes(commands, &mut events);
+        self.source_pump(events);
+        Ok(())
+    }
+
+    fn source_execute(&mut self, command: Command, events: &mut VecDeque<Event>) {
+        let answer = match command {
+            Command::Arm => self.arm().map(Some),
+            Command::Scan => self
+                .local_failure("scan")
+                .map(|()| Some(Event::Scanned(self.source.tracker.scan()))),
+            Command::Stop { scan } => self.stop(scan).map(Some),
+            Command::Retract => self.local_failure("resume").map(|()| {
+                self.resume_at_source();
+                Some(Event::Resumed)
+            }),
+            Command::SendSwitch { pending } => self.send(ToDestination::Switch(pending)).map(|()| None),
+            Command::SendState => self
+                .local_failure("save")
+                .and_then(|()| self.send(ToDestination::State))
+                .map(|()| Some(Event::StateSent { bytes: 1000 })),
+            Command::SendHashes => {
+                let hashes = self.source.memory.version.clone();
+                self.send(ToDestination::Hashes(hashes)).map(|()| None)
+            }
+            Command::SendPrepare(epoch) => self.send(ToDestination::Prepare(epoch)).map(|()| None),
+            Command::JournalHandedOver(epoch) => {
+                let record = Record::HandedOver {
+                    epoch,
+                    to: "there".into(),
+                    session: "1".into(),
+                };
+                Ok(Some(self.source_journals(record)))
+            }
+            Command::JournalOwner(epoch) => Ok(Some(self.source_journals(Record::Owner { epoch }))),
+            Command::SendCommit(epoch) => {
+                assert!(
+                    matches!(self.source.journal.last(), Some(Record::HandedOver { .. })),
+                    "commit unwritten"
+                );
+                assert!(!self.source.running, "commit of a running guest");
+                self.send(ToDestination::Commit(epoch)).map(|()| None)
+            }
+            Command::WakeStreams => {
+                self.wake_senders();
+                Ok(None)
+            }
+            Command::SendAllPushed => self.send(ToDestination::AllPushed).map(|()| None),
+            Command::SendAbort(reason) => {
+                let _ = self.send(ToDestination::Abort(reason));
+                Ok(None)
+            }
+            Command::Rollback => {
+                self.source.tracker.armed = false;
+                if self.source.paused {
+                    self.resume_at_source();
+                }
+                Ok(None)
+            }
+            Command::Reconnect => {
+                self.close_source_connection();
+                self.checks.reconnects += 1;
+                self.source.dialling += 1;
+                Ok(None)
+            }
+            Command::Release(epoch) => {
+                self.check_release();
+                self.source.released = true;
+                self.source.journal.push(Record::Released { epoch });
+                Ok(None)
+            }
+        };
+        let event = match answer {
+            Ok(None) => return,
+            Ok(Some(event)) => event,
+            Err(reason) => Event::Failed(reason),
+        };
+        // Hosts that do their work beside answer later, in order.
+        let later = self.scenario.slow && (!self.source.answers.is_empty() || self.chooser.once_in(2));
+        match later {
+            true => self.source.answers.push_back(event),
+            false => events.push_back(event),
+        }
+    }
+
+    fn local_failure(&mut self, what: &str) -> Result<(), String> {
+        match self.chooser.fails(150) {
+            true => Err(format!("cannot {what}")),
+            false => Ok(()),
+        }
+    }
+
+    fn source_journals(&mut self, record: Record) -> Event {
+        match append(&mut self.source.journal, record, &mut self.chooser) {
+            Ok(()) => Event::Journaled,
+            Err(reason) => Event::JournalFailed(reason),
+        }
+    }
+
+    fn send(&mut self, message: ToDestination) -> Result<(), String> {
+        let connection = self
+            .source
+            .connection
+            .ok_or("there is no connection to the destination")?;
+        self.network.connections[connection]
+            .to_destination
+            .write(message, &mut self.chooser)
+    }
+
+    // The guest.
+
+    fn arm(&mut self) -> Result<Event, String> {
+        self.local_failure("arm")?;
+        drain_io(&mut self.guest, &mut self.source.memory, &mut self.chooser);
+        self.source.tracker.armed = true;
+        self.source.tracker.dirty.clear();
+        // The guest goes on before anybody looks which pages hold data.
+        for _ in 0..self.chooser.below(4) {
+            self.guest_acts();
+        }
+        Ok(Event::Armed {
+            data: self.source.memory.data.clone(),
+            paused: Duration::from_micros(300),
+        })
+    }
+
+    fn stop(&mut self, scan: bool) -> Result<Event, String> {
+        self.source.paused = true;
+        self.local_failure("pause")?;
+        let paused_at = self.now;
+        drain_io(&mut self.guest, &mut self.source.memory, &mut self.chooser);
+        self.source.running = false;
+        let data = self.source.memory.data.clone();
+        if !scan {
+            return Ok(Event::Stopped {
+                paused_at,
+                pages: data,
+                discarded: None,
+            });
+        }
+        let discarded = self.scenario.habits.discards.then(|| {
+            let mut holes = data;
+            holes.invert();
+            holes
+        });
+        Ok(Event::Stopped {
+            paused_at,
+            pages: self.source.tracker.scan(),
+            discarded,
+        })
+    }
+
+    fn resume_at_source(&mut self) {
+        self.source.paused = false;
+        self.source.running = true;
+        self.check_one_runs();
+    }
+
+    // Threads of the connection.
+
+    pub(crate) fn source_takes_input(&mut self) -> bool {
+        let Some(input) = self.source.mailbox.pop_front() else {
+            return false;
+        };
+        let mut events = VecDeque::new();
+        match input {
+            Input::Peer { connection, event } if connection == self.source.number => {
+                let event = self.with_streams(event);
+                events.push_back(event);
+            }
+            Input::Peer { .. } => {}
+            Input::Commands(commands) => self.source_executes(commands, &mut events),
+            Input::Connected(connection) => {
+                self.begin_source_connection(connection);
+                let query = ToDestination::Query(EPOCH);
+                if self.send(query).is_err() {
+                    self.source_execute(Command::Reconnect, &mut events);
+                }
+            }
+        }
+        self.source_pump(events);
+        true
+    }
+
+    pub(crate) fn source_answers(&mut self) -> bool {
+        let Some(event) = self.source.answers.pop_front() else {
+            return false;
+        };
+        self.source_pump([event].into());
+        true
+    }
+
+    pub(crate) fn source_ticks(&mut self) -> bool {
+        let now = self.now;
+        let due = self
+            .source
+            .machine
+            .as_ref()
+            .and_then(Source::deadline)
+            .is_some_and(|at| at <= now);
+        if due {
+            self.source_pump([Event::Tick].into());
+        }
+        due
+    }
+
+    /// The destination takes streams once it accepted the guest, or knows it again.
+    fn with_streams(&mut self, event: Event) -> Event {
+        let opens = match &event {
+            Event::Accepted { .. }
+            | Event::Reconnected {
+                claim: Claim::Prepared,
+                ..
+            } => true,
+            Event::Reconnected {
+                claim: Claim::Owner,
+                lacking: Some(lacking),
+                ..
+            } => !lacking.is_empty(),
+            _ => false,
+        };
+        if !opens {
+            return event;
+        }
+        let connection = self.source.connection;
+        if self.network.down || !self.destination.takes_streams_of(connection) || self.chooser.fails(60) {
+            return Event::Disconnected("cannot dial".into());
+        }
+        self.source.senders = (0..self.scenario.streams).map(|_| Sender::default()).collect();
+        self.destination_takes_streams();
+        // What the guest waits for is asked for again before the machine knows of the connection.
+        for _ in 0..self.chooser.below(3) {
+            self.source_serves_a_fault();
+        }
+        event
+    }
+
+    /// The reader of the control stream.
+    pub(crate) fn source_reads(&mut self) -> bool {
+        let Some(connection) = self.source.connection else {
+            return false;
+        };
+        let event = match self.network.connections[connection].to_source.read() {
+            Read::Nothing => return false,
+            Read::Message(message) => event(message, self.scenario.pages),
+            Read::End => Event::Disconnected("the peer is gone".into()),
+        };
+        self.source.mailbox.push_back(Input::Peer {
+            connection: self.source.number,
+            event,
+        });
+        true
+    }
+
+    /// One of the threads that keep dialling.
+    pub(crate) fn source_dials(&mut self) -> bool {
+        let reachable = self.destination.alive && !self.network.down;
+        if self.source.dialling == 0 || !reachable {
+            return false;
+        }
+        self.source.dialling -= 1;
+        let connection = self.network.connect();
+        self.source.mailbox.push_back(Input::Connected(connection));
+        self.destination_greets_again(connection);
+        true
+    }
+
+    fn wake_senders(&mut self) {
+        self.source
+            .senders
+            .iter_mut()
+            .for_each(|sender| sender.asleep = None);
+    }
+
+    /// A page stream goes on: asks, writes some pages, or reports what it wrote.
+    pub(crate) fn source_streams(&mut self, index: usize) -> bool {
+        let (now, number) = (self.now, self.source.number);
+        let Some(mut sender) = self.source.senders.get_mut(index).map(std::mem::take) else {
+            return false;
+        };
+        let awake = sender
+            .asleep
+            .is_none_or(|until| until.is_some_and(|at| at <= now));
+        let mut acted = !sender.dead && awake && self.source.machine.is_some();
+        if acted {
+            sender.asleep = None;
+            match &mut sender.batch {
+                None => acted = self.source_asks_for_batch(index, &mut sender),
+                Some((runs, _)) if runs.is_empty() => self.source_sent(&mut sender),
+                Some((runs, point)) => {
+                    let (run, point) = (cut_front(runs), *point);
+                    let written = self.source_writes(index, run, point, &mut sender.sent);
+                    if let Err(reason) = written {
+                        sender.dead = true;
+                        let event = Event::Disconnected(reason);
+                        self.source.mailbox.push_back(Input::Peer {
+                            connection: number,
+                            event,
+                        });
+                    }
+                }
+            }
+        }
+        if let Some(place) = self.source.senders.get_mut(index) {
+            *place = sender;
+        }
+        acted
+    }
+
+    fn source_asks_for_batch(&mut self, index: usize, sender: &mut Sender) -> bool {
+        let (now, number) = (self.now, self.source.number);
+        let machine = self.source.machine.as_mut().expect("looked at before");
+        match machine.next_batch(now, index) {
+            Batch::Pages { runs, point, .. } => {
+                assert!(!runs.is_empty(), "a batch of nothing");
+                let phase = machine.progress(now).phase;
+                self.checks.batch(&self.scenario, &runs, &phase);
+                sender.batch = Some((runs.into(), point));
+            }
+            Batch::RoundEnd(round) => {
+                let connection = self.source.connection.expect("senders have one");
+                let pipe = &mut self.network.connections[connection].pages[index];
+                if pipe
+                    .write(PageMessage::RoundEnd(round), &mut self.chooser)
+                    .is_err()
+                {
+                    sender.dead = true;
+                    let event = Event::Disconnected("broken pipe".into());
+                    self.source.mailbox.push_back(Input::Peer {
+                        connection: number,
+                        event,
+                    });
+                }
+            }
+            Batch::Idle(until) => {
+                sender.asleep = Some(until);
+                return false;
+            }
+            Batch::Finished => sender.dead = true,
+        }
+        true
+    }
+
+    fn source_writes(
+        &mut self,
+        index: usize,
+        run: PageRun,
+        point: ScanPoint,
+        sent: &mut SentBatch,
+    ) -> Result<(), String> {
+        assert!(
+            point == ScanPoint::Live
+                || !self.source.running
+                || self.source.machine.as_ref().is_none_or(|m| m.ended().is_some()),
+            "pages of a running guest with checksums"
+        );
+        let pages: Vec<_> = run
+            .pages()
+            .map(|page| (page, self.source.memory.read(page)))
+            .collect();
+        for (page, version) in &pages {
+            self.checks.crossed[*page as usize] += 1;
+            match version % 3 {
+                0 => sent.uniform += 1,
+                _ => {
+                    sent.raw += 1;
+                    sent.bytes += PAGE_SIZE;
+                }
+            }
+        }
+        sent.bytes += HEADER_BYTES;
+        let connection = self.source.connection.expect("streams have one");
+        self.network.connections[connection].pages[index].write(PageMessage::Pages(pages), &mut self.chooser)
+    }
+
+    /// A batch is written: the machine hears of it.
+    fn source_sent(&mut self, sender: &mut Sender) {
+        sender.batch = None;
+        let sent = std::mem::take(&mut sender.sent);
+        self.checks.reported(sent);
+        let Some(machine) = &mut self.source.machine else {
+            return;
+        };
+        machine.sent(sent);
+        let commands = machine.check_all_pushed();
+        if !commands.is_empty() {
+            self.source.mailbox.push_back(Input::Commands(commands));
+        }
+    }
+
+    /// The thread of the fault stream answers one request.
+    pub(crate) fn source_serves_a_fault(&mut self) -> bool {
+        let Some(connection) = self.source.connection else {
+            return false;
+        };
+        let link = &mut self.network.connections[connection];
+        let now = self.now;
+        let Some(machine) = &mut self.source.machine else {
+            return false;
+        };
+        if !link.open || machine.needs().faults == Faults::None {
+            return false;
+        }
+        let page = match link.faults.read() {
+            Read::Message(page) => page,
+            Read::Nothing => return false,
+            Read::End => {
+                let event = Event::Disconnected("the fault stream is gone".into());
+                self.source.mailbox.push_back(Input::Peer {
+                    connection: self.source.number,
+                    event,
+                });
+                return true;
+            }
+        };
+        let demand = machine.demanded(now, page);
+        if demand == Demand::Send {
+            let mut sent = SentBatch::default();
+            let answers = self.scenario.streams;
+            let written = self.source_writes(answers, PageRun::single(page), ScanPoint::Stopped, &mut sent);
+            if written.is_ok() {
+                self.source_sent(&mut Sender {
+                    sent,
+                    ..Sender::default()
+                });
+            }
+        }
+        self.wake_senders();
+        if let Some(machine) = &mut self.source.machine {
+            let commands = machine.check_all_pushed();
+            if !commands.is_empty() {
+                self.source.mailbox.push_back(Input::Commands(commands));
+            }
+        }
+        true
+    }
+
+    // Ends.
+
+    fn source_ends_if_over(&mut self) {
+        let ended = self
+            .source
+            .machine
+            .as_ref()
+            .and_then(|machine| machine.ended().map(|(o, e)| (o, e.map(str::to_owned))));
+        let Some((outcome, error)) = ended else { return };
+        self.close_source_connection();
+        self.source.dialling = 0;
+        self.source.mailbox.clear();
+        self.source.answers.clear();
+        self.source.over = Some(Some(outcome));
+        self.source.error = error;
+        if let Some(machine) = self.source.machine.take() {
+            self.check_report(&machine.measured());
+        }
+        // What the daemon of `vmferry-cli` says of it: restart me.
+        if outcome == Outcome::Unresolved {
+            self.crash_source();
+        }
+    }
+
+    pub(crate) fn crash_source(&mut self) {
+        if let Some(connection) = self.source.connection.take() {
+            self.network.connections[connection].close_at_source();
+            self.network.connections[connection].cut(&mut self.chooser);
+        }
+        let source = &mut self.source;
+        source.alive = false;
+        source.machine = None;
+        source.number += 1;
+        source.dialling = 0;
+        source.senders.clear();
+        source.mailbox.clear();
+        source.answers.clear();
+        source.tracker.armed = false;
+        self.checks.source_restarts += 1;
+    }
+
+    /// A new daemon: its journal says what to do.
+    pub(crate) fn restart_source(&mut self) {
+        self.source.alive = true;
+        match self.source.journal.last() {
+            Some(Record::HandedOver { .. }) => {
+                assert!(!self.source.running, "a guest that was handed over runs");
+                let policy = self.scenario.policy(&self.guest);
+                self.source.machine = Some(Source::recovered(self.source_setup(), policy));
+                self.source.over = None;
+                self.source.paused = true;
+                let mut events = VecDeque::new();
+                self.source_execute(Command::Reconnect, &mut events);
+                self.source_pump(events);
+            }
+            Some(Record::Owner { .. }) => {
+                // A migration had paused it.
+                self.source.over.get_or_insert(None);
+                if !self.source.running {
+                    self.resume_at_source();
+                }
+            }
+            record => {
+                assert!(matches!(record, Some(Record::Released { .. })), "{record:?}");
+                self.source.over.get_or_insert(Some(Outcome::Completed));
+            }
+        }
+    }
+}
+
+fn cut_front(runs: &mut VecDeque<PageRun>) -> PageRun {
+    let run = runs.pop_front().expect("looked at before");
+    let (front, rest) = run.split_at(MESSAGE_PAGES);
+    if let Some(rest) = rest {
+        runs.push_front(rest);
+    }
+    front
+}
+
+fn event(message: ToSource, pages: u64) -> Event {
+    match message {
+        ToSource::Accept { streams } => Event::Accepted { streams },
+        ToSource::Refuse => Event::Failed("the destination refused".into()),
+        ToSource::Failed(reason) => Event::Failed(reason),
+        ToSource::RoundReceived { round } => Event::RoundReceived { round },
+        ToSource::Ready(epoch) => Event::Ready(epoch),
+        ToSource::Running(epoch) => Event::Running(epoch),
+        ToSource::Owner(epoch, claim, have) => {
+            let lacking = have.map(|mut have| {
+                assert_eq!(have.len(), pages);
+                have.invert();
+                have
+            });
+            Event::Reconnected {
+                epoch,
+                claim,
+                lacking,
+            }
+        }
+        ToSource::Unknown => Event::Disconnected("the destination knows nothing of this session".into()),
+        ToSource::Complete { mismatches } => Event::Complete(Summary {
+            faults: FaultReport::default(),
+            cpu_seconds: 0.0,
+            memory_bytes: 0,
+            verified: mismatches.map(|mismatches| Verified { pages, mismatches }),
+        }),
+    }
+}
+
+/// Keeps the type of pipes in one place.
+pub(crate) type PagePipe = Pipe<PageMessage>;

@@ -1,0 +1,415 @@
+//! The world: one guest, a host at either side, the network between them, and virtual time.
+
+use std::time::Duration;
+
+use vmferry_core::PageBitmap;
+use vmferry_core::policy::{Faults, Policy};
+use vmferry_core::report::Outcome;
+use vmferry_core::source::{Event, Side, Source};
+use vmferry_core::{AtLimit, Limits, Strategy};
+
+use crate::checks::Checks;
+use crate::chooser::Chooser;
+use crate::destination_host::DestinationHost;
+use crate::guest::{Guest, Habits, Memory, act_at_source};
+use crate::network::Network;
+use crate::policies::{Enlightened, Filter, Hybrid, HybridLearning};
+use crate::source_host::SourceHost;
+
+/// No run takes more steps, whatever happens.
+const MOST_STEPS: u32 = 200_000;
+
+/// The algorithm of a run: one of ours, or a sketch of one to come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Algorithm {
+    Ours(Strategy),
+    Hybrid,
+    HybridLearning,
+    Filter,
+    Enlightened,
+}
+
+impl Algorithm {
+    pub(crate) const ALL: [Self; 8] = [
+        Self::Ours(Strategy::StopAndCopy),
+        Self::Ours(Strategy::PreCopy),
+        Self::Ours(Strategy::PostCopy),
+        Self::Ours(Strategy::PostCopyPush),
+        Self::Hybrid,
+        Self::HybridLearning,
+        Self::Filter,
+        Self::Enlightened,
+    ];
+}
+
+/// What is given in a run.
+#[derive(Clone, Debug)]
+pub(crate) struct Scenario {
+    pub pages: u64,
+    pub streams: usize,
+    pub algorithm: Algorithm,
+    pub limits: Limits,
+    pub verify: bool,
+    pub habits: Habits,
+    /// Hosts do their work beside and answer later.
+    pub slow: bool,
+}
+
+impl Scenario {
+    /// A scenario by chance.
+    pub(crate) fn choose(chooser: &mut Chooser) -> Self {
+        let algorithm = Algorithm::ALL[chooser.below(8) as usize];
+        let pages = match chooser.below(12) {
+            0 => 600 + chooser.below(600),
+            _ => 1 + chooser.below(120),
+        };
+        let limits = Limits {
+            downtime: Duration::from_micros([0, 300, 3_000][chooser.below(3) as usize]),
+            rounds: 1 + chooser.below(5) as u32,
+            time: (chooser.below(4) == 0).then(|| Duration::from_millis(20)),
+            bytes: (chooser.below(4) == 0).then_some(pages * 2048),
+            at_limit: [AtLimit::Stop, AtLimit::PostCopy, AtLimit::Abort][chooser.below(3) as usize],
+            drain_after: Duration::from_millis(5),
+        };
+        let frees = algorithm == Algorithm::Enlightened;
+        Self {
+            pages,
+            streams: 1 + chooser.below(3) as usize,
+            algorithm,
+            limits,
+            // The source's hashes know nothing of pages that were dropped.
+            verify: chooser.below(3) == 0 && !frees,
+            habits: Habits {
+                pinned_io: chooser.below(3) == 0,
+                discards: chooser.below(3) == 0,
+                frees,
+            },
+            slow: chooser.below(2) == 0,
+        }
+    }
+
+    pub(crate) fn policy(&self, guest: &Guest) -> Box<dyn Policy> {
+        match self.algorithm {
+            Algorithm::Ours(strategy) => strategy.policy(&self.limits),
+            Algorithm::Hybrid => Box::new(Hybrid::default()),
+            Algorithm::HybridLearning => Box::new(HybridLearning::new(self.pages)),
+            Algorithm::Filter => Box::new(Filter::new(self.limits.clone(), self.pages)),
+            Algorithm::Enlightened => Box::new(Enlightened::new(guest.hints.clone())),
+        }
+    }
+
+    pub(crate) fn faults(&self) -> Faults {
+        match self.algorithm {
+            Algorithm::Ours(strategy) => strategy.policy(&self.limits).needs().faults,
+            Algorithm::Filter => Faults::None,
+            _ => Faults::MissingAndStale,
+        }
+    }
+}
+
+pub(crate) struct World {
+    pub scenario: Scenario,
+    pub chooser: Chooser,
+    pub now: Duration,
+    pub guest: Guest,
+    pub network: Network,
+    pub source: SourceHost,
+    pub destination: DestinationHost,
+    pub checks: Checks,
+}
+
+impl World {
+    pub(crate) fn new(scenario: Scenario, mut chooser: Chooser) -> Self {
+        let mut memory = Memory::hole(scenario.pages);
+        let guest = Guest::new(scenario.pages, &mut memory, &mut chooser);
+        let checks = Checks::new(&scenario);
+        let setup = vmferry_core::source::Setup {
+            pages: scenario.pages,
+            streams: scenario.streams,
+            pinned_io: scenario.habits.pinned_io,
+            verify: scenario.verify,
+            epoch: crate::source_host::EPOCH,
+        };
+        let machine = Source::new(setup, scenario.policy(&guest));
+        Self {
+            source: SourceHost::new(memory, machine),
+            destination: DestinationHost::new(scenario.pages),
+            network: Network::default(),
+            now: Duration::ZERO,
+            guest,
+            chooser,
+            checks,
+            scenario,
+        }
+    }
+
+    /// Runs the migration to its end and checks that.
+    pub(crate) fn run(&mut self) {
+        self.source_offers();
+        for step in 0.. {
+            assert!(step < MOST_STEPS, "no end in sight: {}", self.describe());
+            self.now += Duration::from_micros(self.chooser.below(200));
+            self.guest_acts();
+            if self.chooser.fails(90) {
+                self.something_happens();
+            }
+            let moved = self.step();
+            if step % 64 == 0 {
+                self.look();
+            }
+            if !moved && !self.wait() {
+                break;
+            }
+        }
+        self.operator_resolves();
+        self.check_end();
+    }
+
+    /// One of the threads of the world goes on.
+    fn step(&mut self) -> bool {
+        const KINDS: u64 = 17;
+        let first = self.chooser.below(KINDS);
+        (0..KINDS).any(|kind| match (first + kind) % KINDS {
+            0 => self.source_takes_input(),
+            1 => self.source_answers(),
+            2 => self.source_reads(),
+            3 | 4 => self.any_stream(Self::source_streams),
+            5 => self.source_serves_a_fault(),
+            6 => self.source_ticks(),
+            7 => self.source_dials(),
+            8 => self.destination_takes_input(),
+            9 => self.destination_answers(),
+            10 => self.destination_reads(),
+            11 | 12 => self.any_stream(Self::destination_receives),
+            13 => self.destination_loads(),
+            14 => self.destination_admits() || self.destination_responds_from_log(),
+            15 => self.destination_times_out(),
+            _ => self.daemons_restart(),
+        })
+    }
+
+    /// Page streams in any order; the last one is the fault stream's.
+    fn any_stream(&mut self, act: impl Fn(&mut Self, usize) -> bool) -> bool {
+        let streams = self.scenario.streams + 1;
+        let first = self.chooser.below(streams as u64) as usize;
+        (0..streams).any(|index| act(self, (first + index) % streams))
+    }
+
+    fn daemons_restart(&mut self) -> bool {
+        if !self.source.alive {
+            self.restart_source();
+            return true;
+        }
+        if !self.destination.alive {
+            self.restart_destination();
+            return true;
+        }
+        false
+    }
+
+    pub(crate) fn guest_acts(&mut self) {
+        if self.source.running && self.chooser.once_in(3) {
+            let Self {
+                guest,
+                source,
+                chooser,
+                scenario,
+                ..
+            } = self;
+            act_at_source(
+                guest,
+                &mut source.memory,
+                &mut source.tracker,
+                scenario.habits,
+                chooser,
+            );
+        }
+        if self.destination.running {
+            self.guest_acts_at_destination();
+        } else {
+            self.device_touches();
+        }
+    }
+
+    /// Jumps to the next time somebody waits for.
+    fn wait(&mut self) -> bool {
+        let next = self
+            .source
+            .timer()
+            .into_iter()
+            .chain(self.destination.timer())
+            .min();
+        match next {
+            Some(at) if at > self.now => {
+                self.now = at;
+                true
+            }
+            // The step at that time did nothing.
+            _ => false,
+        }
+    }
+
+    fn something_happens(&mut self) {
+        match self.chooser.below(16) {
+            0..=5 => self.cut(),
+            6 | 7 => self.crash_destination(),
+            8 | 9 if self.source.alive => self.crash_source(),
+            10 => {
+                self.cut();
+                self.network.down = true;
+            }
+            11 | 12 if self.source.machine.is_some() => self.cancel(),
+            13 => self.destination_cancels(),
+            14 if self.source.machine.is_some() => {
+                // Nothing to resolve, or nobody sure of what to say: asked only at the end.
+                let severed = self.phase() == "reconnect";
+                if !severed {
+                    self.ask_source(Event::Resolve(Side::Source))
+                        .expect_err("nothing waits for that");
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn cut(&mut self) {
+        let Self { network, chooser, .. } = self;
+        for connection in &mut network.connections {
+            connection.cut(chooser);
+        }
+    }
+
+    fn cancel(&mut self) {
+        let handed_over = self.source.journal.len() > 1;
+        let cancelled = self.ask_source(Event::Cancel);
+        assert!(
+            cancelled.is_err() || !handed_over,
+            "cancelled past the commit point"
+        );
+    }
+
+    pub(crate) fn phase(&self) -> String {
+        self.source
+            .machine
+            .as_ref()
+            .map_or_else(String::new, |machine| machine.progress(self.now).phase)
+    }
+
+    /// What an operator does where the hosts cannot find each other any more. Nobody but him knows both.
+    fn operator_resolves(&mut self) {
+        if self.phase() != "reconnect" {
+            return;
+        }
+        assert!(
+            self.network.down,
+            "the hosts do not find each other: {}",
+            self.describe()
+        );
+        self.checks.severed = true;
+        if self.destination.running {
+            let complete = (0..self.scenario.pages).all(|page| self.destination.has(page).is_some());
+            match self.ask_source(Event::Resolve(Side::Destination)) {
+                Ok(()) => assert!(complete, "pages are lost"),
+                Err(error) => {
+                    assert!(error.to_string().contains("still needs pages"), "{error}");
+                    if complete && self.chooser.once_in(2) {
+                        return;
+                    }
+                    // Ends the guest there, so that it can go on here where it stopped.
+                    self.destination.running = false;
+                    self.destination.exists = false;
+                    self.destination.session = None;
+                    self.guest.truth = self.source.memory.version.clone();
+                }
+            }
+        }
+        if !self.destination.running {
+            self.resolve_to_source();
+        }
+    }
+
+    fn resolve_to_source(&mut self) {
+        while !self.source.alive || self.source.machine.is_some() {
+            if !self.source.alive {
+                self.restart_source();
+            } else if self.phase() == "reconnect" {
+                self.ask_source(Event::Resolve(Side::Source))
+                    .expect("it waits for that");
+            } else {
+                assert!(self.source_answers(), "stuck while it is taken back");
+            }
+        }
+    }
+
+    /// Whoever looks at it sees something that makes sense.
+    fn look(&self) {
+        let Some(machine) = &self.source.machine else {
+            return;
+        };
+        let progress = machine.progress(self.now);
+        assert!(progress.remaining_pages <= self.scenario.pages);
+        assert!(
+            progress.eta_ms.is_none_or(|ms| ms.is_finite() && ms >= 0.0),
+            "{progress:?}"
+        );
+        assert!(
+            progress.rate_bytes_per_s.is_finite() && progress.dirty_bytes_per_s.is_finite(),
+            "{progress:?}"
+        );
+        let measured = machine.measured();
+        assert_eq!(measured.counts.sent, progress.sent_pages);
+    }
+
+    pub(crate) fn describe(&self) -> String {
+        let session = self
+            .destination
+            .session
+            .as_ref()
+            .map(|session| session.machine.phase());
+        format!(
+            "{:?}\nat {:?}: source {:?} over {:?} ({:?}) alive {} runs {} dials {} journal {:?}\n\
+             destination {session:?} alive {} exists {} runs {} outstanding {:?} log {:?} journal {:?}\n\
+             network down {}; errors {:?}; remaining {:?}; senders {:?}; machine {:?}",
+            self.scenario,
+            self.now,
+            self.phase(),
+            self.source.over,
+            self.source.error,
+            self.source.alive,
+            self.source.running,
+            self.source.dialling,
+            self.source.journal,
+            self.destination.alive,
+            self.destination.exists,
+            self.destination.running,
+            self.destination.pager.as_ref().map(|pager| pager.outstanding),
+            self.destination.log,
+            self.destination.journal,
+            self.network.down,
+            self.checks.errors,
+            self.source
+                .machine
+                .as_ref()
+                .map(|machine| machine.progress(self.now).remaining_pages),
+            self.source
+                .senders
+                .iter()
+                .map(|sender| sender.asleep)
+                .collect::<Vec<_>>(),
+            self.source
+                .machine
+                .as_ref()
+                .map(|machine| machine.measured().counts),
+        )
+    }
+
+    /// Whether the guest ended where it was meant to.
+    pub(crate) fn completed(&self) -> bool {
+        self.source.over == Some(Some(Outcome::Completed))
+    }
+}
+
+/// Keeps bitmaps of a scenario's size in one place.
+pub(crate) fn no_pages(scenario: &Scenario) -> PageBitmap {
+    PageBitmap::new(scenario.pages)
+}
