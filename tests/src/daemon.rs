@@ -181,6 +181,11 @@ impl HostDaemon {
         }
     }
 
+    /// Its process.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Where guests arrive.
     pub fn endpoint(&self) -> String {
         format!("tcp:{}:{PORT}", Network::address(self.index))
