@@ -1,6 +1,7 @@
 //! Guests that somebody else started.
 
 use std::fs::File;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -46,7 +47,8 @@ impl Stranger {
             .spawn()
             .unwrap();
         let start = Instant::now();
-        while !dir.join("qmp.sock").exists() {
+        // Bound is not listening yet.
+        while UnixStream::connect(dir.join("qmp.sock")).is_err() {
             assert!(start.elapsed() < Duration::from_secs(30), "QEMU does not start");
             std::thread::sleep(Duration::from_millis(2));
         }
