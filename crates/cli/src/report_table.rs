@@ -221,19 +221,27 @@ fn rounds(report: &Report) -> String {
     format!("\n{}", table::render(table))
 }
 
+/// One line a phase: those of rounds come again and again.
 fn phases(report: &Report) -> String {
     if report.phases.is_empty() {
         return String::new();
     }
-    let mut table = table::list(&["phase", "begins", "takes"]);
+    let mut sums: Vec<(&str, f64, f64, u64)> = Vec::new();
     for phase in &report.phases {
-        table.add_row([
-            phase.name.clone(),
-            millis(phase.start_ms),
-            millis(phase.end_ms - phase.start_ms),
-        ]);
+        let takes_ms = phase.end_ms - phase.start_ms;
+        match sums.iter_mut().find(|(name, ..)| *name == phase.name) {
+            Some((_, _, sum_ms, times)) => {
+                *sum_ms += takes_ms;
+                *times += 1;
+            }
+            None => sums.push((&phase.name, phase.start_ms, takes_ms, 1)),
+        }
     }
-    table::align_right(&mut table, &[1, 2]);
+    let mut table = table::list(&["phase", "begins", "takes", "times"]);
+    for (name, start_ms, sum_ms, times) in sums {
+        table.add_row([name.to_owned(), millis(start_ms), millis(sum_ms), count(times)]);
+    }
+    table::align_right(&mut table, &[1, 2, 3]);
     format!("\n{}", table::render(table))
 }
 
@@ -287,7 +295,9 @@ mod tests {
             "faults": {"count": 120, "network": 100, "local": 20, "p50_us": 35.5, "p99_us": 180.0, "max_us": 1250.0},
             "phases": [
                 {"name": "push", "start_ms": 10.0, "end_ms": 1110.0},
-                {"name": "stop-and-copy", "start_ms": 1110.0, "end_ms": 1116.789}
+                {"name": "scan", "start_ms": 1110.0, "end_ms": 1110.5},
+                {"name": "push", "start_ms": 1110.5, "end_ms": 1120.0},
+                {"name": "stop-and-copy", "start_ms": 1120.0, "end_ms": 1126.789}
             ],
             "cpu_seconds": {"source": 0.75, "destination": 0.5},
             "memory_bytes": {"source": 2097152, "destination": 1048576},

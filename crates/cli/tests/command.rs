@@ -3,6 +3,8 @@
 use std::io::{BufRead as _, BufReader};
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal};
 use serde_json::Value;
@@ -33,6 +35,18 @@ fn stderr(output: &Output) -> String {
 fn json(output: &Output) -> Value {
     serde_json::from_slice(&output.stdout)
         .unwrap_or_else(|e| panic!("{e}: {}{}", stdout(output), stderr(output)))
+}
+
+/// Waits for something that takes a moment; the limit ends a hang.
+fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
+    let began = Instant::now();
+    while !is_so() {
+        assert!(
+            began.elapsed() < Duration::from_secs(120),
+            "not in two minutes: {what}"
+        );
+        thread::sleep(Duration::from_millis(10));
+    }
 }
 
 /// A daemon of its own process; killed when dropped.
@@ -282,9 +296,9 @@ fn a_first_interrupt_cancels() {
         .spawn()
         .unwrap();
     // It watches for Ctrl-C from before the start of the migration.
-    while !stdout(&from.ask(&["list", "--json"])).contains("\"source\"") {
-        std::thread::sleep(std::time::Duration::from_millis(10));
-    }
+    eventually("it is on its way", || {
+        stdout(&from.ask(&["list", "--json"])).contains("\"source\"")
+    });
     rustix::process::kill_process(Pid::from_child(&moving), Signal::INT).unwrap();
     let ended = moving.wait_with_output().unwrap();
     assert_eq!(ended.status.code(), Some(1), "{}", stderr(&ended));
@@ -321,9 +335,9 @@ fn a_guest_is_taken_back_from_a_host_that_died() {
         "--detach",
     ]);
     let phase = |wanted: &str| {
-        while json(&from.ask(&["status", "web", "--json"]))["migration"]["progress"]["phase"] != wanted {
-            std::thread::sleep(std::time::Duration::from_millis(10));
-        }
+        eventually(wanted, || {
+            json(&from.ask(&["status", "web", "--json"]))["migration"]["progress"]["phase"] == wanted
+        });
     };
     phase("pull and push");
     let early = from.ask(&resolve);
@@ -342,9 +356,9 @@ fn a_guest_is_taken_back_from_a_host_that_died() {
     phase("reconnect");
     let resolved = from.ask(&resolve);
     assert!(resolved.status.success(), "{}", stderr(&resolved));
-    while json(&from.ask(&["list", "--json"]))[0]["role"] != "owner" {
-        std::thread::sleep(std::time::Duration::from_millis(10));
-    }
+    eventually("it is ours again", || {
+        json(&from.ask(&["list", "--json"]))[0]["role"] == "owner"
+    });
     assert_eq!(json(&from.ask(&["list", "--json"]))[0]["state"], "running");
 }
 

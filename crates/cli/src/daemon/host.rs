@@ -296,19 +296,26 @@ fn name_in(command_line: &[u8]) -> Option<String> {
 mod tests {
     use super::*;
 
+    fn line(words: &str) -> Vec<u8> {
+        words
+            .split(' ')
+            .flat_map(|word| [word.as_bytes(), &[0]].concat())
+            .collect()
+    }
+
     #[test]
     fn a_qemu_without_a_name_is_called_by_its_process() {
         let own = std::process::id();
         assert_eq!(own_name(own), format!("qemu-{own}"));
-        assert_eq!(name_in(b"qemu\0-m\0512\0"), None);
-        assert_eq!(name_in(b"qemu\0-name\0"), Some(String::new()));
+        assert_eq!(name_in(&line("qemu -m 512")), None);
+        assert_eq!(name_in(&line("qemu -name")), Some(String::new()));
     }
 
     #[test]
     fn the_name_is_read_from_the_command_line() {
         for value in ["web-1", "guest=web-1,process=x", "debug-threads=on,guest=web-1"] {
-            let line = format!("qemu\0-m\0512\0-name\0{value}\0-S\0");
-            assert_eq!(name_in(line.as_bytes()).as_deref(), Some("web-1"), "{value}");
+            let line = line(&format!("qemu -m 512 -name {value} -S"));
+            assert_eq!(name_in(&line).as_deref(), Some("web-1"), "{value}");
         }
     }
 }
