@@ -173,6 +173,8 @@ impl Source {
         let prepare = Command::SendPrepare(self.setup.epoch);
         // What crossed before the resume is compared before the commit, so that a difference costs nothing.
         if self.setup.verify && !post_copy {
+            let note = "all pages were compared while the guest stood still: the downtime contains that";
+            self.recorder.note(note.into());
             vec![Command::SendHashes, prepare]
         } else {
             vec![prepare]
