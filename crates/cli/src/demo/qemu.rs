@@ -9,7 +9,7 @@ use vmferry_core::Strategy;
 use vmferry_guest::{GuestSpec, GuestState};
 use vmferry_guest_qemu::QemuConfig;
 
-use super::guards::Interrupt;
+use super::guards::{Interrupt, Interrupted};
 use super::hosts::{self, Host, timed};
 use super::load::{Load, Record, Settings};
 use super::memcached::Connection;
@@ -89,7 +89,7 @@ impl Setup<'_> {
         let load = load?;
         narrate(&format!(
             "client: stored {} MiB in {:.1} s; from now on reads and writes over one connection",
-            u64::from(VALUES) * VALUE_BYTES as u64 >> 20,
+            (u64::from(VALUES) * VALUE_BYTES as u64) >> 20,
             (filled.end - filled.start).as_secs_f64()
         ));
 
@@ -140,13 +140,11 @@ impl Setup<'_> {
                 Ok(self.topology.client.enter(ask)?.ok())
             })
         });
-        let version = version.map_err(|error| {
+        let version = version.inspect_err(|error| {
             let said = hosts::last_lines(&console, 12);
-            if said.is_empty() || error.is::<super::guards::Interrupted>() {
-                return error;
+            if !said.is_empty() && !error.is::<Interrupted>() {
+                narrate(&format!("the guest's console:{said}"));
             }
-            narrate(&format!("the guest's console:{said}"));
-            error
         })?;
         let took = (booted.end - booted.start).as_secs_f64();
         narrate(&format!("guest: memcached {version} answers after {took:.1} s"));

@@ -83,6 +83,11 @@ impl DemoResult {
                 rates.collect::<Vec<_>>().join(", ")
             ));
         }
+        for report in &self.migrations {
+            for note in &report.notes {
+                text.push_str(&format!("{}: {note}\n", report.strategy));
+            }
+        }
         text
     }
 
@@ -246,7 +251,7 @@ mod tests {
                     demo.migrations[0].verified = Some(Verified {
                         pages: 5,
                         mismatches: 2,
-                    })
+                    });
                 },
                 "2 pages differ",
             ),
