@@ -14,13 +14,15 @@ use crate::launch::{self, Started};
 use crate::physical::GuestPhysicalMap;
 use crate::process::QemuProcess;
 use crate::qmp::commands::{Cont, QueryStatus, Quit, Stop};
-use crate::qmp::{Command, Qmp, QmpError};
+use crate::qmp::{Command, Event, Qmp, QmpError};
 use crate::record::{BlockRecord, Record, RecordFile, open_file_of};
 use crate::spec::QemuConfig;
 use crate::uffd::InQemu;
 
 /// How long `stop` and `cont` may take: they wait for disks.
 const SWITCH_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long `cont` may take where pages are missing, before its answer is not waited for any more.
+const MISSING_PAGE_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long QEMU may take to say what it is doing; it does not answer while it waits for a page.
 const STATUS_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long QEMU may take to end by itself.
@@ -162,6 +164,27 @@ impl QemuGuest {
         Ok(GuestPhysicalMap::parse(&mtree, self.ram.layout()))
     }
 
+    /// Lets the vCPUs run.
+    ///
+    /// While pages are missing QEMU may wait for one before it answers. It says before that point that it resumes:
+    /// from there on nothing but those pages holds the guest up, however long they take.
+    fn cont(&self) -> std::result::Result<(), QmpError> {
+        let cursor = self.qmp.events().now();
+        if self.record.fault_mode().is_none() {
+            return self.qmp.run_within(&Cont {}, SWITCH_TIMEOUT).map(drop);
+        }
+        match self.qmp.run_within(&Cont {}, MISSING_PAGE_TIMEOUT) {
+            Err(QmpError::TimedOut { .. }) => {
+                let resumes = |event: &Event| event.name == "RESUME";
+                self.qmp
+                    .events()
+                    .wait(cursor, SWITCH_TIMEOUT, Cont::NAME, resumes)
+                    .map(drop)
+            }
+            answer => answer.map(drop),
+        }
+    }
+
     /// Runs a QMP command; its failure says `doing` what.
     pub(crate) fn run<C: Command>(&self, command: &C, doing: &str) -> Result<C::Reply> {
         self.asked(self.qmp.run(command), doing)
@@ -256,10 +279,7 @@ impl Guest for QemuGuest {
             Phase::Incoming => return Err(self.wrong_state("incoming", "loaded")),
             Phase::Broken => return Err(self.wrong_state("broken by a failed load", "paused")),
         }
-        self.asked(
-            self.qmp.run_within(&Cont {}, SWITCH_TIMEOUT),
-            "resuming the guest",
-        )?;
+        self.asked(self.cont(), "resuming the guest")?;
         *phase = Phase::Live;
         self.set_state(GuestState::Running);
         Ok(())
