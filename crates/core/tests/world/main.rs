@@ -5,11 +5,13 @@
 mod checks;
 mod chooser;
 mod destination_host;
+mod destination_streams;
 mod guest;
 mod network;
 mod pager;
 mod policies;
 mod source_host;
+mod source_streams;
 mod world;
 
 use std::collections::BTreeMap;

@@ -58,6 +58,9 @@ pub(crate) struct Pipe<T> {
     told: bool,
 }
 
+/// A page stream, or the answers to faults.
+pub(crate) type PagePipe = Pipe<PageMessage>;
+
 /// What a reader finds.
 pub(crate) enum Read<T> {
     Nothing,
