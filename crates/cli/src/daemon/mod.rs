@@ -111,6 +111,7 @@ impl Drop for Daemon {
         shutdown::end_migrations(&self.host, &self.incoming);
         drop(self.server.take());
         shutdown::release_guests(&self.host);
+        self.host.state.unlock();
     }
 }
 

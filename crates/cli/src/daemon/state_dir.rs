@@ -44,8 +44,7 @@ impl Marker {
 /// The directory, for this process alone while it holds this.
 pub(super) struct StateDir {
     path: PathBuf,
-    /// Its lock ends with it.
-    _lock: File,
+    lock: File,
 }
 
 impl StateDir {
@@ -62,7 +61,14 @@ impl StateDir {
             })?;
         }
         let lock = lock(&path.join("lock"))?;
-        Ok(Self { path, _lock: lock })
+        Ok(Self { path, lock })
+    }
+
+    /// Lets the next daemon have it. To be called last: threads that end late may keep this object for a while.
+    pub(super) fn unlock(&self) {
+        if let Err(error) = rustix::fs::flock(&self.lock, FlockOperation::Unlock) {
+            tracing::warn!("cannot unlock {}: {error}", self.path.display());
+        }
     }
 
     pub(super) fn path(&self) -> &Path {
@@ -184,7 +190,7 @@ pub(super) fn store(path: &Path, bytes: &[u8]) -> io::Result<()> {
     fs::rename(&new, path)
 }
 
-/// The lock is the file's, not the process's id in it: it ends with the daemon, however that ends.
+/// The lock is not the process's id in the file, which is for people: it ends with the daemon, however that ends.
 fn lock(path: &Path) -> Result<File> {
     let options = &mut OpenOptions::new();
     let mut file = options
@@ -234,7 +240,7 @@ mod tests {
             error.contains(&format!("process {}", std::process::id())),
             "{error}"
         );
-        drop(first);
+        first.unlock();
         StateDir::open(temp.path()).unwrap();
     }
 
