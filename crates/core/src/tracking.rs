@@ -88,7 +88,7 @@ mod tests {
             let (mut marked, mut in_flight) = (PageBitmap::new(64), Vec::new());
             // Versions: of the guest's page, and of the copy at the destination.
             let (mut memory, mut copy) = ([0u32; 64], [0u32; 64]);
-            let mut stop = |tracking: &mut Tracking, marked: &mut PageBitmap, in_flight: &mut Vec<u64>,
+            let stop = |tracking: &mut Tracking, marked: &mut PageBitmap, in_flight: &mut Vec<u64>,
                             memory: &mut [u32; 64], copy: &mut [u32; 64], live: bool| {
                 if !live {
                     in_flight.drain(..).for_each(|page| memory[page as usize] += 1);

@@ -7,7 +7,7 @@ use std::time::Duration;
 use common::{Pair, assert_healthy, busy};
 use vmferry_core::report::Outcome;
 use vmferry_core::{AtLimit, Limits, Strategy};
-use vmferry_guest::{Guest as _, GuestState};
+use vmferry_guest::GuestState;
 
 fn moves(strategy: Strategy, limits: Limits) -> vmferry_core::report::Report {
     let pair = Pair::new();

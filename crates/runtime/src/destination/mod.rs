@@ -1,12 +1,16 @@
 //! The destination of migrations.
 
+mod closing;
 pub(crate) mod compare;
+mod connection;
 mod driver;
 mod faults;
+mod opening;
 mod pager;
 mod pages;
 mod session;
 mod session_log;
+mod steps;
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -173,7 +177,7 @@ impl Incoming {
     /// # Errors
     /// When its directory does not hold what is needed, or its faults cannot be found again.
     pub fn recover(&self, vm: Arc<dyn Vm>, dir: GuestDir) -> Result<(), RuntimeError> {
-        driver::recover(&self.shared, vm, dir)
+        opening::recover(&self.shared, vm, dir)
     }
 
     /// Gives an incoming guest up, which is possible before its commit; the source goes on with it.
@@ -241,7 +245,7 @@ fn greet(shared: &Arc<Shared>, mut stream: BoxedStream) {
     match (hello.role, session) {
         (StreamRole::Control { resume: false }, None) => {
             if welcome(&mut stream, version) {
-                driver::run(shared, hello.session, stream);
+                opening::run(shared, hello.session, stream);
             }
         }
         (StreamRole::Control { resume: false }, Some(_)) => refuse(stream, "this session exists already"),
@@ -296,7 +300,7 @@ fn answer_from_log(shared: &Shared, token: SessionToken, mut stream: BoxedStream
     let _ = write_control(&mut stream, &ToSource::Owner { epoch, state });
     if state == OwnerState::Owner {
         // It ended, so every page is here, and the source missed the news.
-        let said = driver::say_all_received(shared.log.pages(token), &mut stream);
+        let said = opening::say_all_received(shared.log.pages(token), &mut stream);
         if said.is_ok() && matches!(read_control(&mut stream), Ok(ToDestination::PushedAll)) {
             let summary = vmferry_wire::DestinationSummary::default();
             let _ = write_control(&mut stream, &ToSource::Complete { summary });

@@ -1,9 +1,12 @@
 //! The source of a migration.
 
+mod closing;
+mod connection;
 mod control;
 mod driver;
 mod faults;
 mod pages;
+mod steps;
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;

@@ -1,0 +1,47 @@
+//! The end of a migration: the report.
+
+use std::time::Duration;
+
+use vmferry_core::PAGE_SIZE;
+use vmferry_core::report::{CpuSeconds, Outcome, Report, SidesBytes};
+
+use super::driver::Driver;
+
+impl Driver {
+    pub(super) fn make_report(&self) -> Report {
+        let source = self.shared.source();
+        let measured = source.measured();
+        let (outcome, error) = source.ended().unwrap_or((Outcome::Unresolved, None));
+        let ms = |time: Duration| time.as_secs_f64() * 1e3;
+        Report {
+            vm: self.vm.spec().name.clone(),
+            strategy: self.shared.request.strategy.name().into(),
+            backend: self.vm.spec().backend.clone(),
+            outcome,
+            error: error.map(str::to_owned),
+            total_ms: ms(measured.total),
+            execution_transfer_ms: measured.execution_transfer.map_or(0.0, ms),
+            downtime_ms: measured.downtime.map_or(0.0, ms),
+            perceived_downtime_ms: None,
+            micro_stops_ms: ms(measured.micro_stops),
+            ram_bytes: self.vm.ram().layout().bytes(),
+            data_bytes: measured.data_pages * PAGE_SIZE,
+            bytes_on_wire: measured.page_bytes + self.control_bytes,
+            device_state_bytes: measured.device_state_bytes,
+            pages: measured.counts,
+            rounds: measured.rounds,
+            faults: measured.summary.faults,
+            phases: measured.phases,
+            cpu_seconds: CpuSeconds {
+                source: self.shared.usage.cpu_seconds(),
+                destination: measured.summary.cpu_seconds,
+            },
+            memory_bytes: SidesBytes {
+                source: self.shared.usage.peak_bytes(),
+                destination: measured.summary.memory_bytes,
+            },
+            verified: measured.summary.verified,
+            notes: measured.notes,
+        }
+    }
+}
