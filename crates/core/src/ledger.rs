@@ -80,3 +80,56 @@ impl Ledger {
         self.pending = lacking;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn set(pages: &[u64]) -> PageBitmap {
+        let mut set = PageBitmap::new(16);
+        pages.iter().for_each(|&page| {
+            set.insert(page);
+        });
+        set
+    }
+
+    /// Pages 0 to 7 hold data; 0 to 3 crossed, and 0 and 1 were written since.
+    fn half_sent() -> Ledger {
+        let mut ledger = Ledger::new(set(&[0, 1, 2, 3, 4, 5, 6, 7]));
+        assert_eq!(ledger.claim(PageRun::new(0, 4)), 0);
+        ledger.dirtied(&set(&[0, 1]));
+        ledger
+    }
+
+    #[test]
+    fn a_claim_counts_what_crosses_again() {
+        let mut ledger = half_sent();
+        assert_eq!((ledger.holes(), ledger.pending().count()), (8, 6));
+        assert_eq!(ledger.claim(PageRun::new(0, 6)), 4);
+        assert_eq!(ledger.pending(), &set(&[6, 7]));
+        assert_eq!(ledger.sent(), &set(&[0, 1, 2, 3, 4, 5]));
+    }
+
+    #[test]
+    fn a_free_page_is_dropped_unless_an_old_version_crossed() {
+        let mut ledger = half_sent();
+        // 0 would be stale there, 2 is current there, 9 is a hole.
+        assert_eq!(ledger.drop_free(&set(&[0, 2, 4, 5, 9])), 2);
+        assert_eq!(ledger.pending(), &set(&[0, 1, 6, 7]));
+    }
+
+    #[test]
+    fn a_discarded_page_crosses_as_zero_if_it_crossed_before() {
+        let mut ledger = half_sent();
+        ledger.discarded(&set(&[1, 2, 4, 9]));
+        assert_eq!(ledger.pending(), &set(&[0, 1, 2, 5, 6, 7]));
+    }
+
+    #[test]
+    fn after_a_reconnect_the_destination_says_what_it_lacks() {
+        let mut ledger = half_sent();
+        ledger.reset_pending(set(&[3, 7]));
+        assert_eq!(ledger.pending(), &set(&[3, 7]));
+        assert_eq!(ledger.claim(PageRun::single(3)), 1);
+    }
+}
