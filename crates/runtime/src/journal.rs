@@ -1,24 +1,20 @@
 //! The journal of a guest: who owns it, on disk before anyone acts on it.
 
-use std::fs::{File, OpenOptions};
-use std::io::{Read, Write};
-use std::path::{Path, PathBuf};
-use std::sync::Mutex;
+use std::path::Path;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use vmferry_core::Epoch;
 use vmferry_core::handover::Record;
 
 use crate::error::RuntimeError;
+use crate::lines::JsonLines;
 
 /// Lines of JSON, one [`Record`] each, forced to disk one by one. The last whole line counts: a line that a
 /// crash cut short was never acted on.
-pub struct Journal {
-    path: PathBuf,
-    inner: Mutex<Inner>,
-}
+pub struct Journal(Mutex<Inner>);
 
 struct Inner {
-    file: File,
+    lines: JsonLines<Record>,
     last: Option<Record>,
 }
 
@@ -28,39 +24,9 @@ impl Journal {
     /// # Errors
     /// When the file cannot be read or created, or holds something else.
     pub fn open(dir: &Path) -> Result<Self, RuntimeError> {
-        let path = dir.join("journal");
-        let failed = |what| {
-            let path = path.clone();
-            move |source| RuntimeError::File { what, path, source }
-        };
-        let mut options = OpenOptions::new();
-        let mut file = options
-            .read(true)
-            .append(true)
-            .create(true)
-            .open(&path)
-            .map_err(failed("open"))?;
-        let mut text = String::new();
-        file.read_to_string(&mut text).map_err(failed("read"))?;
-        let whole = text.rfind('\n').map_or(0, |end| end + 1);
-        if whole < text.len() {
-            file.set_len(whole as u64).map_err(failed("trim"))?;
-        }
-        let last = match text[..whole].lines().next_back() {
-            None => None,
-            Some(line) => Some(serde_json::from_str(line).map_err(|e| RuntimeError::Damaged {
-                path: path.clone(),
-                why: format!("its last line is no record: {e}"),
-            })?),
-        };
-        // The name must be on disk as well as the lines.
-        File::open(dir)
-            .and_then(|dir| dir.sync_all())
-            .map_err(failed("sync the directory of"))?;
-        Ok(Self {
-            inner: Mutex::new(Inner { file, last }),
-            path,
-        })
+        let (lines, records) = JsonLines::open(dir, "journal")?;
+        let last = records.into_iter().next_back();
+        Ok(Self(Mutex::new(Inner { lines, last })))
     }
 
     /// The record that counts.
@@ -78,27 +44,14 @@ impl Journal {
     /// # Errors
     /// When that fails: then it is not known whether the record counts.
     pub fn append(&self, record: &Record) -> Result<(), RuntimeError> {
-        let failed = |source| RuntimeError::File {
-            what: "append to",
-            path: self.path.clone(),
-            source,
-        };
-        let mut line = serde_json::to_vec(record).map_err(|e| failed(e.into()))?;
-        line.push(b'\n');
         let mut inner = self.lock();
-        inner
-            .file
-            .write_all(&line)
-            .and_then(|()| inner.file.sync_data())
-            .map_err(failed)?;
+        inner.lines.append(record)?;
         inner.last = Some(record.clone());
         Ok(())
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, Inner> {
-        self.inner
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -11,6 +11,7 @@ pub mod destination;
 pub mod dir;
 pub mod error;
 pub mod journal;
+mod lines;
 mod link;
 pub mod source;
 mod usage;

@@ -17,7 +17,7 @@ impl Driver<'_> {
     pub(super) fn begin_connection(&mut self, control: BoxedStream) -> Result<(), String> {
         self.close_connection();
         let mut reader = control.try_clone().map_err(|e| chain(&e))?;
-        let session = self.session.clone();
+        let (session, vm) = (self.session.clone(), self.arrival.vm.clone());
         let connection = session.connection.load(Ordering::Acquire);
         let read = move || {
             let _usage = session.usage.thread();
@@ -26,7 +26,14 @@ impl Driver<'_> {
                     Ok(message) => {
                         let _ = session.inputs.send(Input::Message { connection, message });
                     }
-                    Err(error) => return session.tell(connection, Event::Broken(chain(&error))),
+                    Err(error) => {
+                        // Loading may wait for a page that will not come any more. The guest is the source's
+                        // then: it heard of no `Ready`.
+                        if session.loading.load(Ordering::Acquire) {
+                            vm.destroy();
+                        }
+                        return session.tell(connection, Event::Broken(chain(&error)));
+                    }
                 }
             }
         };

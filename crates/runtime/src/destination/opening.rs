@@ -1,6 +1,6 @@
 //! How a session begins: by an offer over a new connection, or by a daemon that was restarted.
 
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::thread;
 use std::time::Duration;
@@ -282,6 +282,7 @@ fn new_session(token: SessionToken, guest: Guest) -> (Arc<Session>, Receiver<Inp
         streams: Mutex::default(),
         phase: Mutex::new("preparing"),
         connection: AtomicU64::new(0),
+        loading: AtomicBool::new(false),
     };
     (Arc::new(session), received)
 }

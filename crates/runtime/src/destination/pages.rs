@@ -7,6 +7,7 @@ use std::sync::{Arc, OnceLock};
 use vmferry_core::destination::Event;
 use vmferry_core::{PAGE_SIZE, PageRun};
 use vmferry_guest::GuestRam;
+use vmferry_memory::TransferPipe;
 use vmferry_transport::BoxedStream;
 use vmferry_wire::{PageFrame, crc32};
 
@@ -73,6 +74,8 @@ pub(super) struct PageReader {
     stream: BoxedStream,
     index: usize,
     buffer: Vec<u8>,
+    /// Pages that need no look on their way cross it; none where there were no descriptors for it.
+    pipe: Option<TransferPipe>,
 }
 
 impl PageReader {
@@ -81,6 +84,7 @@ impl PageReader {
             stream,
             index,
             buffer: Vec::new(),
+            pipe: TransferPipe::new().ok(),
         }
     }
 
@@ -116,8 +120,10 @@ impl PageReader {
 
     fn raw(&mut self, sink: &Sink, frame: &PageFrame, run: PageRun, checked: bool) -> Result<bool, String> {
         let intake = sink.intake();
-        if let (Intake::Direct, false, Some(socket)) = (intake, checked, self.stream.plain_fd()) {
-            sink.ram.receive(socket, run).map_err(|e| chain(&e))?;
+        if let (Intake::Direct, false, Some(socket), Some(pipe)) =
+            (intake, checked, self.stream.plain_fd(), &mut self.pipe)
+        {
+            sink.ram.receive(socket, pipe, run).map_err(|e| chain(&e))?;
             note_received(sink, run);
             return Ok(false);
         }

@@ -1,6 +1,6 @@
 //! One session of a destination, as other threads see it.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::{self, JoinHandle};
 
@@ -54,6 +54,8 @@ pub(super) struct Session {
     pub phase: Mutex<&'static str>,
     /// Number of the current connection.
     pub connection: AtomicU64,
+    /// The device state is being loaded, which may wait for pages of the source.
+    pub loading: AtomicBool,
 }
 
 /// The admitted guest.

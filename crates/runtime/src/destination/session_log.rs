@@ -1,10 +1,8 @@
 //! The log of sessions of a host: what to tell a source that comes back to a session that does not live any more.
 
 use std::collections::HashMap;
-use std::fs::{File, OpenOptions};
-use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use serde::{Deserialize, Serialize};
 use vmferry_core::handover::Record;
@@ -12,6 +10,7 @@ use vmferry_wire::{OwnerState, SessionToken};
 
 use crate::error::RuntimeError;
 use crate::journal::Journal;
+use crate::lines::JsonLines;
 use crate::link::token_text;
 
 /// What became of a session.
@@ -38,73 +37,32 @@ pub(super) struct Entry {
     pub became: Became,
 }
 
-/// Lines of JSON, forced to disk one by one; the last one of a session counts.
-pub(super) struct SessionLog {
-    path: PathBuf,
-    inner: Mutex<Inner>,
-}
+/// The last entry of a session counts.
+pub(super) struct SessionLog(Mutex<Inner>);
 
 struct Inner {
-    file: File,
+    lines: JsonLines<Entry>,
     last: HashMap<String, Entry>,
 }
 
 impl SessionLog {
     pub(super) fn open(dir: &Path) -> Result<Self, RuntimeError> {
-        let path = dir.join("sessions");
-        let failed = |what| {
-            let path = path.clone();
-            move |source| RuntimeError::File { what, path, source }
-        };
-        let mut options = OpenOptions::new();
-        let mut file = options
-            .read(true)
-            .append(true)
-            .create(true)
-            .open(&path)
-            .map_err(failed("open"))?;
-        let mut text = String::new();
-        file.read_to_string(&mut text).map_err(failed("read"))?;
-        let whole = text.rfind('\n').map_or(0, |end| end + 1);
-        if whole < text.len() {
-            file.set_len(whole as u64).map_err(failed("trim"))?;
-        }
-        let mut last = HashMap::new();
-        for (number, line) in text[..whole].lines().enumerate() {
-            let entry: Entry = serde_json::from_str(line).map_err(|e| RuntimeError::Damaged {
-                path: path.clone(),
-                why: format!("line {}: {e}", number + 1),
-            })?;
-            last.insert(entry.session.clone(), entry);
-        }
-        let log = Self {
-            inner: Mutex::new(Inner { file, last }),
-            path,
-        };
+        let (lines, entries) = JsonLines::<Entry>::open(dir, "sessions")?;
+        let last = entries
+            .into_iter()
+            .map(|entry| (entry.session.clone(), entry))
+            .collect();
+        let log = Self(Mutex::new(Inner { lines, last }));
         log.catch_up()?;
         Ok(log)
     }
 
     /// An earlier daemon may have ended between the journal of a guest and this log.
     fn catch_up(&self) -> Result<(), RuntimeError> {
-        let admitted: Vec<_> = {
-            let inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
-            inner
-                .last
-                .values()
-                .filter(|entry| entry.became == Became::Admitted)
-                .cloned()
-                .collect()
-        };
-        for entry in admitted
-            .into_iter()
-            .filter(|entry| entry.dir.join("journal").exists())
-        {
-            let taken = match Journal::open(&entry.dir)?.last() {
-                Some(Record::Declined { .. }) | None => false,
-                Some(record) => record.epoch().0 >= entry.epoch,
-            };
-            if taken {
+        let admitted = |entry: &&Entry| entry.became == Became::Admitted;
+        let entries: Vec<_> = self.lock().last.values().filter(admitted).cloned().collect();
+        for entry in entries {
+            if entry.was_taken()? {
                 self.append(&Entry {
                     became: Became::Owner,
                     ..entry
@@ -115,49 +73,30 @@ impl SessionLog {
     }
 
     pub(super) fn append(&self, entry: &Entry) -> Result<(), RuntimeError> {
-        let failed = |source| RuntimeError::File {
-            what: "append to",
-            path: self.path.clone(),
-            source,
-        };
-        let mut line = serde_json::to_vec(entry).map_err(|e| failed(e.into()))?;
-        line.push(b'\n');
-        let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
-        inner
-            .file
-            .write_all(&line)
-            .and_then(|()| inner.file.sync_data())
-            .map_err(failed)?;
+        let mut inner = self.lock();
+        inner.lines.append(entry)?;
         inner.last.insert(entry.session.clone(), entry.clone());
         Ok(())
     }
 
-    /// What to tell about a session that does not live (any more). A guest that was admitted and lives no more
-    /// can never be committed: that is declined now, and stays so.
+    /// What to tell about a session that does not live (any more). A guest that was admitted, was not taken
+    /// and lives no more can never be committed: that is declined now, and stays so.
     pub(super) fn look_up(&self, token: SessionToken, epoch: u64) -> Result<OwnerState, RuntimeError> {
-        let entry = self.entry(token).filter(|entry| entry.epoch == epoch);
-        Ok(match entry {
-            None => OwnerState::Unknown,
-            Some(Entry {
-                became: Became::Owner,
-                ..
-            }) => OwnerState::Owner,
-            Some(Entry {
-                became: Became::Declined,
-                ..
-            }) => OwnerState::Declined,
-            Some(
-                entry @ Entry {
-                    became: Became::Admitted,
-                    ..
-                },
-            ) => {
-                self.append(&Entry {
-                    became: Became::Declined,
-                    ..entry
-                })?;
-                OwnerState::Declined
-            }
+        let Some(entry) = self.entry(token).filter(|entry| entry.epoch == epoch) else {
+            return Ok(OwnerState::Unknown);
+        };
+        let became = match entry.became {
+            Became::Admitted if entry.was_taken()? => Became::Owner,
+            Became::Admitted => Became::Declined,
+            known => known,
+        };
+        if became != entry.became {
+            self.append(&Entry { became, ..entry })?;
+        }
+        Ok(if became == Became::Owner {
+            OwnerState::Owner
+        } else {
+            OwnerState::Declined
         })
     }
 
@@ -167,7 +106,23 @@ impl SessionLog {
     }
 
     fn entry(&self, token: SessionToken) -> Option<Entry> {
-        let inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
-        inner.last.get(&token_text(token)).cloned()
+        self.lock().last.get(&token_text(token)).cloned()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Entry {
+    /// Whether the guest's own journal says that this host took it, then or later.
+    fn was_taken(&self) -> Result<bool, RuntimeError> {
+        if !self.dir.join("journal").exists() {
+            return Ok(false);
+        }
+        Ok(match Journal::open(&self.dir)?.last() {
+            Some(Record::Declined { .. }) | None => false,
+            Some(record) => record.epoch().0 >= self.epoch,
+        })
     }
 }

@@ -1,5 +1,6 @@
 //! What a destination does to its guest and its journal, one step a command.
 
+use std::sync::atomic::Ordering;
 use std::thread;
 
 use vmferry_core::PageBitmap;
@@ -58,7 +59,10 @@ impl Driver<'_> {
             }
         }
         let state = std::mem::take(&mut self.device_state);
-        self.arrival.vm.load_device_state(&state).map_err(|e| chain(&e))
+        self.session.loading.store(true, Ordering::Release);
+        let loaded = self.arrival.vm.load_device_state(&state);
+        self.session.loading.store(false, Ordering::Release);
+        loaded.map_err(|e| chain(&e))
     }
 
     pub(super) fn run_guest(&mut self) -> Result<Event, String> {

@@ -97,7 +97,7 @@ impl Driver {
                 .push(stream.try_clone().map_err(|e| chain(&e))?);
             let (shared, peer) = (self.shared.clone(), peer.clone());
             connection.threads.push(spawn("pages", move || {
-                pages::send(stream, usize::from(index), &shared, &peer)
+                pages::send(stream, usize::from(index), &shared, &peer);
             }));
         }
         if self.shared.source().needs().faults != Faults::None {
@@ -180,13 +180,13 @@ impl Driver {
         write_control(&mut connection.control, message).map_err(|e| chain(&e))
     }
 
-    pub(super) fn send_all(&mut self, messages: Vec<ToDestination>) -> Result<(), String> {
+    pub(super) fn send_all(&mut self, messages: &[ToDestination]) -> Result<(), String> {
         messages.iter().try_for_each(|message| self.send(message))
     }
 
     pub(super) fn send_state(&mut self) -> Result<Event, String> {
         let state = self.vm.save_device_state().map_err(|e| chain(&e))?;
-        self.send_all(ToDestination::device_state(&state))?;
+        self.send_all(&ToDestination::device_state(&state))?;
         Ok(Event::StateSent {
             bytes: state.len() as u64,
         })

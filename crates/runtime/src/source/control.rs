@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use crossbeam_channel::Sender;
 use vmferry_core::PageBitmap;
 use vmferry_core::handover::{Claim, Epoch};
-use vmferry_core::source::{Event, Summary};
+use vmferry_core::source::{Command, Event, Summary};
 use vmferry_transport::BoxedStream;
 use vmferry_wire::{DestinationSummary, OwnerState, PageSetParts, ToSource, WireError, read_control};
 
@@ -30,6 +30,16 @@ impl Peer {
             connection: self.connection,
             event,
         });
+    }
+
+    /// A stream sent the last page: these commands follow, if any.
+    pub(super) fn follow_up(&self, commands: Vec<Command>) {
+        if !commands.is_empty() {
+            let _ = self.inputs.send(Input::Commands {
+                connection: self.connection,
+                commands,
+            });
+        }
     }
 
     pub(super) fn broken(&self, reason: String) {

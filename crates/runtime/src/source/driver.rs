@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
+use crossbeam_channel::{Receiver, Sender};
 use vmferry_core::handover::{Claim, Record};
 use vmferry_core::policy::Faults;
 use vmferry_core::report::Report;
@@ -35,7 +35,12 @@ pub(super) enum Input {
     /// The operator asks.
     Ask(Event, Sender<Result<(), SourceError>>),
     /// A stream sent the last page and the machine said what follows.
-    Commands(Vec<Command>),
+    Commands {
+        /// Number of the connection.
+        connection: u64,
+        /// What follows.
+        commands: Vec<Command>,
+    },
     /// A reconnect succeeded.
     Connected(BoxedStream),
 }
@@ -111,14 +116,16 @@ impl Driver {
                 Some(Input::Peer { connection, event }) if connection == self.connections => {
                     events.push_back(self.with_streams(event));
                 }
-                Some(Input::Peer { .. }) => {}
                 Some(Input::Ask(event, answer)) => {
                     let handled = shared.source().handle(shared.now(), event);
                     // The asker may be gone.
                     let _ = answer.send(handled.as_ref().map(|_| ()).map_err(Clone::clone));
                     self.execute_all(handled.unwrap_or_default(), &mut events);
                 }
-                Some(Input::Commands(commands)) => self.execute_all(commands, &mut events),
+                Some(Input::Commands { connection, commands }) if connection == self.connections => {
+                    self.execute_all(commands, &mut events);
+                }
+                Some(Input::Peer { .. } | Input::Commands { .. }) => {}
                 Some(Input::Connected(control)) => events.extend(self.ask_owner(control)),
                 None => events.push_back(Event::Tick),
             }
@@ -160,10 +167,7 @@ impl Driver {
         let now = self.shared.now();
         let deadline = self.shared.source().deadline();
         let time = deadline.map_or(IDLE, |at| at.saturating_sub(now).min(IDLE));
-        match self.received.recv_timeout(time) {
-            Ok(input) => Some(input),
-            Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => None,
-        }
+        self.received.recv_timeout(time).ok()
     }
 
     /// Feeds the machine. An event that it has no place for ends the session like any other failure.
@@ -193,7 +197,7 @@ impl Driver {
             Command::Retract => self.resume().map(|()| Some(Event::Resumed)),
             Command::SendSwitch { pending } => {
                 let resend = self.shared.source().needs().faults == Faults::MissingAndStale;
-                self.send_all(ToDestination::switch(&pending, resend))
+                self.send_all(&ToDestination::switch(&pending, resend))
                     .map(|()| None)
             }
             Command::SendState => self.send_state().map(Some),

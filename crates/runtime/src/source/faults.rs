@@ -8,7 +8,6 @@ use vmferry_wire::FaultRequest;
 
 use super::Shared;
 use super::control::Peer;
-use super::driver::Input;
 use super::pages::PageWriter;
 use crate::link::chain;
 
@@ -39,9 +38,6 @@ pub(super) fn serve(mut stream: BoxedStream, shared: &Shared, peer: &Peer) {
         }
         // The policy may want to push near the fault.
         shared.wake.notify_all();
-        let commands = shared.source().check_all_pushed();
-        if !commands.is_empty() {
-            let _ = peer.inputs.send(Input::Commands(commands));
-        }
+        peer.follow_up(shared.source().check_all_pushed());
     }
 }

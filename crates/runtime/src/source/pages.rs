@@ -12,7 +12,6 @@ use vmferry_wire::{PAGE_HEADER_BYTES, PageHeader, crc32};
 
 use super::Shared;
 use super::control::Peer;
-use super::driver::Input;
 
 /// Runs until the migration or the connection ends.
 pub(super) fn send(stream: BoxedStream, index: usize, shared: &Shared, peer: &Peer) {
@@ -42,10 +41,7 @@ pub(super) fn send(stream: BoxedStream, index: usize, shared: &Shared, peer: &Pe
                 };
                 source = shared.source();
                 source.sent(sent);
-                let commands = source.check_all_pushed();
-                if !commands.is_empty() {
-                    let _ = peer.inputs.send(Input::Commands(commands));
-                }
+                peer.follow_up(source.check_all_pushed());
             }
         }
     }
