@@ -1,7 +1,7 @@
 //! Push throughput: one page stream from a synthetic guest over loopback, against `iperf3 -P 1`, in turn.
 
 use anyhow::Result;
-use vmferry_benches::{Figures, Pair, hosts, iperf};
+use vmferry_benches::{Figures, Output, Pair, hosts, iperf};
 use vmferry_core::Strategy;
 use vmferry_guest_synth::{Fill, SynthBackend, SynthConfig};
 
@@ -10,6 +10,7 @@ const GIB: f64 = (1u64 << 30) as f64;
 
 fn main() -> Result<()> {
     let runs = hosts::runs(5)?;
+    let mut output = Output::from_args()?;
     let config = SynthConfig {
         fill: Fill {
             mib: RAM_MIB - 64,
@@ -40,12 +41,25 @@ fn main() -> Result<()> {
             let used = report.memory_bytes.source.max(report.memory_bytes.destination);
             memory.push(used as f64 / report.ram_bytes as f64 * 100.0);
         }
-        println!(
-            "{strategy}: vmferry {ours}, iperf3 {theirs}, ratio {:.2}",
-            ours.median() / theirs.median()
+        output.figures(&format!("{strategy}: vmferry"), "GiB/s", &ours);
+        output.figures(&format!("{strategy}: iperf3 -P 1"), "GiB/s", &theirs);
+        let ratio = ours.median() / theirs.median();
+        output.ratio(
+            &format!("{strategy}: throughput, vmferry / iperf3"),
+            ratio,
+            "at least 0.7",
         );
-        println!("{strategy}: CPU seconds per GiB: source {source_cpu}, destination {destination_cpu}");
-        println!("{strategy}: private memory of both sides together, % of guest RAM: {memory}");
+        output.figures(&format!("{strategy}: CPU of the source"), "s/GiB", &source_cpu);
+        output.figures(
+            &format!("{strategy}: CPU of the destination"),
+            "s/GiB",
+            &destination_cpu,
+        );
+        output.figures(
+            &format!("{strategy}: private memory of both sides together"),
+            "% of guest RAM (wanted: at most 0.5 a side)",
+            &memory,
+        );
     }
-    Ok(())
+    output.finish()
 }

@@ -25,6 +25,11 @@ impl Figures {
         }
     }
 
+    /// All values, in ascending order.
+    pub fn values(&self) -> &[f64] {
+        &self.values
+    }
+
     /// The smallest and the largest.
     pub fn range(&self) -> (f64, f64) {
         (

@@ -7,6 +7,8 @@
 pub mod figures;
 pub mod hosts;
 pub mod iperf;
+pub mod output;
 
 pub use figures::Figures;
 pub use hosts::{Pair, TestHost};
+pub use output::Output;

@@ -5,7 +5,10 @@ use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
 use vmferry_core::{PAGE_SIZE, PageBitmap, PageRun, RamLayout};
-use vmferry_memory::SharedMemory;
+use vmferry_memory::{SharedMemory, TransferPipe};
+
+/// From here on a part of a run goes through the pipe: below, its second system call costs more than a few faults.
+const SPLICE_FROM_BYTES: u64 = 32 << 10;
 
 /// The RAM blocks of a guest, each a shared mapping of its file.
 ///
@@ -90,13 +93,18 @@ impl GuestRam {
         Ok(())
     }
 
-    /// Reads the pages of `run` from a socket straight into memory.
+    /// Moves the pages of `run` from a socket straight into memory, large runs inside the kernel by way of `pipe`.
     ///
     /// # Errors
-    /// What the socket answers; [`io::ErrorKind::UnexpectedEof`] where it ends early.
-    pub fn receive(&self, socket: BorrowedFd<'_>, run: PageRun) -> io::Result<()> {
+    /// What the socket answers; [`io::ErrorKind::UnexpectedEof`] where it ends early. The pipe is of no use then.
+    pub fn receive(&self, socket: BorrowedFd<'_>, pipe: &mut TransferPipe, run: PageRun) -> io::Result<()> {
         for part in self.layout.split(run) {
-            self.blocks[part.block].read_range_from(socket, &[(part.offset_bytes, part.len_bytes)])?;
+            let (memory, at, len) = (&self.blocks[part.block], part.offset_bytes, part.len_bytes);
+            if len < SPLICE_FROM_BYTES {
+                memory.read_range_from(socket, &[(at, len)])?;
+            } else {
+                memory.splice_range_from(socket, pipe, at, len)?;
+            }
         }
         Ok(())
     }

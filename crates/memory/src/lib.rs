@@ -30,7 +30,7 @@ pub use error::{Error, Result};
 pub use maps::{FileId, MapEntry, Mapping, mappings_of, read_maps};
 pub use page_states::SharedPageStates;
 pub use pagemap::PagemapScanner;
-pub use ram::{DataExtents, SharedMemory};
+pub use ram::{DataExtents, SharedMemory, TransferPipe};
 pub use spawn::spawn_detached;
 pub use tracker::WpAsyncTracker;
 pub use uffd::{

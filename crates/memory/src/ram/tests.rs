@@ -328,6 +328,85 @@ fn a_stream_that_ends_early_is_an_error() {
     assert_eq!(error.kind(), io::ErrorKind::BrokenPipe);
 }
 
+/// Frames of all lengths, with bytes in between that belong to nobody's memory, over both kinds of sockets.
+#[test]
+fn memory_crosses_a_pipe_inside_the_kernel() {
+    let source = memory(700);
+    source.write_at(0, &pattern(source.len(), 7));
+    let ranges = [
+        (0, 1),
+        (PAGE - 1, 3 * PAGE),
+        (8 * PAGE, 300 * PAGE),
+        (400 * PAGE, 300 * PAGE),
+    ];
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let tcp = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    let (near, far) = UnixStream::pair().unwrap();
+    let pairs: [(OwnedFd, OwnedFd); 2] = [
+        (tcp.into(), listener.accept().unwrap().0.into()),
+        (near.into(), far.into()),
+    ];
+    for (near, far) in pairs {
+        // Memory that does not begin where its file does.
+        let file = create_memfd("offset").unwrap();
+        rustix::fs::ftruncate(&file, 702 * PAGE).unwrap();
+        let target = SharedMemory::from_fd(file, 2 * PAGE, 700 * PAGE).unwrap();
+        let mut pipe = TransferPipe::new().unwrap();
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let near = near;
+                for range in ranges {
+                    source.write_range_to(near.as_fd(), b"header", &[range]).unwrap();
+                }
+                source.write_range_to(near.as_fd(), b"half", &[]).unwrap();
+            });
+            let mut header = [0; 6];
+            for (offset, len) in ranges {
+                let (came, _) =
+                    rustix::net::recv(&far, &mut header, rustix::net::RecvFlags::WAITALL).unwrap();
+                assert_eq!(&header[..came], b"header");
+                target
+                    .splice_range_from(far.as_fd(), &mut pipe, offset, len)
+                    .unwrap();
+            }
+            let error = target
+                .splice_range_from(far.as_fd(), &mut pipe, 350 * PAGE, 8)
+                .unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
+        });
+        let mut expected = vec![0; target.len() as usize];
+        for (offset, len) in ranges {
+            source.read_at(offset, &mut expected[offset as usize..(offset + len) as usize]);
+        }
+        expected[350 * PAGE as usize..][..4].copy_from_slice(b"half");
+        assert!(contents(&target) == expected, "what arrived differs");
+        assert!(!pipe.is_refused, "fell back to a read");
+    }
+}
+
+/// What can be read but not spliced is read, from wherever the splice was refused.
+#[test]
+fn what_cannot_be_spliced_is_read() {
+    let target = memory(20);
+    let bytes = pattern(8 * PAGE, 3);
+    let mut pipe = TransferPipe::new().unwrap();
+    // A file opened for appending takes no splice.
+    rustix::fs::fcntl_setfl(target.fd(), rustix::fs::OFlags::APPEND).unwrap();
+    let (mut near, far) = UnixStream::pair().unwrap();
+    std::thread::scope(|scope| {
+        scope.spawn(|| near.write_all(&bytes).unwrap());
+        target
+            .splice_range_from(far.as_fd(), &mut pipe, 4 * PAGE, 8 * PAGE)
+            .unwrap();
+    });
+    assert!(pipe.is_refused, "the file was to refuse");
+    assert_eq!(contents(&target)[4 * PAGE as usize..12 * PAGE as usize], bytes);
+    let error = target
+        .splice_range_from(far.as_fd(), &mut pipe, 19 * PAGE, 2 * PAGE)
+        .unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
+}
+
 #[test]
 fn ranges_past_the_end_are_refused_before_a_byte_moves() {
     let memory = memory(4);

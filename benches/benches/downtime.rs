@@ -1,0 +1,151 @@
+//! Downtime of an idle QEMU guest over loopback, against the same QEMU's bare stop, device state, load and resume
+//! by hand, in turn.
+
+use std::fs::File;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Instant;
+
+use anyhow::{Context, Result, ensure};
+use vmferry_benches::{Figures, Output, hosts};
+use vmferry_core::Strategy;
+use vmferry_core::report::{Outcome, Report};
+use vmferry_guest::{Backend as _, Vm};
+use vmferry_guest_qemu::QemuBackend;
+use vmferry_runtime::Request;
+use vmferry_tests::{Pair, TestGuest, need};
+
+fn main() {
+    need!(Qemu, Root, Userfaultfd);
+    measure().unwrap_or_else(|error| panic!("{error:#}"));
+}
+
+fn measure() -> Result<()> {
+    let mut output = Output::from_args()?;
+    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR"))?;
+    let disk = dir.path().join("disk.img");
+    File::create(&disk)?.set_len(32 << 20)?;
+    let drive = format!("file={},format=raw,if=none,id=d", disk.display());
+    let q35 = [
+        "-drive",
+        &drive,
+        "-device",
+        "virtio-blk-pci,drive=d",
+        "-netdev",
+        "user,id=n,restrict=on",
+        "-device",
+        "virtio-net-pci,netdev=n",
+        "-device",
+        "virtio-serial-pci",
+    ];
+    machine(
+        &mut output,
+        dir.path(),
+        "q35 with disk, net, serial",
+        &q35,
+        "at most 1.5; at most 12 ms",
+    )?;
+    let microvm = ["-machine", "microvm"];
+    machine(&mut output, dir.path(), "microvm", &microvm, "at most 1.5")?;
+    output.finish()
+}
+
+fn machine(output: &mut Output, dir: &Path, machine: &str, args: &[&str], wanted: &str) -> Result<()> {
+    let runs = hosts::runs(10)?;
+    let name = machine.split(' ').next().unwrap_or(machine);
+    let guest = TestGuest::new(name, dir, 256, "idle", args);
+    let mut pair = Pair::new();
+    pair.launch(&guest.spec);
+    guest.console.wait_for("vmferry-guest: ready");
+    // Idle also means that what booting left behind is done.
+    std::thread::sleep(std::time::Duration::from_secs(5));
+    let strategies = [Strategy::PreCopy, Strategy::PostCopyPush];
+    let mut bare = Figures::default();
+    let mut parts = [(); 4].map(|()| Figures::default());
+    let mut ours = strategies.map(|_| Figures::default());
+    let mut last = None;
+    for _ in 0..runs {
+        let by_hand = bare_move(&pair.source.guest(name), dir)?;
+        bare.push(by_hand.iter().sum());
+        parts.iter_mut().zip(by_hand).for_each(|(part, ms)| part.push(ms));
+        for (strategy, ours) in strategies.into_iter().zip(&mut ours) {
+            let vm = pair.source.guest(name);
+            let request = Request {
+                streams: Some(1),
+                verify: false,
+                ..pair.request(strategy)
+            };
+            let report = pair.migrate(&vm, request);
+            ensure!(
+                report.outcome == Outcome::Completed,
+                "the migration failed: {:?}",
+                report.error
+            );
+            ours.push(report.downtime_ms);
+            pair.turn_round(name);
+            last = Some(report);
+        }
+    }
+    output.figures(&format!("{machine}: bare"), "ms", &bare);
+    for (part, figures) in ["stop", "save", "load", "resume"].iter().zip(&parts) {
+        output.figures(&format!("{machine}: bare: {part}"), "ms", figures);
+    }
+    for (strategy, ours) in strategies.iter().zip(&ours) {
+        output.figures(&format!("{machine}: {strategy}: downtime"), "ms", ours);
+        output.ratio(
+            &format!("{machine}: {strategy}: downtime / bare"),
+            ours.median() / bare.median(),
+            wanted,
+        );
+    }
+    if let Some(report) = last {
+        phases(&report);
+    }
+    Ok(())
+}
+
+/// Where the time went, of one run.
+fn phases(report: &Report) {
+    println!("phases of the last {}, ms: {}", report.strategy, {
+        let lines: Vec<_> = report
+            .phases
+            .iter()
+            .map(|phase| format!("{} {:.1}", phase.name, phase.end_ms - phase.start_ms))
+            .collect();
+        lines.join(", ")
+    });
+}
+
+/// Stops, saves, loads and resumes with all memory in place, and goes back to where it was: milliseconds of each.
+fn bare_move(vm: &Arc<dyn Vm>, dir: &Path) -> Result<[f64; 4]> {
+    let dir = tempfile::tempdir_in(dir)?;
+    vm.prepare_out()?;
+    let there = QemuBackend
+        .launch_incoming(vm.spec(), vm.ram().layout(), dir.path())
+        .context("start the destination")?;
+    let copy = || -> Result<()> {
+        for run in vm.ram().data_pages()?.runs() {
+            let mut data = vec![0; run.bytes() as usize];
+            vm.ram().read(run, &mut data);
+            there.ram().write(run, &data);
+        }
+        Ok(())
+    };
+    copy()?;
+    vm.before_stop()?;
+    let mut at = Instant::now();
+    let mut lap = || std::mem::replace(&mut at, Instant::now()).elapsed().as_secs_f64() * 1e3;
+    vm.pause()?;
+    let stop = lap();
+    let state = vm.save_device_state()?;
+    let save = lap();
+    copy()?;
+    lap();
+    there.load_device_state(&state)?;
+    let load = lap();
+    there.resume()?;
+    let resume = lap();
+    there.destroy();
+    vm.resume()?;
+    Ok([stop, save, load, resume])
+}
