@@ -103,10 +103,10 @@ fn ctrl_c_leaves_nothing_behind() {
     need!(Qemu, Root, Userfaultfd);
     let _turn = turn();
     let image = require::image_dir();
-    // While the guest boots, and in the middle of a migration that would take minutes.
+    // While the guest boots, and in the middle of a migration that takes seconds.
     for (link, moment) in [
         ("1gbit", "guest: booting"),
-        ("4mbit", "a -> b by post-copy-push: pull and push"),
+        ("200mbit", "a -> b by post-copy-push: pull and push"),
     ] {
         let mut command = demo(&["--image", image.to_str().unwrap(), "--link", link]);
         let mut child = command
