@@ -45,15 +45,15 @@ fn measure() -> Result<()> {
         &q35,
         "at most 1.5; at most 12 ms",
     )?;
-    let microvm = ["-machine", "microvm"];
-    machine(&mut output, dir.path(), "microvm", &microvm, "at most 1.5")?;
+    machine(&mut output, dir.path(), "microvm", &[], "at most 1.5")?;
     output.finish()
 }
 
 fn machine(output: &mut Output, dir: &Path, machine: &str, args: &[&str], wanted: &str) -> Result<()> {
     let runs = hosts::runs(10)?;
     let name = machine.split(' ').next().unwrap_or(machine);
-    let guest = TestGuest::new(name, dir, 256, "idle", args);
+    let mut guest = TestGuest::new(name, dir, 256, "idle", args);
+    guest.spec.config["machine"] = name.into();
     let mut pair = Pair::new();
     pair.launch(&guest.spec);
     guest.console.wait_for("vmferry-guest: ready");
@@ -63,12 +63,12 @@ fn machine(output: &mut Output, dir: &Path, machine: &str, args: &[&str], wanted
     let mut bare = Figures::default();
     let mut parts = [(); 4].map(|()| Figures::default());
     let mut ours = strategies.map(|_| Figures::default());
-    let mut last = None;
+    let mut phases = strategies.map(|_| Vec::new());
     for _ in 0..runs {
         let by_hand = bare_move(&pair.source.guest(name), dir)?;
         bare.push(by_hand.iter().sum());
         parts.iter_mut().zip(by_hand).for_each(|(part, ms)| part.push(ms));
-        for (strategy, ours) in strategies.into_iter().zip(&mut ours) {
+        for ((strategy, ours), phases) in strategies.into_iter().zip(&mut ours).zip(&mut phases) {
             let vm = pair.source.guest(name);
             let request = Request {
                 streams: Some(1),
@@ -83,37 +83,40 @@ fn machine(output: &mut Output, dir: &Path, machine: &str, args: &[&str], wanted
             );
             ours.push(report.downtime_ms);
             pair.turn_round(name);
-            last = Some(report);
+            note_phases(phases, &report);
         }
     }
     output.figures(&format!("{machine}: bare"), "ms", &bare);
     for (part, figures) in ["stop", "save", "load", "resume"].iter().zip(&parts) {
         output.figures(&format!("{machine}: bare: {part}"), "ms", figures);
     }
-    for (strategy, ours) in strategies.iter().zip(&ours) {
+    for ((strategy, ours), phases) in strategies.iter().zip(&ours).zip(&phases) {
         output.figures(&format!("{machine}: {strategy}: downtime"), "ms", ours);
         output.ratio(
             &format!("{machine}: {strategy}: downtime / bare"),
             ours.median() / bare.median(),
             wanted,
         );
-    }
-    if let Some(report) = last {
-        phases(&report);
+        for (phase, figures) in phases {
+            output.figures(&format!("{machine}: {strategy}: phase {phase}"), "ms", figures);
+        }
     }
     Ok(())
 }
 
-/// Where the time went, of one run.
-fn phases(report: &Report) {
-    println!("phases of the last {}, ms: {}", report.strategy, {
-        let lines: Vec<_> = report
-            .phases
-            .iter()
-            .map(|phase| format!("{} {:.1}", phase.name, phase.end_ms - phase.start_ms))
-            .collect();
-        lines.join(", ")
-    });
+/// Where the time went: the phases of a migration by name, in order.
+fn note_phases(phases: &mut Vec<(String, Figures)>, report: &Report) {
+    for phase in &report.phases {
+        let ms = phase.end_ms - phase.start_ms;
+        match phases.iter_mut().find(|(name, _)| *name == phase.name) {
+            Some((_, figures)) => figures.push(ms),
+            None => {
+                let mut figures = Figures::default();
+                figures.push(ms);
+                phases.push((phase.name.clone(), figures));
+            }
+        }
+    }
 }
 
 /// Stops, saves, loads and resumes with all memory in place, and goes back to where it was: milliseconds of each.

@@ -118,6 +118,7 @@ impl Pair {
             destination: self.endpoint.clone(),
             strategy,
             limits: vmferry_core::Limits::default(),
+            tuning: Default::default(),
             streams: Some(1),
             verify: false,
         }

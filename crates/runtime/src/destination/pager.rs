@@ -38,6 +38,9 @@ const REWRITTEN: u8 = 6;
 /// Pages around a local fault that are answered with it.
 const LOCAL_WINDOW: u64 = 16;
 
+/// The longest service time that is told from longer ones, microseconds: a fault waits while the connection is lost.
+const LONGEST_SERVICE_US: u64 = 600_000_000;
+
 /// What to do about a fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Answer {
@@ -82,7 +85,9 @@ impl Pager {
             states,
             outstanding: AtomicU64::new(0),
             demanded: Mutex::default(),
-            service_us: Mutex::new(Histogram::new(3).expect("3 significant figures are possible")),
+            service_us: Mutex::new(
+                Histogram::new_with_bounds(1, LONGEST_SERVICE_US, 3).expect("the bounds are possible"),
+            ),
             local: AtomicU64::new(0),
             network: AtomicU64::new(0),
             hashes: verify.then(|| ArrivalHashes((0..pages).map(|_| OnceLock::new()).collect())),
