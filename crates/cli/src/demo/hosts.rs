@@ -150,6 +150,7 @@ impl Host {
                 downtime: DOWNTIME_GOAL,
                 ..Limits::default()
             },
+            tuning: Default::default(),
             streams: None,
             verify: true,
         };

@@ -24,7 +24,7 @@ impl Namespace {
     /// Makes `vmferry-ROLE-RUN`, with its loopback up.
     pub(super) fn create(role: &str, run: &str) -> Result<Self> {
         let name = format!("{PREFIX}{role}-{run}");
-        ip(&["netns", "add", &name])?;
+        ip(&format!("netns add {name}"))?;
         let path = Path::new("/run/netns").join(&name);
         let file = match File::open(&path) {
             Ok(file) => file,
@@ -34,7 +34,7 @@ impl Namespace {
             }
         };
         let namespace = Self { name, file };
-        namespace.ip(&["link", "set", "lo", "up"])?;
+        namespace.ip("link set lo up")?;
         Ok(namespace)
     }
 
@@ -43,14 +43,14 @@ impl Namespace {
         &self.name
     }
 
-    /// Runs `ip` in it.
-    pub(super) fn ip(&self, arguments: &[&str]) -> Result<()> {
-        ip(&[&["-n", &self.name], arguments].concat()).map(drop)
+    /// Runs `ip` with the words of `line` in it.
+    pub(super) fn ip(&self, line: &str) -> Result<()> {
+        ip(&format!("-n {} {line}", self.name)).map(drop)
     }
 
-    /// Runs `tc` in it.
-    pub(super) fn tc(&self, arguments: &[&str]) -> Result<()> {
-        run("tc", &[&["-n", &self.name], arguments].concat()).map(drop)
+    /// Runs `tc` with the words of `line` in it.
+    pub(super) fn tc(&self, line: &str) -> Result<()> {
+        run("tc", &format!("-n {} {line}", self.name)).map(drop)
     }
 
     /// Runs `work` on a thread inside the namespace: sockets that it makes, and processes that it starts, stay there.
@@ -85,7 +85,7 @@ impl Drop for Namespace {
 
 /// Removes the namespaces of runs that are gone, with all processes in them. Returns the names.
 pub(super) fn remove_stale() -> Vec<String> {
-    let listed = ip(&["netns", "list"]).unwrap_or_default();
+    let listed = ip("netns list").unwrap_or_default();
     // A line reads `NAME` or `NAME (id: N)`.
     let names = listed.lines().filter_map(|line| line.split_whitespace().next());
     let stale: Vec<String> = names
@@ -109,7 +109,7 @@ fn run_of(name: &str) -> Option<u32> {
 fn remove(name: &str) {
     let us = std::process::id();
     guards::kill_all(|| {
-        let listed = ip(&["netns", "pids", name]).unwrap_or_default();
+        let listed = ip(&format!("netns pids {name}")).unwrap_or_default();
         listed
             .lines()
             .filter_map(|line| line.trim().parse().ok())
@@ -117,20 +117,19 @@ fn remove(name: &str) {
             .collect()
     });
     // There is nobody left to tell.
-    let _ = ip(&["netns", "del", name]);
+    let _ = ip(&format!("netns del {name}"));
 }
 
-/// Runs `ip` and returns what it printed.
-pub(super) fn ip(arguments: &[&str]) -> Result<String> {
-    run("ip", arguments)
+/// Runs `ip` with the words of `line` and returns what it printed.
+pub(super) fn ip(line: &str) -> Result<String> {
+    run("ip", line)
 }
 
-fn run(program: &str, arguments: &[&str]) -> Result<String> {
-    let line = || format!("`{program} {}`", arguments.join(" "));
+fn run(program: &str, line: &str) -> Result<String> {
     let output = Command::new(program)
-        .args(arguments)
+        .args(line.split_whitespace())
         .output()
-        .with_context(|| format!("cannot run {}", line()))?;
+        .with_context(|| format!("cannot run `{program} {line}`"))?;
     if !output.status.success() {
         let said = String::from_utf8_lossy(&output.stderr);
         let said = said
@@ -139,7 +138,7 @@ fn run(program: &str, arguments: &[&str]) -> Result<String> {
             .filter(|said| !said.is_empty())
             .collect::<Vec<_>>()
             .join("; ");
-        bail!("{} failed: {said}", line());
+        bail!("`{program} {line}` failed: {said}");
     }
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
@@ -182,7 +181,7 @@ mod tests {
         assert!(!remove_stale().contains(&name), "our own run is not stale");
         drop(namespace);
         assert!(!child.wait().unwrap().success());
-        assert!(!ip(&["netns", "list"]).unwrap().contains(&name));
+        assert!(!ip("netns list").unwrap().contains(&name));
     }
 
     #[test]
@@ -196,6 +195,6 @@ mod tests {
         let removed = remove_stale();
         let name = stale.name.clone();
         assert!(removed.contains(&name), "{removed:?}");
-        assert!(!ip(&["netns", "list"]).unwrap().contains(&name));
+        assert!(!ip("netns list").unwrap().contains(&name));
     }
 }

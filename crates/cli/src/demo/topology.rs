@@ -30,6 +30,10 @@ const CLIENT: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 254);
 /// for the Internet: a single packet lost at the switch-over would hide every downtime below it.
 const CLIENT_MIN_RETRANSMIT: &str = "5ms";
 
+/// The most that leaves a host's socket in one piece. A card sends its 1500 bytes and looks again what is urgent; here a piece
+/// is what the shaper sees, and 64 KiB would take half a millisecond at 1 Gbit/s.
+const MAX_SEGMENT_BYTES: u32 = 16 << 10;
+
 /// Queues that can follow a shaper, the best one first. `fq_codel` lets flows of little traffic (faults) pass those
 /// that fill the link (the push); `pfifo_fast` is in every kernel and does so by the packets' type of service.
 const LEAVES: [&str; 2] = ["fq_codel", "pfifo_fast"];
@@ -61,18 +65,9 @@ impl Topology {
             "{}/{PREFIX_BITS}",
             Ipv4Addr::from(u32::from(CLIENT) & u32::MAX << (32 - PREFIX_BITS))
         );
-        let source = CLIENT.to_string();
-        client.ip(&[
-            "route",
-            "replace",
-            &network,
-            "dev",
-            "br0",
-            "src",
-            &source,
-            "rto_min",
-            CLIENT_MIN_RETRANSMIT,
-        ])?;
+        client.ip(&format!(
+            "route replace {network} dev br0 src {CLIENT} rto_min {CLIENT_MIN_RETRANSMIT}"
+        ))?;
         let hosts = [
             add_host(&client, "a", run, HOSTS[0])?,
             add_host(&client, "b", run, HOSTS[1])?,
@@ -111,47 +106,24 @@ fn add_host(switch: &Namespace, role: &str, run: &str, address: Ipv4Addr) -> Res
     let namespace = Namespace::create(role, run)?;
     add_bridge(&namespace, address)?;
     let port = format!("port-{role}");
-    switch.ip(&[
-        "link",
-        "add",
-        &port,
-        "type",
-        "veth",
-        "peer",
-        "name",
-        "uplink",
-        "netns",
-        namespace.name(),
-    ])?;
-    namespace.ip(&["tuntap", "add", "dev", TAP, "mode", "tap"])?;
+    let name = namespace.name();
+    switch.ip(&format!(
+        "link add {port} type veth peer name uplink netns {name}"
+    ))?;
+    namespace.ip(&format!("tuntap add dev {TAP} mode tap"))?;
     for (place, device) in [(switch, port.as_str()), (&namespace, "uplink"), (&namespace, TAP)] {
-        place.ip(&["link", "set", device, "master", "br0", "up"])?;
+        place.ip(&format!("link set {device} master br0 up"))?;
+    }
+    for device in ["br0", "uplink"] {
+        namespace.ip(&format!("link set {device} gso_max_size {MAX_SEGMENT_BYTES}"))?;
     }
     Ok(Host { namespace, address })
 }
 
 fn add_bridge(namespace: &Namespace, address: Ipv4Addr) -> Result<()> {
-    namespace.ip(&[
-        "link",
-        "add",
-        "br0",
-        "type",
-        "bridge",
-        "forward_delay",
-        "0",
-        "stp_state",
-        "0",
-        "mcast_snooping",
-        "0",
-    ])?;
-    namespace.ip(&[
-        "address",
-        "add",
-        &format!("{address}/{PREFIX_BITS}"),
-        "dev",
-        "br0",
-    ])?;
-    namespace.ip(&["link", "set", "br0", "up"])
+    namespace.ip("link add br0 type bridge forward_delay 0 stp_state 0 mcast_snooping 0")?;
+    namespace.ip(&format!("address add {address}/{PREFIX_BITS} dev br0"))?;
+    namespace.ip("link set br0 up")
 }
 
 /// Limits what leaves a device: by HTB with the best queue there is, else by TBF.
@@ -160,10 +132,8 @@ fn shape_device(namespace: &Namespace, device: &str, rate: &str) -> Result<Strin
         Ok(leaf) => Ok(format!("{rate} by htb and {leaf}")),
         Err(htb) => {
             // What HTB's attempt left behind is in TBF's way; there may be nothing.
-            let _ = namespace.tc(&["qdisc", "del", "dev", device, "root"]);
-            let tbf = [
-                "qdisc", "add", "dev", device, "root", "tbf", "rate", rate, "burst", "128k", "latency", "2ms",
-            ];
+            let _ = namespace.tc(&format!("qdisc del dev {device} root"));
+            let tbf = format!("qdisc add dev {device} root tbf rate {rate} burst 128k latency 2ms");
             namespace.tc(&tbf).map_err(|_| htb)?;
             Ok(format!("{rate} by tbf"))
         }
@@ -172,19 +142,11 @@ fn shape_device(namespace: &Namespace, device: &str, rate: &str) -> Result<Strin
 
 /// Returns the queue behind the shaper.
 fn shape_by_htb(namespace: &Namespace, device: &str, rate: &str) -> Result<&'static str> {
-    namespace.tc(&[
-        "qdisc", "add", "dev", device, "root", "handle", "1:", "htb", "default", "1",
-    ])?;
-    // The burst is two of the largest packets that leave a socket in one piece.
-    namespace.tc(&[
-        "class", "add", "dev", device, "parent", "1:", "classid", "1:1", "htb", "rate", rate, "burst",
-        "128k", "cburst", "128k", "quantum", "60000",
-    ])?;
-    let add = |leaf| {
-        namespace.tc(&[
-            "qdisc", "add", "dev", device, "parent", "1:1", "handle", "10:", leaf,
-        ])
-    };
+    namespace.tc(&format!("qdisc add dev {device} root handle 1: htb default 1"))?;
+    namespace.tc(&format!(
+        "class add dev {device} parent 1: classid 1:1 htb rate {rate} burst 128k cburst 128k quantum 60000"
+    ))?;
+    let add = |leaf: &str| namespace.tc(&format!("qdisc add dev {device} parent 1:1 handle 10: {leaf}"));
     let known = LEAVES.into_iter().find(|leaf| add(leaf).is_ok());
     Ok(known.unwrap_or("a plain queue"))
 }
@@ -235,7 +197,7 @@ mod tests {
         sender.join().unwrap().unwrap();
 
         drop(topology);
-        let left = ip(&["netns", "list"]).unwrap();
+        let left = ip("netns list").unwrap();
         assert!(!left.contains(&run), "{left}");
     }
 
@@ -247,6 +209,6 @@ mod tests {
         let run = format!("{}-rate", std::process::id());
         let error = format!("{:#}", Topology::create(&run, Some("quick")).err().unwrap());
         assert!(error.contains("quick") && error.contains("uplink"), "{error}");
-        assert!(!ip(&["netns", "list"]).unwrap().contains(&run));
+        assert!(!ip("netns list").unwrap().contains(&run));
     }
 }
