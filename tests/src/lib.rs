@@ -25,7 +25,7 @@ pub use hosts::{Pair, TestHost};
 pub use link::Link;
 pub use network::Network;
 pub use require::Requirement;
-pub use turn::turn;
+pub use turn::{shared_turn, turn};
 pub use vmferry::Answer;
 
 use std::time::{Duration, Instant};

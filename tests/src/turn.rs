@@ -1,10 +1,15 @@
-//! One test at a time: guests under TCG are slow enough alone on two cores.
+//! Turns of tests within a program. Guests under TCG want a core each; that is also how many tests run at once.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-static TURN: Mutex<()> = Mutex::new(());
+static TURN: RwLock<()> = RwLock::new(());
 
-/// Waits until no other test of this program has its turn. The turn ends with the value.
-pub fn turn() -> MutexGuard<'static, ()> {
-    TURN.lock().unwrap_or_else(PoisonError::into_inner)
+/// Waits until no other test of this program has a turn; nor does one begin until the value is dropped.
+pub fn turn() -> RwLockWriteGuard<'static, ()> {
+    TURN.write().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The same for a test that others may run beside, of those that ask for no more than that.
+pub fn shared_turn() -> RwLockReadGuard<'static, ()> {
+    TURN.read().unwrap_or_else(PoisonError::into_inner)
 }

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
 use vmferry_tests::vmferry::program;
-use vmferry_tests::{Answer, Hosts, TestGuest, eventually, need, turn};
+use vmferry_tests::{Answer, Hosts, TestGuest, eventually, need, shared_turn};
 
 /// Nobody's user and group on every Linux.
 const NOBODY: u32 = 65534;
@@ -55,7 +55,7 @@ impl Scene {
 #[test]
 fn a_wrong_command_or_destination_leaves_the_guest_alone() {
     need!(Qemu, Root, Userfaultfd);
-    let _turn = turn();
+    let _turn = shared_turn();
     let scene = Scene::new("", &[]);
     let hosts = &scene.hosts;
     hosts.run(&scene.guest);
@@ -115,7 +115,7 @@ fn a_wrong_command_or_destination_leaves_the_guest_alone() {
 #[test]
 fn a_destination_that_lacks_something_leaves_the_guest_alone() {
     need!(Qemu, Root, Userfaultfd);
-    let _turn = turn();
+    let _turn = shared_turn();
     // Little memory, and a folder that is empty there.
     let scene = Scene::new(
         "cp /proc/meminfo $DIR/meminfo && mount --bind $DIR/meminfo /proc/meminfo
@@ -148,7 +148,7 @@ fn a_destination_that_lacks_something_leaves_the_guest_alone() {
 #[test]
 fn a_guest_that_cannot_start_is_refused() {
     need!(Qemu, Root, Userfaultfd);
-    let _turn = turn();
+    let _turn = shared_turn();
     let hosts = Hosts::new();
     let run = |args: &[&str]| {
         let fixed = ["run", "vm", "--memory", "64M", "--"];
@@ -182,7 +182,7 @@ fn a_guest_that_cannot_start_is_refused() {
 #[test]
 fn who_has_no_permission_is_told_so() {
     need!(Qemu, Root, Userfaultfd);
-    let _turn = turn();
+    let _turn = shared_turn();
     let hosts = Hosts::new();
     let dir = hosts.dir.path();
     fs::set_permissions(dir, fs::Permissions::from_mode(0o755)).unwrap();

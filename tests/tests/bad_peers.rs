@@ -9,7 +9,7 @@ use serde_json::Value;
 use vmferry_core::{PageRun, RamBlock, RamLayout};
 use vmferry_guest_qemu::QemuConfig;
 use vmferry_tests::daemon::PORT;
-use vmferry_tests::{Hosts, TestGuest, eventually, need, turn};
+use vmferry_tests::{Hosts, TestGuest, eventually, need, shared_turn};
 use vmferry_wire::version::VersionRange;
 use vmferry_wire::{
     Hello, HelloReply, Offer, PageHeader, SPOKEN, SessionToken, StreamRole, ToDestination, ToSource, crc32,
@@ -57,7 +57,7 @@ fn guest(hosts: &Hosts) -> TestGuest {
 #[test]
 fn strangers_do_not_disturb_a_migration() {
     need!(Qemu, Root, Userfaultfd);
-    let _turn = turn();
+    let _turn = shared_turn();
     let hosts = Hosts::new();
     let guest = guest(&hosts);
     hosts.run(&guest);
@@ -195,7 +195,7 @@ impl<'a> FakeSource<'a> {
 #[test]
 fn a_source_that_breaks_the_protocol_ends_its_session_only() {
     need!(Qemu, Root, Userfaultfd);
-    let _turn = turn();
+    let _turn = shared_turn();
     let hosts = Hosts::new();
     // Another guest of that host, which must not notice.
     assert_eq!(
@@ -250,7 +250,7 @@ type Answering = fn(UnixStream);
 #[test]
 fn a_destination_that_breaks_the_protocol_leaves_the_guest_at_the_source() {
     need!(Qemu, Root, Userfaultfd);
-    let _turn = turn();
+    let _turn = shared_turn();
     let hosts = Hosts::new();
     let guest = guest(&hosts);
     hosts.run(&guest);

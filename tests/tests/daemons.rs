@@ -3,7 +3,7 @@
 use std::process::{Command, Stdio};
 
 use serde_json::Value;
-use vmferry_tests::{Answer, Hosts, TestGuest, eventually, is_alive, need, turn};
+use vmferry_tests::{Answer, Hosts, TestGuest, eventually, is_alive, need, shared_turn};
 
 const STRATEGIES: [&str; 4] = ["stop-and-copy", "pre-copy", "post-copy", "post-copy-push"];
 /// Slow enough that a migration of a small guest can be disturbed.
@@ -32,7 +32,7 @@ fn assert_verified(report: &Value) {
 #[test]
 fn every_strategy_moves_a_guest_between_daemons() {
     need!(Qemu, Root, Userfaultfd);
-    let _turn = turn();
+    let _turn = shared_turn();
     let mut hosts = Hosts::new();
     hosts.network.shape("1gbit");
     let guest = guest(&hosts);
@@ -69,7 +69,7 @@ fn every_strategy_moves_a_guest_between_daemons() {
 #[test]
 fn a_migration_can_be_watched_and_cancelled() {
     need!(Qemu, Root, Userfaultfd);
-    let _turn = turn();
+    let _turn = shared_turn();
     let hosts = Hosts::new();
     let guest = guest(&hosts);
     hosts.run(&guest);
@@ -107,7 +107,7 @@ fn a_migration_can_be_watched_and_cancelled() {
 #[test]
 fn a_guest_outlives_its_daemon() {
     need!(Qemu, Root, Userfaultfd);
-    let _turn = turn();
+    let _turn = shared_turn();
     let mut hosts = Hosts::new();
     let guest = guest(&hosts);
     hosts.run(&guest);
@@ -129,7 +129,7 @@ fn a_guest_outlives_its_daemon() {
 #[test]
 fn a_destination_that_crashes_in_post_copy_takes_the_faults_over() {
     need!(Qemu, Root, Userfaultfd);
-    let _turn = turn();
+    let _turn = shared_turn();
     let mut hosts = Hosts::new();
     let guest = guest(&hosts);
     hosts.run(&guest);
@@ -176,7 +176,7 @@ fn a_destination_that_crashes_in_post_copy_takes_the_faults_over() {
 #[test]
 fn a_source_that_crashes_in_post_copy_takes_the_migration_up_again() {
     need!(Qemu, Root, Userfaultfd);
-    let _turn = turn();
+    let _turn = shared_turn();
     let mut hosts = Hosts::new();
     let guest = guest(&hosts);
     hosts.run(&guest);
@@ -205,7 +205,7 @@ fn a_source_that_crashes_in_post_copy_takes_the_migration_up_again() {
 #[test]
 fn a_destination_that_crashes_in_the_rounds_leaves_the_guest_at_the_source() {
     need!(Qemu, Root, Userfaultfd);
-    let _turn = turn();
+    let _turn = shared_turn();
     let mut hosts = Hosts::new();
     let guest = guest(&hosts);
     hosts.run(&guest);
@@ -240,7 +240,7 @@ fn a_destination_that_crashes_in_the_rounds_leaves_the_guest_at_the_source() {
 #[test]
 fn a_source_that_crashes_in_the_rounds_keeps_the_guest() {
     need!(Qemu, Root, Userfaultfd);
-    let _turn = turn();
+    let _turn = shared_turn();
     let mut hosts = Hosts::new();
     let guest = guest(&hosts);
     hosts.run(&guest);
@@ -285,7 +285,7 @@ fn runs_at_the_destination(hosts: &Hosts) {
 #[test]
 fn a_qemu_that_somebody_else_started_is_taken_over_and_moved() {
     need!(Qemu, Root, Userfaultfd);
-    let _turn = turn();
+    let _turn = shared_turn();
     let hosts = Hosts::new();
     let guest = guest(&hosts);
     let memory = [
@@ -313,7 +313,7 @@ fn a_qemu_that_somebody_else_started_is_taken_over_and_moved() {
 #[test]
 fn what_is_missing_to_take_a_qemu_over_is_said() {
     need!(Qemu, Root, Userfaultfd);
-    let _turn = turn();
+    let _turn = shared_turn();
     let hosts = Hosts::new();
     let attach = |pid: u32| {
         hosts

@@ -7,6 +7,7 @@ use std::fs::File;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use vmferry_core::report::Outcome;
@@ -16,7 +17,7 @@ use vmferry_guest::{
     Result, Vm,
 };
 use vmferry_runtime::Request;
-use vmferry_tests::{Pair, TestGuest, need, turn};
+use vmferry_tests::{Pair, TestGuest, need, shared_turn};
 
 /// How often each guest is moved.
 const MOVES: usize = 2;
@@ -54,7 +55,7 @@ fn many_rounds(pair: &Pair) -> Request {
 }
 
 fn nothing_is_lost(aio: &str) {
-    let _turn = turn();
+    let _turn = shared_turn();
     let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let guest = guest(dir.path(), aio);
     let slow = SlowReads::of(dir.path());
@@ -100,7 +101,7 @@ fn nothing_is_lost_with_native_aio() {
 #[test]
 fn without_care_for_pinned_pages_stale_ones_are_found() {
     need!(Qemu, Root, Userfaultfd);
-    let _turn = turn();
+    let _turn = shared_turn();
     let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let Some(slow) = SlowReads::of(dir.path()) else {
         return println!("skipped: this machine cannot slow a disk down");
@@ -130,6 +131,12 @@ impl SlowReads {
     fn of(folder: &Path) -> Option<Self> {
         let device = std::fs::metadata(folder).ok()?.dev();
         let device = format!("{}:{}", rustix::fs::major(device), rustix::fs::minor(device));
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let name = format!(
+            "vmferry-test-{}-{}",
+            std::process::id(),
+            COUNT.fetch_add(1, Ordering::Relaxed)
+        );
         let limits = [
             (
                 "/sys/fs/cgroup/blkio",
@@ -143,7 +150,7 @@ impl SlowReads {
             ),
         ];
         limits.into_iter().find_map(|(root, file, limit)| {
-            let group = Self(Path::new(root).join(format!("vmferry-test-{}", std::process::id())));
+            let group = Self(Path::new(root).join(&name));
             std::fs::create_dir(&group.0).ok()?;
             std::fs::write(group.0.join(file), limit).ok()?;
             Some(group)

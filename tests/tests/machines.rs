@@ -7,7 +7,7 @@ use vmferry_core::report::{Outcome, Report};
 use vmferry_core::{Limits, Strategy};
 use vmferry_guest::GuestState;
 use vmferry_runtime::Request;
-use vmferry_tests::{Pair, TestGuest, need, turn};
+use vmferry_tests::{Pair, TestGuest, need, shared_turn};
 
 /// Moves a guest there, and checks that all of it arrived and goes on.
 fn moves(pair: &Pair, guest: &TestGuest, strategy: Strategy) -> Report {
@@ -36,7 +36,7 @@ fn moves(pair: &Pair, guest: &TestGuest, strategy: Strategy) -> Report {
 #[test]
 fn disk_network_and_serial_move_by_post_copy_and_back() {
     need!(Qemu, Root, Userfaultfd);
-    let _turn = turn();
+    let _turn = shared_turn();
     let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let disk = dir.path().join("disk.img");
     File::create(&disk).unwrap().set_len(32 << 20).unwrap();
@@ -79,7 +79,7 @@ fn disk_network_and_serial_move_by_post_copy_and_back() {
 #[test]
 fn memory_above_4_gib_costs_what_is_used_of_it() {
     need!(Qemu, Root, Userfaultfd);
-    let _turn = turn();
+    let _turn = shared_turn();
     let dir = tempfile::tempdir().unwrap();
     let guest = TestGuest::new("vm", dir.path(), 6 << 10, "write:24:20", &[]);
     let mut pair = Pair::new();
@@ -110,7 +110,7 @@ fn memory_above_4_gib_costs_what_is_used_of_it() {
 #[test]
 fn a_dimm_moves_with_the_main_memory() {
     need!(Qemu, Root, Userfaultfd);
-    let _turn = turn();
+    let _turn = shared_turn();
     let dir = tempfile::tempdir().unwrap();
     let args = [
         "-m",
@@ -148,7 +148,7 @@ fn a_dimm_moves_with_the_main_memory() {
 #[test]
 fn memory_of_two_nodes_moves() {
     need!(Qemu, Root, Userfaultfd);
-    let _turn = turn();
+    let _turn = shared_turn();
     let dir = tempfile::tempdir().unwrap();
     let args = [
         "-smp",

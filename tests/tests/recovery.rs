@@ -8,7 +8,7 @@ use vmferry_core::report::Outcome;
 use vmferry_core::{Limits, Strategy};
 use vmferry_guest::{GuestState, Vm};
 use vmferry_runtime::Request;
-use vmferry_tests::{Link, Pair, TestGuest, eventually, need, turn};
+use vmferry_tests::{Link, Pair, TestGuest, eventually, need, shared_turn};
 
 /// A guest that writes memory all the time, and a link to the destination that can be cut.
 struct Scene {
@@ -84,7 +84,7 @@ fn one_clear_line(error: Option<String>) -> String {
 #[test]
 fn a_cut_in_post_copy_is_survived_twice() {
     need!(Qemu, Root, Userfaultfd);
-    let _turn = turn();
+    let _turn = shared_turn();
     let scene = Scene::new("write:24:40");
     scene.link.limit(10 << 20);
     let outgoing = scene.pair.begin(&scene.vm, scene.request(Strategy::PostCopyPush));
@@ -125,7 +125,7 @@ fn a_cut_in_post_copy_is_survived_twice() {
 #[test]
 fn the_guest_goes_on_when_the_destinations_qemu_dies_in_the_rounds() {
     need!(Qemu, Root, Userfaultfd);
-    let _turn = turn();
+    let _turn = shared_turn();
     let scene = Scene::new("write:24:40");
     let outgoing = scene.pair.begin(&scene.vm, scene.endless());
     eventually("rounds run", || outgoing.progress().round >= 2);
@@ -147,7 +147,7 @@ fn the_guest_goes_on_when_the_destinations_qemu_dies_in_the_rounds() {
 #[test]
 fn the_guest_goes_on_when_the_destinations_qemu_dies_before_it_is_loaded() {
     need!(Qemu, Root, Userfaultfd);
-    let _turn = turn();
+    let _turn = shared_turn();
     let scene = Scene::new("write:24:40");
     // All pages cross during the stop, so it is paused at the source while QEMU dies over there.
     scene.link.limit(20 << 20);
@@ -167,7 +167,7 @@ fn the_guest_goes_on_when_the_destinations_qemu_dies_before_it_is_loaded() {
 #[test]
 fn a_source_whose_qemu_died_says_so() {
     need!(Qemu, Root, Userfaultfd);
-    let _turn = turn();
+    let _turn = shared_turn();
     let scene = Scene::new("write:24:40");
     let outgoing = scene.pair.begin(&scene.vm, scene.endless());
     eventually("rounds run", || outgoing.progress().round >= 2);

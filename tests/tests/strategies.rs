@@ -6,11 +6,11 @@ use vmferry_core::report::{Outcome, Report};
 use vmferry_core::{AtLimit, Limits, Strategy};
 use vmferry_guest::GuestState;
 use vmferry_runtime::Request;
-use vmferry_tests::{Pair, TestGuest, need, turn};
+use vmferry_tests::{Pair, TestGuest, need, shared_turn};
 
 /// Moves a guest that writes memory all the time and checks what it wrote.
 fn moves(strategy: Strategy, limits: Limits) -> Report {
-    let _turn = turn();
+    let _turn = shared_turn();
     let pair = Pair::new();
     let dir = tempfile::tempdir().unwrap();
     let guest = TestGuest::new(
