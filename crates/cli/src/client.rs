@@ -42,6 +42,18 @@ pub enum ClientError {
         #[source]
         source: io::Error,
     },
+    /// The socket is not ours to use.
+    #[error(
+        "the daemon's socket {} may not be used by this user: run the command as root or as the daemon's user",
+        socket.display()
+    )]
+    Forbidden {
+        /// The socket.
+        socket: PathBuf,
+        /// What the system answered.
+        #[source]
+        source: io::Error,
+    },
     /// The daemon refused.
     #[error("{}", .0.line())]
     Refused(Refusal),
@@ -263,12 +275,13 @@ impl Client {
     }
 
     async fn exchange(&self, method: Method, path: &str, body: Bytes) -> Result<(StatusCode, Bytes)> {
-        let stream = UnixStream::connect(&self.socket)
-            .await
-            .map_err(|source| ClientError::Unreachable {
-                socket: self.socket.clone(),
-                source,
-            })?;
+        let stream = UnixStream::connect(&self.socket).await.map_err(|source| {
+            let socket = self.socket.clone();
+            match source.kind() {
+                io::ErrorKind::PermissionDenied => ClientError::Forbidden { socket, source },
+                _ => ClientError::Unreachable { socket, source },
+            }
+        })?;
         let broken = |error: &dyn std::fmt::Display| self.broken(error.to_string());
         let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
             .await

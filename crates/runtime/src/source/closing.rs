@@ -12,6 +12,13 @@ impl Driver {
         let source = self.shared.source();
         let measured = source.measured();
         let (outcome, error) = source.ended().unwrap_or((Outcome::Unresolved, None));
+        let mut notes = measured.notes;
+        let compared = measured.summary.verified.is_some() || outcome != Outcome::Completed;
+        if self.shared.request.verify && !compared {
+            notes.push(
+                "pages were not compared: a daemon was restarted, and what it knew of them is gone".into(),
+            );
+        }
         let ms = |time: Duration| time.as_secs_f64() * 1e3;
         Report {
             vm: self.vm.spec().name.clone(),
@@ -41,7 +48,7 @@ impl Driver {
                 destination: measured.summary.memory_bytes,
             },
             verified: measured.summary.verified,
-            notes: measured.notes,
+            notes,
         }
     }
 }

@@ -70,6 +70,7 @@ impl Driver {
             inputs: self.inputs.clone(),
             connection: self.connections,
             closing: connection.closing.clone(),
+            destination: self.shared.request.destination.to_string().into(),
         };
         let shared = self.shared.clone();
         connection
@@ -88,6 +89,7 @@ impl Driver {
             inputs: self.inputs.clone(),
             connection: self.connections,
             closing: connection.closing.clone(),
+            destination: self.shared.request.destination.to_string().into(),
         };
         let endpoint = &self.shared.request.destination;
         for index in 0..self.streams {

@@ -21,6 +21,8 @@ pub(super) struct Peer {
     pub connection: u64,
     /// The driver ends the connection: errors are no news.
     pub closing: Arc<AtomicBool>,
+    /// Where the other end is, for messages.
+    pub destination: Arc<str>,
 }
 
 impl Peer {
@@ -44,7 +46,10 @@ impl Peer {
 
     pub(super) fn broken(&self, reason: String) {
         if !self.closing.load(Ordering::Relaxed) {
-            self.tell(Event::Disconnected(reason));
+            self.tell(Event::Disconnected(format!(
+                "destination {}: {reason}",
+                self.destination
+            )));
         }
     }
 }
