@@ -168,6 +168,7 @@ impl Pair {
             destination: self.endpoint.clone(),
             strategy,
             limits: Limits::default(),
+            tuning: Default::default(),
             streams: None,
             verify: true,
         }

@@ -22,7 +22,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 use vmferry_core::report::{Progress, Report};
-use vmferry_core::{Limits, Strategy};
+use vmferry_core::{Limits, Strategy, Tuning};
 use vmferry_guest::GuestState;
 
 /// A daemon.
@@ -106,6 +106,9 @@ pub struct MigrateRequest {
     /// Goal and limits.
     #[serde(default)]
     pub limits: Limits,
+    /// How the algorithms that learn do so.
+    #[serde(default)]
+    pub tuning: Tuning,
     /// Page streams; chosen from the cores where absent.
     #[serde(default)]
     pub streams: Option<u16>,

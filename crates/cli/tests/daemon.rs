@@ -126,6 +126,7 @@ fn request(to: &str, strategy: Strategy) -> MigrateRequest {
         to: to.into(),
         strategy,
         limits: Limits::default(),
+        tuning: Default::default(),
         streams: None,
         verify: true,
     }

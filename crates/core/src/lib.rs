@@ -17,9 +17,12 @@ pub mod report;
 pub mod source;
 pub mod strategy;
 pub mod tracking;
+pub mod tuning;
+pub mod wws;
 
 pub use bitmap::PageBitmap;
 pub use handover::Epoch;
 pub use layout::{BlockRun, LayoutError, RamBlock, RamLayout};
 pub use pages::{PAGE_SIZE, PageRun};
 pub use strategy::{AtLimit, Limits, Strategy};
+pub use tuning::Tuning;

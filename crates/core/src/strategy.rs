@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::policy::{self, Policy};
+use crate::tuning::Tuning;
 
 /// A migration algorithm by name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -21,6 +22,10 @@ pub enum Strategy {
     PostCopy,
     /// The same with pages pushed around the faults.
     PostCopyPush,
+    /// One round while the guest runs, what it dirtied after the resume.
+    Hybrid,
+    /// The same without the learned working set in the round; the set goes first after the resume.
+    HybridLearning,
 }
 
 /// A strategy nobody knows.
@@ -30,11 +35,13 @@ pub struct UnknownStrategy(String);
 
 impl Strategy {
     /// All of them.
-    pub const ALL: [Self; 4] = [
+    pub const ALL: [Self; 6] = [
         Self::StopAndCopy,
         Self::PreCopy,
         Self::PostCopy,
         Self::PostCopyPush,
+        Self::Hybrid,
+        Self::HybridLearning,
     ];
 
     /// Its name on the command line and in reports.
@@ -44,16 +51,21 @@ impl Strategy {
             Self::PreCopy => "pre-copy",
             Self::PostCopy => "post-copy",
             Self::PostCopyPush => "post-copy-push",
+            Self::Hybrid => "hybrid",
+            Self::HybridLearning => "hybrid-learning",
         }
     }
 
-    /// The policy that carries it out.
-    pub fn policy(self, limits: &Limits) -> Box<dyn Policy> {
+    /// The policy that carries it out on a guest of `pages` pages. `tuning` was checked for them
+    /// ([`Tuning::check`]).
+    pub fn policy(self, limits: &Limits, tuning: &Tuning, pages: u64) -> Box<dyn Policy> {
         match self {
             Self::StopAndCopy => Box::new(policy::stop_and_copy::StopAndCopy),
             Self::PreCopy => Box::new(policy::pre_copy::PreCopy::new(limits.clone())),
             Self::PostCopy => Box::new(policy::post_copy::PostCopy::new(limits.drain_after)),
             Self::PostCopyPush => Box::new(policy::post_copy_push::PostCopyPush::default()),
+            Self::Hybrid => Box::new(policy::hybrid::Hybrid::default()),
+            Self::HybridLearning => Box::new(policy::hybrid_learning::HybridLearning::new(tuning, pages)),
         }
     }
 

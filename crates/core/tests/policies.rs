@@ -7,7 +7,7 @@ use vmferry_core::ledger::Ledger;
 use vmferry_core::policy::post_copy_push::PostCopyPush;
 use vmferry_core::policy::{Faults, LiveStep, Pick, Policy, RoundPages, StopPlan, View};
 use vmferry_core::rates::Rates;
-use vmferry_core::{AtLimit, Limits, PageBitmap, PageRun, Strategy};
+use vmferry_core::{AtLimit, Limits, PageBitmap, PageRun, Strategy, Tuning};
 
 const PAGES: u64 = 4096;
 
@@ -16,6 +16,7 @@ struct Shown {
     now: Duration,
     ledger: Ledger,
     last_scan: PageBitmap,
+    unsettled: PageBitmap,
     rounds: u32,
     bytes_sent: u64,
     rates: Rates,
@@ -34,6 +35,7 @@ impl Shown {
             now: Duration::ZERO,
             ledger: Ledger::new(data),
             last_scan: PageBitmap::new(PAGES),
+            unsettled: PageBitmap::new(PAGES),
             rounds: 1,
             bytes_sent: 0,
             rates,
@@ -45,6 +47,7 @@ impl Shown {
             now: self.now,
             ledger: &self.ledger,
             last_scan: &self.last_scan,
+            unsettled: &self.unsettled,
             rounds: self.rounds,
             bytes_sent: self.bytes_sent,
             rates: &self.rates,
@@ -62,6 +65,10 @@ fn limits() -> Limits {
         rounds: 4,
         ..Limits::default()
     }
+}
+
+fn policy_within(strategy: Strategy, limits: &Limits) -> Box<dyn Policy> {
+    strategy.policy(limits, &Tuning::default(), PAGES)
 }
 
 fn step(policy: &mut dyn Policy, shown: &Shown) -> &'static str {
@@ -122,7 +129,7 @@ fn baselines_stop_at_once() {
         (Strategy::PostCopy, "leave", false, Faults::Missing),
         (Strategy::PostCopyPush, "leave", false, Faults::Missing),
     ] {
-        let mut policy = strategy.policy(&limits());
+        let mut policy = strategy.policy(&limits(), &Tuning::default(), PAGES);
         assert_eq!(
             (policy.needs().tracking, policy.needs().faults),
             (tracking, faults)
@@ -137,7 +144,7 @@ fn baselines_stop_at_once() {
 
 #[test]
 fn pre_copy_stops_where_the_rest_fits_its_goal() {
-    let mut policy = Strategy::PreCopy.policy(&limits());
+    let mut policy = Strategy::PreCopy.policy(&limits(), &Tuning::default(), PAGES);
     let mut first = Shown::pending(50);
     first.rounds = 0;
     first.rates = Rates::default();
@@ -196,10 +203,13 @@ fn pre_copy_keeps_each_limit_in_each_way() {
             (AtLimit::PostCopy, "switch over", "leave", Faults::MissingAndStale),
             (AtLimit::Abort, "abort", "", Faults::None),
         ] {
-            let mut policy = Strategy::PreCopy.policy(&Limits {
-                at_limit,
-                ..limits.clone()
-            });
+            let mut policy = policy_within(
+                Strategy::PreCopy,
+                &Limits {
+                    at_limit,
+                    ..limits.clone()
+                },
+            );
             assert_eq!((policy.needs().tracking, policy.needs().faults), (true, faults));
             assert_eq!(step(&mut *policy, &far), "round", "before {limit}");
             if at_limit == AtLimit::Abort {
@@ -217,10 +227,13 @@ fn pre_copy_keeps_each_limit_in_each_way() {
 
 #[test]
 fn post_copy_waits_for_demands_and_drains_in_the_end() {
-    let mut policy = Strategy::PostCopy.policy(&Limits {
-        drain_after: milliseconds(100),
-        ..limits()
-    });
+    let mut policy = policy_within(
+        Strategy::PostCopy,
+        &Limits {
+            drain_after: milliseconds(100),
+            ..limits()
+        },
+    );
     let at = |ms| Shown {
         now: milliseconds(ms),
         ..Shown::pending(10)
@@ -291,7 +304,7 @@ proptest! {
         demands in prop::collection::vec((0u64..600, 0usize..40), 0..60),
         max_pages in 1u64..300,
     ) {
-        let mut policy = strategy.policy(&Limits { drain_after: Duration::ZERO, ..limits() });
+        let mut policy = policy_within(strategy, &Limits { drain_after: Duration::ZERO, ..limits() });
         let mut left = PageBitmap::new(600);
         pages.iter().for_each(|&page| { left.insert(page); });
         let mut demands = demands.into_iter();

@@ -68,6 +68,56 @@ fn post_copy_push() {
 }
 
 #[test]
+fn hybrid() {
+    let report = moves(Strategy::Hybrid, Limits::default());
+    assert_eq!(report.rounds.len(), 1, "one round and no page at the stop");
+    assert!(
+        report.pages.resent > 0 && report.pages.resent <= report.pages.sent / 2,
+        "what was dirtied crosses twice, nothing more often: {:?}",
+        report.pages
+    );
+}
+
+#[test]
+fn hybrid_learning() {
+    let report = moves(Strategy::HybridLearning, Limits::default());
+    assert_eq!(report.rounds.len(), 1, "one round and no page at the stop");
+    assert!(
+        report.pages.filtered > 0,
+        "the working set stays out of the round: {:?}",
+        report.pages
+    );
+    assert!(
+        report.notes.iter().any(|note| note.contains("working set")),
+        "{:?}",
+        report.notes
+    );
+}
+
+#[test]
+fn parameters_that_make_no_sense_are_refused_at_once() {
+    let pair = Pair::new();
+    let (vm, dir) = pair.launch("vm", &busy());
+    let request = vmferry_runtime::Request {
+        tuning: vmferry_core::Tuning {
+            regions: Some(300),
+            ..Default::default()
+        },
+        ..pair.request(Strategy::HybridLearning)
+    };
+    let Err(error) = vmferry_runtime::Outgoing::start(vm, dir, request) else {
+        panic!("16384 pages have no 300 regions")
+    };
+    assert!(
+        error
+            .to_string()
+            .contains("300 regions do not divide RAM of 16384 pages"),
+        "{error}"
+    );
+    assert_healthy(&pair.source, "vm");
+}
+
+#[test]
 fn pre_copy_that_cannot_converge_goes_on_as_post_copy() {
     let limits = Limits {
         downtime: Duration::from_micros(1),

@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result, bail};
 use clap::Args;
 use clap::builder::{PossibleValuesParser, TypedValueParser as _};
 use vmferry_core::report::{Outcome, Report};
-use vmferry_core::{AtLimit, Limits, Strategy};
+use vmferry_core::{AtLimit, Limits, Strategy, Tuning};
 use vmferry_transport::Endpoint;
 
 use super::interrupts::Interrupts;
@@ -35,11 +35,13 @@ pub(crate) struct MigrateArgs {
     /// Where to: HOST, HOST:PORT, tcp:HOST:PORT or unix:/PATH
     #[arg(long, value_name = "HOST")]
     to: Endpoint,
-    /// Algorithm: stop-and-copy, pre-copy, post-copy or post-copy-push
+    /// Algorithm: stop-and-copy, pre-copy, post-copy, post-copy-push, hybrid or hybrid-learning
     ///
     /// stop-and-copy: everything while the guest is stopped. pre-copy: rounds while it runs, until the rest crosses
     /// within --downtime. post-copy: it resumes at the destination at once and fetches pages when it needs them.
-    /// post-copy-push: the same, and all pages are pushed, those around a fault first.
+    /// post-copy-push: the same, and all pages are pushed, those around a fault first. hybrid: one round while it
+    /// runs, then it resumes at the destination and what it dirtied follows. hybrid-learning: the same, but the pages it
+    /// writes most are learned beforehand and cross only after the resume.
     #[arg(long, short, default_value = "pre-copy")]
     strategy: Strategy,
     /// Goal for the downtime of pre-copy, as in 300ms [default: 300ms]
@@ -63,6 +65,15 @@ pub(crate) struct MigrateArgs {
     /// Push the rest when post-copy saw no fault for this long [default: 1s]
     #[arg(long, value_name = "TIME", value_parser = units::parse_duration)]
     drain_after: Option<Duration>,
+    /// Weight of the newest sample of dirty pages, 0 to 1, for hybrid-learning [default: 0.5]
+    #[arg(long, value_name = "SHARE", allow_negative_numbers = true)]
+    alpha: Option<f64>,
+    /// Samples to learn from, for hybrid-learning [default: 20]
+    #[arg(long, value_name = "N")]
+    samples: Option<u32>,
+    /// Time from one sample to the next, as in 50ms [default: 50ms]
+    #[arg(long, value_name = "TIME", value_parser = units::parse_duration)]
+    interval: Option<Duration>,
     /// Streams for pages; chosen from the number of cores where absent
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64))]
     streams: Option<u16>,
@@ -147,6 +158,7 @@ fn start_and_follow(common: &Common, args: &MigrateArgs) -> Result<End> {
 
 fn request(args: &MigrateArgs) -> MigrateRequest {
     let default = Limits::default();
+    let tuning = Tuning::default();
     MigrateRequest {
         to: args.to.to_string(),
         strategy: args.strategy,
@@ -157,6 +169,12 @@ fn request(args: &MigrateArgs) -> MigrateRequest {
             bytes: args.max_bytes.or(default.bytes),
             at_limit: args.at_limit.unwrap_or(default.at_limit),
             drain_after: args.drain_after.unwrap_or(default.drain_after),
+        },
+        tuning: Tuning {
+            alpha: args.alpha.unwrap_or(tuning.alpha),
+            samples: args.samples.unwrap_or(tuning.samples),
+            interval: args.interval.unwrap_or(tuning.interval),
+            ..tuning
         },
         streams: args.streams,
         verify: args.verify,

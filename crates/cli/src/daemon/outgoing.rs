@@ -32,6 +32,7 @@ impl LocalHost {
             destination,
             strategy: request.strategy,
             limits: request.limits.clone(),
+            tuning: request.tuning.clone(),
             streams: request.streams,
             verify: request.verify,
         };

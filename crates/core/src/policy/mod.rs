@@ -5,13 +5,13 @@
 //! the destination, [`Policy::pick`] says which of the pages left goes next, so order and priority are always
 //! the policy's. At the stop, [`Policy::stop`] says what crosses before the guest resumes.
 //!
-//! How the algorithms to come fit, so that they need no change here:
+//! How the algorithms use that:
 //!
 //! | algorithm | `live` | `sampled` | `stop` | `pick`, `faulted` |
 //! |---|---|---|---|---|
 //! | `pre-copy-filter` | a round of [`RoundPages::PendingExcept`] the forecast, with `sample_every` 50 ms | takes pages back, holds others back: [`RoundChange`] | send pending | address order |
 //! | `hybrid` | one round of all, then switch over | - | leave pending | dirtied pages (all that is left), near faults first |
-//! | `hybrid-learning` | [`LiveStep::Wait`] for each sample, one round except the WWS, switch over | - | leave pending | WWS first |
+//! | `hybrid-learning` | [`LiveStep::Wait`] for each sample, one round except the WWS, switch over | - | leave pending | near faults, then the hottest pages |
 //! | `enlightened` | switch over | - | leave pending, [`StopPlan::LeavePending::free`] pages dropped | by class of the guest's hints |
 //! | `auto` | delegates to what the forecast picked; may change its delegate between rounds | delegates | delegates | delegates |
 
@@ -22,6 +22,9 @@ use crate::ledger::Ledger;
 use crate::pages::PageRun;
 use crate::rates::Rates;
 
+pub mod hybrid;
+pub mod hybrid_learning;
+mod near_faults;
 pub mod post_copy;
 pub mod post_copy_push;
 pub mod pre_copy;
@@ -35,6 +38,8 @@ pub struct View<'a> {
     pub ledger: &'a Ledger,
     /// The pages that the last scan reported.
     pub last_scan: &'a PageBitmap,
+    /// Pages that cross again after a stop although they crossed: see [`crate::tracking`].
+    pub unsettled: &'a PageBitmap,
     /// Rounds finished so far.
     pub rounds: u32,
     /// Bytes of pages put on the wire so far.
@@ -157,6 +162,11 @@ pub trait Policy: Send {
 
     /// The guest at the destination demanded `page`.
     fn faulted(&mut self, _view: &View<'_>, _page: u64) {}
+
+    /// What the operator should know, since this was asked last: what was learned, what was switched off.
+    fn notes(&mut self) -> Vec<String> {
+        Vec::new()
+    }
 }
 
 /// The first pages left, in order of address.

@@ -73,10 +73,12 @@ impl Source {
             now,
             &self.ledger,
             &self.last_scan,
+            &self.tracking,
             self.rounds,
             &self.rates,
             &self.recorder,
         ));
+        self.take_notes();
         match step {
             LiveStep::Round(plan) => self.begin_round(now, plan),
             LiveStep::Wait(time) => {
@@ -112,6 +114,13 @@ impl Source {
         vec![Command::WakeStreams]
     }
 
+    /// What the policy has to say goes into the report.
+    fn take_notes(&mut self) {
+        for note in self.policy.notes() {
+            self.recorder.note(note);
+        }
+    }
+
     /// A scan during a round: what it found is for later rounds; the policy may change this one.
     fn sampled(&mut self, now: Duration, pages: PageBitmap) -> Vec<Command> {
         self.record_scan(now, pages, ScanPoint::Live);
@@ -119,10 +128,12 @@ impl Source {
             now,
             &self.ledger,
             &self.last_scan,
+            &self.tracking,
             self.rounds,
             &self.rates,
             &self.recorder,
         ));
+        self.take_notes();
         let State::Round(round) = &mut self.state else {
             return Vec::new();
         };

@@ -330,12 +330,13 @@ impl Source {
                 state,
                 ledger,
                 last_scan,
+                tracking,
                 rounds,
                 rates,
                 recorder,
                 ..
             } = self;
-            let view = view(now, ledger, last_scan, *rounds, rates, recorder);
+            let view = view(now, ledger, last_scan, tracking, *rounds, rates, recorder);
             let mut left = state.round_mut().map(|round| &mut round.left);
             let (candidates, may_wait) = match &left {
                 Some(left) => (&**left, false),
@@ -418,6 +419,7 @@ fn view<'a>(
     now: Duration,
     ledger: &'a Ledger,
     last_scan: &'a PageBitmap,
+    tracking: &'a Tracking,
     rounds: u32,
     rates: &'a Rates,
     recorder: &Recorder,
@@ -426,6 +428,7 @@ fn view<'a>(
         now,
         ledger,
         last_scan,
+        unsettled: tracking.unsettled(),
         rounds,
         bytes_sent: recorder.bytes,
         rates,

@@ -19,6 +19,7 @@ impl Source {
             now,
             &self.ledger,
             &self.last_scan,
+            &self.tracking,
             self.rounds,
             &self.rates,
             &self.recorder,

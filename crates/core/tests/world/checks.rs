@@ -56,7 +56,7 @@ impl Checks {
         let pushes_after = match scenario.algorithm {
             Algorithm::Ours(Strategy::PostCopy | Strategy::PostCopyPush) => vec!["pull and push"],
             Algorithm::Enlightened => vec!["pull and push"],
-            Algorithm::Hybrid | Algorithm::HybridLearning => vec!["push", "pull and push"],
+            Algorithm::Ours(Strategy::Hybrid | Strategy::HybridLearning) => vec!["push", "pull and push"],
             Algorithm::Ours(Strategy::StopAndCopy) => vec!["stop-and-copy"],
             _ => return,
         };
@@ -148,8 +148,8 @@ impl World {
                 );
             }
             Algorithm::Ours(Strategy::StopAndCopy) => assert!(rounds <= 1),
+            Algorithm::Ours(Strategy::Hybrid | Strategy::HybridLearning) => assert!(rounds <= 1),
             Algorithm::Ours(_) | Algorithm::Enlightened => assert_eq!(rounds, 0),
-            Algorithm::Hybrid | Algorithm::HybridLearning => assert!(rounds <= 1),
             Algorithm::Filter => {}
         }
         let aborts = self
@@ -212,7 +212,7 @@ impl World {
         }
         let most = match self.scenario.algorithm {
             Algorithm::Ours(Strategy::PreCopy) | Algorithm::Filter => return,
-            Algorithm::Hybrid | Algorithm::HybridLearning => 2,
+            Algorithm::Ours(Strategy::Hybrid | Strategy::HybridLearning) => 2,
             Algorithm::Ours(_) | Algorithm::Enlightened => 1,
         };
         let crossed = self.checks.crossed.iter().max();

@@ -6,14 +6,14 @@ use vmferry_core::PageBitmap;
 use vmferry_core::policy::{Faults, Policy};
 use vmferry_core::report::Outcome;
 use vmferry_core::source::{Event, Side, Source};
-use vmferry_core::{AtLimit, Limits, Strategy};
+use vmferry_core::{AtLimit, Limits, Strategy, Tuning};
 
 use crate::checks::Checks;
 use crate::chooser::Chooser;
 use crate::destination_host::DestinationHost;
 use crate::guest::{Guest, Habits, Memory, act_at_source};
 use crate::network::Network;
-use crate::policies::{Enlightened, Filter, Hybrid, HybridLearning};
+use crate::policies::{Enlightened, Filter};
 use crate::source_host::SourceHost;
 
 /// No run takes more steps, whatever happens.
@@ -23,8 +23,6 @@ const MOST_STEPS: u32 = 200_000;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Algorithm {
     Ours(Strategy),
-    Hybrid,
-    HybridLearning,
     Filter,
     Enlightened,
 }
@@ -35,8 +33,8 @@ impl Algorithm {
         Self::Ours(Strategy::PreCopy),
         Self::Ours(Strategy::PostCopy),
         Self::Ours(Strategy::PostCopyPush),
-        Self::Hybrid,
-        Self::HybridLearning,
+        Self::Ours(Strategy::Hybrid),
+        Self::Ours(Strategy::HybridLearning),
         Self::Filter,
         Self::Enlightened,
     ];
@@ -49,6 +47,7 @@ pub(crate) struct Scenario {
     pub streams: usize,
     pub algorithm: Algorithm,
     pub limits: Limits,
+    pub tuning: Tuning,
     pub verify: bool,
     pub habits: Habits,
     /// Hosts do their work beside and answer later.
@@ -71,12 +70,21 @@ impl Scenario {
             at_limit: [AtLimit::Stop, AtLimit::PostCopy, AtLimit::Abort][chooser.below(3) as usize],
             drain_after: Duration::from_millis(5),
         };
+        let tuning = Tuning {
+            alpha: [0.0, 0.3, 0.5, 1.0][chooser.below(4) as usize],
+            samples: 1 + chooser.below(6) as u32,
+            interval: Duration::from_micros(200 + chooser.below(1_000)),
+            regions: (chooser.below(3) == 0).then(|| divisor(pages, chooser)),
+            ..Tuning::default()
+        };
+        tuning.check(pages).expect("a world begins with what makes sense");
         let frees = algorithm == Algorithm::Enlightened;
         Self {
             pages,
             streams: 1 + chooser.below(3) as usize,
             algorithm,
             limits,
+            tuning,
             // The source's hashes know nothing of pages that were dropped.
             verify: chooser.below(3) == 0 && !frees,
             habits: Habits {
@@ -90,9 +98,7 @@ impl Scenario {
 
     pub(crate) fn policy(&self, guest: &Guest) -> Box<dyn Policy> {
         match self.algorithm {
-            Algorithm::Ours(strategy) => strategy.policy(&self.limits),
-            Algorithm::Hybrid => Box::new(Hybrid::default()),
-            Algorithm::HybridLearning => Box::new(HybridLearning::new(self.pages)),
+            Algorithm::Ours(strategy) => strategy.policy(&self.limits, &self.tuning, self.pages),
             Algorithm::Filter => Box::new(Filter::new(self.limits.clone(), self.pages)),
             Algorithm::Enlightened => Box::new(Enlightened::new(guest.hints.clone())),
         }
@@ -100,7 +106,12 @@ impl Scenario {
 
     pub(crate) fn faults(&self) -> Faults {
         match self.algorithm {
-            Algorithm::Ours(strategy) => strategy.policy(&self.limits).needs().faults,
+            Algorithm::Ours(strategy) => {
+                strategy
+                    .policy(&self.limits, &self.tuning, self.pages)
+                    .needs()
+                    .faults
+            }
             Algorithm::Filter => Faults::None,
             _ => Faults::MissingAndStale,
         }
@@ -407,6 +418,14 @@ impl World {
     pub(crate) fn completed(&self) -> bool {
         self.source.over == Some(Some(Outcome::Completed))
     }
+}
+
+/// A number of regions that divides RAM.
+fn divisor(pages: u64, chooser: &mut Chooser) -> u32 {
+    let divisors: Vec<_> = (1..=pages.min(256))
+        .filter(|regions| pages.is_multiple_of(*regions))
+        .collect();
+    divisors[chooser.below(divisors.len() as u64) as usize] as u32
 }
 
 /// Keeps bitmaps of a scenario's size in one place.

@@ -15,9 +15,10 @@ use std::time::Duration;
 use crossbeam_channel::{Sender, bounded, unbounded};
 use serde::{Deserialize, Serialize};
 use vmferry_core::handover::{Epoch, Record};
+use vmferry_core::policy::Policy;
 use vmferry_core::report::{Progress, Report};
 use vmferry_core::source::{Event, Setup, Side, Source};
-use vmferry_core::{Limits, Strategy};
+use vmferry_core::{Limits, Strategy, Tuning};
 use vmferry_guest::{GuestRam, Vm};
 use vmferry_transport::Endpoint;
 use vmferry_wire::SessionToken;
@@ -43,6 +44,9 @@ pub struct Request {
     /// The operator's goal and limits.
     #[serde(default)]
     pub limits: Limits,
+    /// How the algorithms that learn do so.
+    #[serde(default)]
+    pub tuning: Tuning,
     /// Page streams; chosen from the cores of this host where absent.
     #[serde(default)]
     pub streams: Option<u16>,
@@ -58,7 +62,7 @@ impl Request {
         self.streams.unwrap_or((cores / 2).clamp(1, 4) as u16)
     }
 
-    fn check(&self) -> Result<(), RuntimeError> {
+    fn check(&self, pages: u64) -> Result<(), RuntimeError> {
         let streams = self.streams();
         if streams == 0 || streams > MAX_STREAMS {
             return Err(RuntimeError::BadRequest(format!(
@@ -68,7 +72,14 @@ impl Request {
         if self.limits.rounds == 0 {
             return Err(RuntimeError::BadRequest("at least one round is needed".into()));
         }
-        Ok(())
+        self.tuning
+            .check(pages)
+            .map_err(|error| RuntimeError::BadRequest(error.to_string()))
+    }
+
+    fn policy(&self, vm: &Arc<dyn Vm>) -> Box<dyn Policy> {
+        self.strategy
+            .policy(&self.limits, &self.tuning, vm.ram().layout().pages())
     }
 }
 
@@ -127,7 +138,7 @@ impl Outgoing {
     /// When the guest is not this host's, cannot leave, or the request makes no sense. What comes later is in
     /// the report.
     pub fn start(vm: Arc<dyn Vm>, dir: GuestDir, request: Request) -> Result<Self, RuntimeError> {
-        request.check()?;
+        request.check(vm.ram().layout().pages())?;
         let journal = Journal::open(dir.path())?;
         match journal.last() {
             None | Some(Record::Owner { .. }) => {}
@@ -153,10 +164,7 @@ impl Outgoing {
                 request: request.clone(),
             },
         )?;
-        let source = Source::new(
-            setup(&vm, &request, journal.epoch().next()),
-            request.strategy.policy(&request.limits),
-        );
+        let source = Source::new(setup(&vm, &request, journal.epoch().next()), request.policy(&vm));
         Ok(Self::spawn(vm, dir, journal, request, session, source, false))
     }
 
@@ -177,10 +185,7 @@ impl Outgoing {
         let saved: SavedSession = load_json(&dir.session())?.ok_or_else(|| damaged("it is missing"))?;
         let session = parse_token(&saved.session).ok_or_else(|| damaged("its session is no token"))?;
         let request = saved.request;
-        let source = Source::recovered(
-            setup(&vm, &request, epoch),
-            request.strategy.policy(&request.limits),
-        );
+        let source = Source::recovered(setup(&vm, &request, epoch), request.policy(&vm));
         Ok(Self::spawn(vm, dir, journal, request, session, source, true))
     }
 

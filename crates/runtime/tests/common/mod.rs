@@ -116,6 +116,7 @@ impl Pair {
             destination: self.endpoint.clone(),
             strategy,
             limits: Limits::default(),
+            tuning: Default::default(),
             streams: Some(2),
             verify: true,
         }
