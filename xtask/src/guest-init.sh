@@ -7,6 +7,7 @@
 #   vmferry.load=write:64:200     write 64 MiB of memory at 200 MiB/s, checking every page all the while;
 #                disk:32          write and read back the first 32 MiB of /dev/vda, and check what was read;
 #                idle             nothing; several loads are joined with a comma
+#   vmferry.agent                 run the agent, which says what pages are used for
 #   vmferry.selfcheck             print `alive N` every second
 #   vmferry.run_s=30              power off after that many seconds (without it the guest runs until it is stopped)
 #
@@ -23,13 +24,14 @@ while read -r module; do
     insmod "/lib/modules/$module.ko" || echo "vmferry-guest: module $module does not load"
 done </lib/modules/order
 
-ip='' gateway='' memcached='' load='' selfcheck='' run_s=''
+ip='' gateway='' memcached='' load='' selfcheck='' run_s='' agent=''
 for word in $(cat /proc/cmdline); do
     case $word in
         vmferry.ip=*) ip=${word#*=} ;;
         vmferry.gateway=*) gateway=${word#*=} ;;
         vmferry.memcached=*) memcached=${word#*=} ;;
         vmferry.load=*) load=${word#*=} ;;
+        vmferry.agent) agent=1 ;;
         vmferry.selfcheck) selfcheck=1 ;;
         vmferry.run_s=*) run_s=${word#*=} ;;
         vmferry.*) echo "vmferry-guest: unknown parameter $word" ;;
@@ -51,6 +53,10 @@ if [ -n "$memcached" ]; then
         usleep 20000
         kill -0 $! 2>/dev/null || { echo 'vmferry-guest: memcached does not start'; break; }
     done
+fi
+
+if [ -n "$agent" ]; then
+    vmferry-agent &
 fi
 
 start_load() {

@@ -97,7 +97,9 @@ fn file_tree(modules: &[Module]) -> Result<Tree> {
         "bin/memcached",
         &libraries::program("memcached", "memcached")?,
     )?;
-    add_program(&mut tree, "bin/guest-load", &build_guest_load()?)?;
+    let [load, agent] = build_static(["guest-load", "vmferry-agent"])?;
+    add_program(&mut tree, "bin/guest-load", &load)?;
+    add_program(&mut tree, "bin/vmferry-agent", &agent)?;
 
     let order: String = modules
         .iter()
@@ -121,21 +123,21 @@ fn add_program(tree: &mut Tree, destination: &str, program: &Path) -> Result<()>
     Ok(())
 }
 
-/// Builds the self-checking load as a static binary. It has a target folder of its own, so that its flags do not make
+/// Builds programs for the guest as static binaries. They have a target folder of their own, so that their flags do not make
 /// cargo rebuild everything else.
-fn build_guest_load() -> Result<PathBuf> {
+fn build_static<const N: usize>(programs: [&str; N]) -> Result<[PathBuf; N]> {
     const TARGET: &str = "x86_64-unknown-linux-gnu";
     let target_folder = crate::repository().join("target/guest");
     let mut cargo = command::cargo();
-    cargo.args(["build", "--quiet", "--release", "--package", "vmferry-guest-load"]);
-    cargo
-        .args(["--target", TARGET, "--target-dir"])
-        .arg(&target_folder);
+    cargo.args(["build", "--quiet", "--release", "--target", TARGET]);
+    cargo.args(["--package", "vmferry-guest-load", "--package", "vmferry-agent"]);
+    cargo.arg("--target-dir").arg(&target_folder);
     cargo.env(
         "CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUSTFLAGS",
         "-C target-feature=+crt-static -C strip=symbols",
     );
     cargo.env_remove("RUSTFLAGS");
-    command::run(&mut cargo).context("cannot build the guest's load")?;
-    Ok(target_folder.join(TARGET).join("release/guest-load"))
+    command::run(&mut cargo).context("cannot build the guest's programs")?;
+    let folder = target_folder.join(TARGET).join("release");
+    Ok(programs.map(|program| folder.join(program)))
 }

@@ -1,6 +1,6 @@
 //! Streams for vmferry: TCP and unix sockets behind one trait.
 //!
-//! An [`Endpoint`] names a place; [`Listener::bind`] and [`connect`] make [`BoxedStream`]s of it. Nothing
+//! An [`Endpoint`] names a place; [`Listener::bind`] and [`connect()`] make [`BoxedStream`]s of it. Nothing
 //! here knows what the streams carry. A stream that is a plain socket shows its file descriptor
 //! ([`Stream::plain_fd`]), so that pages go from and to guest memory without a copy in user space; a stream
 //! that encrypts would answer none there, and its users copy.
