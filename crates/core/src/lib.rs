@@ -8,6 +8,7 @@
 pub mod bitmap;
 pub mod destination;
 pub mod handover;
+pub mod hints;
 pub mod layout;
 pub mod ledger;
 pub mod pages;
@@ -22,6 +23,7 @@ pub mod wws;
 
 pub use bitmap::PageBitmap;
 pub use handover::Epoch;
+pub use hints::{Class, Hints};
 pub use layout::{BlockRun, LayoutError, RamBlock, RamLayout};
 pub use pages::{PAGE_SIZE, PageRun};
 pub use strategy::{AtLimit, Limits, Strategy};

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use vmferry_core::{PageBitmap, PageRun};
 
 use crate::backend::GuestSpec;
+use crate::enlightened::Enlightened;
 use crate::error::Result;
 use crate::ram::GuestRam;
 
@@ -78,6 +79,10 @@ pub trait MigrateOut: Guest {
     /// # Errors
     /// When the hypervisor cannot save it.
     fn save_device_state(&self) -> Result<Vec<u8>>;
+    /// What the guest says about its pages, where it was set up to say something.
+    fn enlightened(&self) -> Option<&dyn Enlightened> {
+        None
+    }
 }
 
 /// Which pages were written. One tracker a guest at a time; dropping it disarms it.

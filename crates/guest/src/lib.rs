@@ -9,11 +9,13 @@
 pub mod backend;
 #[cfg(feature = "conformance")]
 pub mod conformance;
+pub mod enlightened;
 pub mod error;
 pub mod guest;
 pub mod ram;
 
 pub use backend::{Backend, GuestSpec};
+pub use enlightened::Enlightened;
 pub use error::{GuestError, Result};
 pub use guest::{
     DirtyTracker, FaultMode, Guest, GuestState, Installed, MigrateIn, MigrateOut, PageFaults, Vm,
