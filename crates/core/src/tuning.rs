@@ -136,7 +136,7 @@ fn divisor(regions: u32, pages: u64) -> u32 {
 mod tests {
     use super::*;
 
-    fn refused(tuning: Tuning) -> String {
+    fn refused(tuning: &Tuning) -> String {
         tuning.check(1 << 18).unwrap_err().to_string()
     }
 
@@ -153,28 +153,28 @@ mod tests {
     fn nonsense_is_refused_and_says_how_to_mend_it() {
         let default = Tuning::default;
         for alpha in [-0.1, 1.5, f64::NAN] {
-            let why = refused(Tuning { alpha, ..default() });
+            let why = refused(&Tuning { alpha, ..default() });
             assert!(why.contains("between 0 and 1"), "{why}");
         }
         for alpha in [0.0, 1.0] {
             Tuning { alpha, ..default() }.check(64).unwrap();
         }
-        let why = refused(Tuning {
+        let why = refused(&Tuning {
             samples: 0,
             ..default()
         });
         assert!(why.contains("1 to 10000"), "{why}");
-        let why = refused(Tuning {
+        let why = refused(&Tuning {
             interval: Duration::ZERO,
             ..default()
         });
         assert!(why.contains("more than 0"), "{why}");
-        let why = refused(Tuning {
+        let why = refused(&Tuning {
             regions: Some(5000),
             ..default()
         });
         assert!(why.contains("1 to 1024"), "{why}");
-        let why = refused(Tuning {
+        let why = refused(&Tuning {
             regions: Some(300),
             ..default()
         });
@@ -182,12 +182,12 @@ mod tests {
             why.contains("300 regions do not divide") && why.contains("such as 256"),
             "{why}"
         );
-        let why = refused(Tuning {
+        let why = refused(&Tuning {
             hot_percent: 0,
             ..default()
         });
         assert!(why.contains("hot_percent"), "{why}");
-        let why = refused(Tuning {
+        let why = refused(&Tuning {
             frequent_percent: 101,
             ..default()
         });

@@ -44,7 +44,7 @@ impl Peer {
         }
     }
 
-    pub(super) fn broken(&self, reason: String) {
+    pub(super) fn broken(&self, reason: &str) {
         if !self.closing.load(Ordering::Relaxed) {
             self.tell(Event::Disconnected(format!(
                 "destination {}: {reason}",
@@ -64,9 +64,9 @@ pub(super) fn read(mut stream: BoxedStream, shared: &Shared, peer: &Peer) {
             Ok(message) => match event(message, shared, &mut owner, &mut received) {
                 Ok(Some(event)) => peer.tell(event),
                 Ok(None) => {}
-                Err(error) => return peer.broken(chain(&error)),
+                Err(error) => return peer.broken(&chain(&error)),
             },
-            Err(error) => return peer.broken(chain(&error)),
+            Err(error) => return peer.broken(&chain(&error)),
         }
     }
 }

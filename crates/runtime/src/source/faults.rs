@@ -16,12 +16,12 @@ pub(super) fn serve(mut stream: BoxedStream, shared: &Shared, peer: &Peer) {
     let _usage = shared.usage.thread();
     let mut answers = match stream.try_clone() {
         Ok(stream) => PageWriter::new(stream),
-        Err(error) => return peer.broken(format!("cannot answer faults: {error}")),
+        Err(error) => return peer.broken(&format!("cannot answer faults: {error}")),
     };
     loop {
         let request = match FaultRequest::read(&mut stream, shared.ram.layout()) {
             Ok(request) => request,
-            Err(error) => return peer.broken(chain(&error)),
+            Err(error) => return peer.broken(&chain(&error)),
         };
         let demand = shared.source().demanded(shared.now(), request.page);
         if demand == Demand::Send {
@@ -33,7 +33,7 @@ pub(super) fn serve(mut stream: BoxedStream, shared: &Shared, peer: &Peer) {
             );
             match sent {
                 Ok(sent) => shared.source().sent(sent),
-                Err(error) => return peer.broken(format!("cannot answer faults: {error}")),
+                Err(error) => return peer.broken(&format!("cannot answer faults: {error}")),
             }
         }
         // The policy may want to push near the fault.

@@ -29,7 +29,7 @@ pub(super) fn send(stream: BoxedStream, index: usize, shared: &Shared, peer: &Pe
             Batch::RoundEnd(round) => {
                 drop(source);
                 if let Err(error) = writer.round_end(round) {
-                    return peer.broken(format!("cannot send pages: {error}"));
+                    return peer.broken(&format!("cannot send pages: {error}"));
                 }
                 source = shared.source();
             }
@@ -37,7 +37,7 @@ pub(super) fn send(stream: BoxedStream, index: usize, shared: &Shared, peer: &Pe
                 drop(source);
                 let sent = match writer.batch(&shared.ram, &runs, round, point) {
                     Ok(sent) => sent,
-                    Err(error) => return peer.broken(format!("cannot send pages: {error}")),
+                    Err(error) => return peer.broken(&format!("cannot send pages: {error}")),
                 };
                 source = shared.source();
                 source.sent(sent);
