@@ -10,6 +10,7 @@ use tracing::{debug, warn};
 use vmferry_guest::{Guest, GuestError, GuestRam, GuestSpec, GuestState, Result};
 use vmferry_memory::FileId;
 
+use crate::agent::AgentState;
 use crate::launch::{self, Started};
 use crate::physical::GuestPhysicalMap;
 use crate::process::QemuProcess;
@@ -38,6 +39,7 @@ pub struct QemuGuest {
     pub(crate) ram: Arc<GuestRam>,
     pub(crate) uffd: InQemu,
     pub(crate) record: Arc<RecordFile>,
+    pub(crate) agent: AgentState,
     phase: Mutex<Phase>,
     last_state: Mutex<GuestState>,
     /// RAM that goes with the device state, in bytes: no limit until it is known.
@@ -135,6 +137,7 @@ impl QemuGuest {
             config,
             dir: dir.to_owned(),
             uffd: InQemu::default(),
+            agent: AgentState::default(),
             process,
             qmp,
             ram: Arc::new(ram),

@@ -12,6 +12,7 @@ use vmferry_core::{PAGE_SIZE, RamBlock, RamLayout};
 use vmferry_guest::{GuestError, GuestRam, Result};
 use vmferry_memory::{SharedMemory, spawn_detached};
 
+use crate::agent;
 use crate::args::{escape, join, key_values, options, value_of};
 use crate::process::QemuProcess;
 use crate::qmp::Qmp;
@@ -56,8 +57,12 @@ pub(crate) fn qmp_path(dir: &Path) -> PathBuf {
 pub(crate) fn start(config: &QemuConfig, name: &str, dir: &Path, start: Start) -> Result<Started> {
     config.check_host(name)?;
     let socket = qmp_path(dir);
-    if socket.as_os_str().len() > MAX_SOCKET_PATH {
-        let problem = format!("the path {} is too long for a unix socket", socket.display());
+    let sockets = [socket.clone(), agent::socket_path(dir)];
+    if let Some(long) = sockets
+        .iter()
+        .find(|path| path.as_os_str().len() > MAX_SOCKET_PATH)
+    {
+        let problem = format!("the path {} is too long for a unix socket", long.display());
         return Err(unsuitable(name, problem, "use a shorter state folder or name"));
     }
     let ram = create_ram(&config.backends(name)?)?;
@@ -137,6 +142,11 @@ fn command_line(config: &QemuConfig, name: &str, dir: &Path, ram: &GuestRam, sta
     line.extend(shared_args(config, ram));
     let socket = escape(&qmp_path(dir).display().to_string());
     line.extend(["-qmp".into(), format!("unix:{socket},server=on,wait=off")]);
+    if config.agent {
+        line.extend(agent::port_args(&escape(
+            &agent::socket_path(dir).display().to_string(),
+        )));
+    }
     if start == Start::Incoming {
         line.extend(["-incoming", "defer"].map(String::from));
     }

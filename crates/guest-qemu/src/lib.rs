@@ -7,6 +7,7 @@
 //! `unsafe`.
 #![forbid(unsafe_code)]
 
+mod agent;
 mod args;
 mod attach;
 mod backend;

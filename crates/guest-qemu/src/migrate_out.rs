@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use tracing::warn;
 use vmferry_core::PAGE_SIZE;
-use vmferry_guest::{DirtyTracker, GuestError, GuestState, MigrateOut, Result};
+use vmferry_guest::{DirtyTracker, Enlightened, GuestError, GuestState, MigrateOut, Result};
 
 use crate::args::options;
 use crate::guest::{Phase, QemuGuest};
@@ -79,6 +79,10 @@ impl MigrateOut for QemuGuest {
             });
         }
         self.prepare_stream(&schema)
+    }
+
+    fn enlightened(&self) -> Option<&dyn Enlightened> {
+        self.config.agent.then_some(self as &dyn Enlightened)
     }
 
     fn dirty_tracker(&self) -> Result<Box<dyn DirtyTracker>> {

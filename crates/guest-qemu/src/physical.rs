@@ -61,6 +61,30 @@ impl GuestPhysicalMap {
         Some(range.pages.first + (address - range.address) / PAGE_SIZE)
     }
 
+    /// The address after the last byte of RAM.
+    pub fn end(&self) -> u64 {
+        self.ranges.last().map_or(0, |range| range.end())
+    }
+
+    /// How many pages from the one at guest-physical `address` on, at most `limit`, have consecutive page numbers.
+    pub fn contiguous(&self, address: u64, limit: u64) -> u64 {
+        let after = self.ranges.partition_point(|range| range.address <= address);
+        let left = self.ranges[..after]
+            .last()
+            .map_or(0, |range| range.end().saturating_sub(address).div_ceil(PAGE_SIZE));
+        left.min(limit)
+    }
+
+    /// The pages behind those of the page frames that are RAM. A frame's number is its guest-physical address over 4096.
+    pub fn pages_in(&self, frames: std::ops::Range<u64>) -> impl Iterator<Item = PageRun> + '_ {
+        self.ranges.iter().filter_map(move |range| {
+            let start = range.address / PAGE_SIZE;
+            let first = frames.start.max(start);
+            let end = frames.end.min(start + range.pages.count);
+            (first < end).then(|| PageRun::new(range.pages.first + (first - start), end - first))
+        })
+    }
+
     /// The guest-physical address of the first byte of page number `page`.
     pub fn address_of(&self, page: u64) -> Option<u64> {
         let range = self.ranges.iter().find(|range| range.pages.contains(page))?;
@@ -162,6 +186,19 @@ mod tests {
             map.page_at(4 * GIB + 5 * PAGE_SIZE),
             Some(2 * GIB / PAGE_SIZE + 5)
         );
+        let both: Vec<_> = map
+            .pages_in(2 * GIB / PAGE_SIZE - 1..4 * GIB / PAGE_SIZE + 2)
+            .collect();
+        assert_eq!(
+            both,
+            [
+                PageRun::single(2 * GIB / PAGE_SIZE - 1),
+                PageRun::new(2 * GIB / PAGE_SIZE, 2)
+            ]
+        );
+        assert_eq!(map.contiguous(2 * GIB - PAGE_SIZE, 9), 1);
+        assert_eq!((map.contiguous(4 * GIB, 9), map.contiguous(3 * GIB, 9)), (9, 0));
+        assert_eq!(map.end(), 8 * GIB);
         for page in [0, 77, 2 * GIB / PAGE_SIZE, 6 * GIB / PAGE_SIZE - 1] {
             assert_eq!(map.page_at(map.address_of(page).unwrap()), Some(page));
         }

@@ -77,6 +77,9 @@ pub struct QemuConfig {
     /// Whether the machine has QEMU's default devices (VGA, a network card, ...) beside those in `args`.
     #[serde(default)]
     pub default_devices: bool,
+    /// Whether the guest has a port for `vmferry-agent`, which says what its pages are used for.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub agent: bool,
     /// Further arguments of QEMU.
     #[serde(default)]
     pub args: Vec<String>,
@@ -104,6 +107,7 @@ impl QemuConfig {
             memory_bytes,
             ram_id: default_ram_id(),
             default_devices: false,
+            agent: false,
             args: args.into_iter().map(Into::into).collect(),
             files: Vec::new(),
         }
