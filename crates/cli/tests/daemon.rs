@@ -259,7 +259,7 @@ fn guests_move_by_every_strategy_over_tcp_and_unix() {
             fs::read_dir(host.dir.path().join("state/reports"))
                 .unwrap()
                 .count(),
-            4
+            Strategy::ALL.len()
         );
     }
 }

@@ -7,6 +7,7 @@
 
 pub mod bitmap;
 pub mod destination;
+pub mod filter;
 pub mod handover;
 pub mod hints;
 pub mod layout;

@@ -84,7 +84,7 @@ pub struct PageCounts {
     pub hole: u64,
     /// Pages that the guest does not use and did not cross.
     pub free: u64,
-    /// Pages held back by the data filter.
+    /// Pages held back in rounds, by a learned working set or the data filter; counted each time.
     pub filtered: u64,
     /// Crossings in compressed form.
     pub compressed: u64,
@@ -111,6 +111,15 @@ pub struct RoundReport {
     /// Share of the pages dirtied that had been held back.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub filter_recall: Option<f64>,
+    /// Pages held back in it to its end.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pages_filtered: Option<u64>,
+    /// Pages held back at first and then sent in it after all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pages_taken_back: Option<u64>,
+    /// Bytes of the pages held back that were dirtied indeed: they would have crossed in vain.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bytes_saved: Option<u64>,
 }
 
 /// Faults of the guest at the destination, and how long it waited for them.

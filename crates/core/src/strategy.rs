@@ -18,6 +18,8 @@ pub enum Strategy {
     StopAndCopy,
     /// Rounds while the guest runs, the rest at the stop.
     PreCopy,
+    /// The same without the pages that a data filter expects to be dirtied again.
+    PreCopyFilter,
     /// Device state at the stop, pages on demand.
     PostCopy,
     /// The same with pages pushed around the faults.
@@ -35,9 +37,10 @@ pub struct UnknownStrategy(String);
 
 impl Strategy {
     /// All of them.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::StopAndCopy,
         Self::PreCopy,
+        Self::PreCopyFilter,
         Self::PostCopy,
         Self::PostCopyPush,
         Self::Hybrid,
@@ -49,6 +52,7 @@ impl Strategy {
         match self {
             Self::StopAndCopy => "stop-and-copy",
             Self::PreCopy => "pre-copy",
+            Self::PreCopyFilter => "pre-copy-filter",
             Self::PostCopy => "post-copy",
             Self::PostCopyPush => "post-copy-push",
             Self::Hybrid => "hybrid",
@@ -62,6 +66,11 @@ impl Strategy {
         match self {
             Self::StopAndCopy => Box::new(policy::stop_and_copy::StopAndCopy),
             Self::PreCopy => Box::new(policy::pre_copy::PreCopy::new(limits.clone())),
+            Self::PreCopyFilter => Box::new(policy::pre_copy_filter::PreCopyFilter::new(
+                limits.clone(),
+                tuning,
+                pages,
+            )),
             Self::PostCopy => Box::new(policy::post_copy::PostCopy::new(limits.drain_after)),
             Self::PostCopyPush => Box::new(policy::post_copy_push::PostCopyPush::default()),
             Self::Hybrid => Box::new(policy::hybrid::Hybrid::default()),

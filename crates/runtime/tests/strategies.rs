@@ -10,10 +10,19 @@ use vmferry_core::{AtLimit, Limits, Strategy};
 use vmferry_guest::GuestState;
 
 fn moves(strategy: Strategy, limits: Limits) -> vmferry_core::report::Report {
+    moves_tuned(strategy, limits, vmferry_core::Tuning::default())
+}
+
+fn moves_tuned(
+    strategy: Strategy,
+    limits: Limits,
+    tuning: vmferry_core::Tuning,
+) -> vmferry_core::report::Report {
     let pair = Pair::new();
     let (vm, dir) = pair.launch("vm", &busy());
     let request = vmferry_runtime::Request {
         limits,
+        tuning,
         ..pair.request(strategy)
     };
     let report = pair.migrate(vm.clone(), dir, request);
@@ -65,6 +74,24 @@ fn post_copy_push() {
     let report = moves(Strategy::PostCopyPush, Limits::default());
     assert_eq!(report.pages.resent, 0, "each page crosses once");
     assert!(report.rounds.is_empty(), "no page crosses during the stop");
+}
+
+#[test]
+fn pre_copy_filter() {
+    let limits = Limits {
+        downtime: Duration::from_micros(1),
+        rounds: 30,
+        ..Limits::default()
+    };
+    let tuning = vmferry_core::Tuning {
+        samples: 4,
+        interval: Duration::from_millis(1),
+        ..Default::default()
+    };
+    let report = moves_tuned(Strategy::PreCopyFilter, limits, tuning);
+    // Loopback may be too fast for the model to be learned; every page is right in any case.
+    assert!(report.rounds.len() >= 2, "{:?}", report.rounds);
+    println!("{:?} {:?} {:?}", report.pages, report.notes, report.rounds);
 }
 
 #[test]

@@ -35,10 +35,12 @@ pub(crate) struct MigrateArgs {
     /// Where to: HOST, HOST:PORT, tcp:HOST:PORT or unix:/PATH
     #[arg(long, value_name = "HOST")]
     to: Endpoint,
-    /// Algorithm: stop-and-copy, pre-copy, post-copy, post-copy-push, hybrid or hybrid-learning
+    /// Algorithm: stop-and-copy, pre-copy, pre-copy-filter, post-copy, post-copy-push, hybrid or
+    /// hybrid-learning
     ///
     /// stop-and-copy: everything while the guest is stopped. pre-copy: rounds while it runs, until the rest crosses
-    /// within --downtime. post-copy: it resumes at the destination at once and fetches pages when it needs them.
+    /// within --downtime. pre-copy-filter: the same, but rounds leave out pages that a model of the guest's writes expects to
+    /// be dirtied again. post-copy: it resumes at the destination at once and fetches pages when it needs them.
     /// post-copy-push: the same, and all pages are pushed, those around a fault first. hybrid: one round while it
     /// runs, then it resumes at the destination and what it dirtied follows. hybrid-learning: the same, but the pages it
     /// writes most are learned beforehand and cross only after the resume.
@@ -68,12 +70,15 @@ pub(crate) struct MigrateArgs {
     /// Weight of the newest sample of dirty pages, 0 to 1, for hybrid-learning [default: 0.5]
     #[arg(long, value_name = "SHARE", allow_negative_numbers = true)]
     alpha: Option<f64>,
-    /// Samples to learn from, for hybrid-learning [default: 20]
+    /// Samples to learn from, for hybrid-learning and pre-copy-filter [default: 20]
     #[arg(long, value_name = "N")]
     samples: Option<u32>,
     /// Time from one sample to the next, as in 50ms [default: 50ms]
     #[arg(long, value_name = "TIME", value_parser = units::parse_duration)]
     interval: Option<Duration>,
+    /// Regions that pre-copy-filter cuts RAM into; they have to divide it [default: 256, if need be uneven]
+    #[arg(long, value_name = "N")]
+    regions: Option<u32>,
     /// Streams for pages; chosen from the number of cores where absent
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64))]
     streams: Option<u16>,
@@ -174,6 +179,7 @@ fn request(args: &MigrateArgs) -> MigrateRequest {
             alpha: args.alpha.unwrap_or(tuning.alpha),
             samples: args.samples.unwrap_or(tuning.samples),
             interval: args.interval.unwrap_or(tuning.interval),
+            regions: args.regions,
             ..tuning
         },
         streams: args.streams,

@@ -28,6 +28,7 @@ mod near_faults;
 pub mod post_copy;
 pub mod post_copy_push;
 pub mod pre_copy;
+pub mod pre_copy_filter;
 pub mod stop_and_copy;
 
 /// What a policy sees when it is asked.

@@ -26,11 +26,11 @@ impl PreCopy {
             .is_some_and(|time| time <= self.limits.downtime)
     }
 
-    fn limit_reached(&self, view: &View<'_>) -> Option<String> {
+    fn limit_reached(&self, view: &View<'_>, rounds_so_far: u32) -> Option<String> {
         let Limits {
             rounds, time, bytes, ..
         } = self.limits;
-        if view.rounds >= rounds {
+        if rounds_so_far >= rounds {
             return Some(format!("{rounds} rounds"));
         }
         if let Some(time) = time.filter(|&time| view.now >= time) {
@@ -39,6 +39,23 @@ impl PreCopy {
         bytes
             .filter(|&bytes| view.bytes_sent >= bytes)
             .map(|bytes| format!("{bytes} bytes"))
+    }
+
+    /// What comes instead of another round after `rounds` of them, if none does.
+    pub(super) fn before_round(&mut self, view: &View<'_>, rounds: u32) -> Option<LiveStep> {
+        if self.fits_goal(view) {
+            return Some(LiveStep::SwitchOver);
+        }
+        self.reached = self.limit_reached(view, rounds);
+        let limit = self.reached.as_ref()?;
+        Some(match self.limits.at_limit {
+            AtLimit::Stop | AtLimit::PostCopy => LiveStep::SwitchOver,
+            AtLimit::Abort => LiveStep::Abort(format!(
+                "the guest dirties memory too fast: after {limit} the rest would still take {} ms, the goal is {} ms",
+                view.time_to_send_pending().map_or(0, |time| time.as_millis()),
+                self.limits.downtime.as_millis(),
+            )),
+        })
     }
 }
 
@@ -55,22 +72,11 @@ impl Policy for PreCopy {
     }
 
     fn live(&mut self, view: &View<'_>) -> LiveStep {
-        if self.fits_goal(view) {
-            return LiveStep::SwitchOver;
-        }
-        self.reached = self.limit_reached(view);
-        match (&self.reached, self.limits.at_limit) {
-            (None, _) => LiveStep::Round(RoundPlan {
-                pages: RoundPages::Pending,
-                sample_every: None,
-            }),
-            (Some(_), AtLimit::Stop | AtLimit::PostCopy) => LiveStep::SwitchOver,
-            (Some(limit), AtLimit::Abort) => LiveStep::Abort(format!(
-                "the guest dirties memory too fast: after {limit} the rest would still take {} ms, the goal is {} ms",
-                view.time_to_send_pending().map_or(0, |time| time.as_millis()),
-                self.limits.downtime.as_millis(),
-            )),
-        }
+        let round = LiveStep::Round(RoundPlan {
+            pages: RoundPages::Pending,
+            sample_every: None,
+        });
+        self.before_round(view, view.rounds).unwrap_or(round)
     }
 
     fn stop(&mut self, view: &View<'_>) -> StopPlan {

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::event::{Batch, Command, Event};
+use super::recorder::RoundJudged;
 use super::state::{Round, State};
 use super::{Source, SourceError, view};
 use crate::bitmap::PageBitmap;
@@ -36,8 +37,11 @@ impl Source {
             }
             (State::Scanning, Event::Scanned(pages)) => {
                 self.record_scan(now, pages, ScanPoint::Live);
-                let dirtied = self.last_scan.count();
-                self.recorder.dirtied_in_last_round(dirtied);
+                if let Some(mut judged) = self.judged.take() {
+                    let mut dirtied = std::mem::replace(&mut judged.dirtied, PageBitmap::new(0));
+                    dirtied.union_with(&self.last_scan);
+                    self.recorder.judge_last_round(judged, &dirtied);
+                }
                 Ok(self.decide(now))
             }
             (State::Waiting { until }, Event::Tick) if now >= *until => {
@@ -138,6 +142,7 @@ impl Source {
             return Vec::new();
         };
         round.sampling = false;
+        round.dirtied.union_with(&self.last_scan);
         round.next_sample = round.sample_every.map(|every| now + every);
         if let Some(mut held) = change.hold_back {
             held.intersect_with(&round.left);
@@ -154,6 +159,7 @@ impl Source {
             back.intersect_with(held);
             held.subtract(&back);
             back.intersect_with(self.ledger.pending());
+            round.taken_back += back.count();
             round.left.union_with(&back);
         }
         vec![Command::WakeStreams]
@@ -218,6 +224,11 @@ impl Source {
             return RoundReport::default();
         };
         let (pages, bytes, took) = (round.pages, round.bytes, now.saturating_sub(round.began));
+        self.judged = Some(RoundJudged {
+            held_back: round.held_back.take(),
+            taken_back: round.taken_back,
+            dirtied: std::mem::replace(&mut round.dirtied, PageBitmap::new(0)),
+        });
         self.rounds += 1;
         self.rates.round_received(pages, bytes, took);
         RoundReport {

@@ -24,7 +24,7 @@ use crate::policy::{Faults, Needs, Pick, Policy, View, in_address_order};
 use crate::rates::Rates;
 use crate::report::{Outcome, PhaseReport, Progress, RoundReport};
 use crate::tracking::{ScanPoint, Tracking};
-use recorder::Recorder;
+use recorder::{Recorder, RoundJudged};
 use state::State;
 
 /// Pages of one batch: 1 MiB, so that a stream asks rarely and a change of mind is still quick.
@@ -89,6 +89,8 @@ pub struct Source {
     /// Of these, the ones to push first after a reconnect: the guest waits for them.
     urgent: PageBitmap,
     recorder: Recorder,
+    /// Of the round that ended last, until the scan of its end has come.
+    judged: Option<RoundJudged>,
 }
 
 impl Source {
@@ -109,6 +111,7 @@ impl Source {
             demanded: PageBitmap::new(setup.pages),
             urgent: PageBitmap::new(setup.pages),
             recorder: Recorder::new(State::Offered.phase()),
+            judged: None,
         }
     }
 

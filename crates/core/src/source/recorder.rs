@@ -6,10 +6,21 @@ use super::Measured;
 use super::event::{SentBatch, Summary};
 use crate::bitmap::PageBitmap;
 use crate::ledger::Ledger;
+use crate::pages::PAGE_SIZE;
 use crate::report::{PageCounts, PhaseReport, RoundReport};
 
 /// How far back the displayed rate looks.
 const RATE_WINDOW: Duration = Duration::from_millis(500);
+
+/// What a round held back, to be judged by what was dirtied.
+pub(super) struct RoundJudged {
+    /// Held back to its end.
+    pub held_back: Option<PageBitmap>,
+    /// Pages sent after all.
+    pub taken_back: u64,
+    /// Dirtied according to its samples.
+    pub dirtied: PageBitmap,
+}
 
 pub(super) struct Recorder {
     pub counts: PageCounts,
@@ -87,10 +98,24 @@ impl Recorder {
         self.rounds.push(round);
     }
 
-    pub(super) fn dirtied_in_last_round(&mut self, pages: u64) {
-        if let Some(round) = self.rounds.last_mut() {
-            round.pages_dirtied = pages;
-        }
+    /// The scan of a round's end came: `dirtied` are all pages dirtied during the round.
+    pub(super) fn judge_last_round(&mut self, judged: RoundJudged, dirtied: &PageBitmap) {
+        let Some(round) = self.rounds.last_mut() else {
+            return;
+        };
+        round.pages_dirtied = dirtied.count();
+        let Some(held_back) = judged.held_back else {
+            return;
+        };
+        let mut hit = held_back.clone();
+        hit.intersect_with(dirtied);
+        let hits = hit.count();
+        let share = |of: u64| (of > 0).then(|| hits as f64 / of as f64);
+        round.filter_precision = share(held_back.count());
+        round.filter_recall = share(round.pages_dirtied);
+        round.pages_filtered = Some(held_back.count());
+        round.pages_taken_back = Some(judged.taken_back);
+        round.bytes_saved = Some(hits * PAGE_SIZE);
     }
 
     pub(super) fn runs_at_destination(&mut self, now: Duration) {

@@ -89,6 +89,10 @@ pub(super) struct Round {
     pub left: PageBitmap,
     /// Pages held back at its start or later.
     pub held_back: Option<PageBitmap>,
+    /// Pages held back and then sent after all.
+    pub taken_back: u64,
+    /// Pages that samples found dirty, in rounds that are sampled.
+    pub dirtied: PageBitmap,
     /// Streams that were told of its end.
     pub marked: Vec<bool>,
     /// When it began.
@@ -109,8 +113,10 @@ impl Round {
     pub(super) fn new(number: u32, left: PageBitmap, streams: usize, began: Duration) -> Self {
         Self {
             number,
+            dirtied: PageBitmap::new(left.len()),
             left,
             held_back: None,
+            taken_back: 0,
             marked: vec![false; streams],
             began,
             pages: 0,

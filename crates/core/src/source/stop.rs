@@ -96,8 +96,6 @@ impl Source {
         self.recorder.paused_at = Some(paused_at);
         if self.needs.tracking {
             self.record_scan(now, pages, ScanPoint::Stopped);
-            let dirtied = self.last_scan.count();
-            self.recorder.dirtied_in_last_round(dirtied);
         } else {
             self.recorder.data_found(&pages);
             self.ledger = Ledger::new(pages);

@@ -134,7 +134,7 @@ impl World {
         let limits = &self.scenario.limits;
         let rounds = measured.rounds.len() as u32;
         match self.scenario.algorithm {
-            Algorithm::Ours(Strategy::PreCopy) => {
+            Algorithm::Ours(Strategy::PreCopy | Strategy::PreCopyFilter) => {
                 assert!(rounds <= limits.rounds + 1, "{rounds} rounds, {limits:?}");
                 let before_last: u64 = measured
                     .rounds
@@ -150,7 +150,6 @@ impl World {
             Algorithm::Ours(Strategy::StopAndCopy) => assert!(rounds <= 1),
             Algorithm::Ours(Strategy::Hybrid | Strategy::HybridLearning) => assert!(rounds <= 1),
             Algorithm::Ours(_) | Algorithm::Enlightened => assert_eq!(rounds, 0),
-            Algorithm::Filter => {}
         }
         let aborts = self
             .source
@@ -211,7 +210,7 @@ impl World {
             return;
         }
         let most = match self.scenario.algorithm {
-            Algorithm::Ours(Strategy::PreCopy) | Algorithm::Filter => return,
+            Algorithm::Ours(Strategy::PreCopy | Strategy::PreCopyFilter) => return,
             Algorithm::Ours(Strategy::Hybrid | Strategy::HybridLearning) => 2,
             Algorithm::Ours(_) | Algorithm::Enlightened => 1,
         };

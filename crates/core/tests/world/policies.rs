@@ -3,63 +3,13 @@
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use vmferry_core::policy::{
-    Faults, LiveStep, Needs, Policy, RoundChange, RoundPages, RoundPlan, StopPlan, View,
-};
-use vmferry_core::{Limits, PageBitmap};
+use vmferry_core::PageBitmap;
+use vmferry_core::policy::{Faults, LiveStep, Needs, Policy, StopPlan, View};
 
 const TRACKED_HYBRID: Needs = Needs {
     tracking: true,
     faults: Faults::MissingAndStale,
 };
-
-/// `pre-copy-filter`: holds back what was just dirtied, takes back what has been quiet since.
-pub(crate) struct Filter {
-    limits: Limits,
-    hot: PageBitmap,
-}
-
-impl Filter {
-    pub(crate) fn new(limits: Limits, pages: u64) -> Self {
-        Self {
-            limits,
-            hot: PageBitmap::new(pages),
-        }
-    }
-}
-
-impl Policy for Filter {
-    fn needs(&self) -> Needs {
-        Needs {
-            tracking: true,
-            faults: Faults::None,
-        }
-    }
-
-    fn live(&mut self, view: &View<'_>) -> LiveStep {
-        if view.rounds >= self.limits.rounds || view.ledger.pending().is_empty() {
-            return LiveStep::SwitchOver;
-        }
-        LiveStep::Round(RoundPlan {
-            pages: RoundPages::PendingExcept(self.hot.clone()),
-            sample_every: Some(Duration::from_micros(500)),
-        })
-    }
-
-    fn sampled(&mut self, view: &View<'_>) -> RoundChange {
-        let mut quiet = self.hot.clone();
-        quiet.subtract(view.last_scan);
-        self.hot = view.last_scan.clone();
-        RoundChange {
-            hold_back: Some(self.hot.clone()),
-            take_back: Some(quiet),
-        }
-    }
-
-    fn stop(&mut self, _view: &View<'_>) -> StopPlan {
-        StopPlan::SendPending
-    }
-}
 
 /// `enlightened`: the guest's free pages are dropped at the stop.
 pub(crate) struct Enlightened {

@@ -13,7 +13,7 @@ use crate::chooser::Chooser;
 use crate::destination_host::DestinationHost;
 use crate::guest::{Guest, Habits, Memory, act_at_source};
 use crate::network::Network;
-use crate::policies::{Enlightened, Filter};
+use crate::policies::Enlightened;
 use crate::source_host::SourceHost;
 
 /// No run takes more steps, whatever happens.
@@ -23,7 +23,6 @@ const MOST_STEPS: u32 = 200_000;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Algorithm {
     Ours(Strategy),
-    Filter,
     Enlightened,
 }
 
@@ -31,11 +30,11 @@ impl Algorithm {
     pub(crate) const ALL: [Self; 8] = [
         Self::Ours(Strategy::StopAndCopy),
         Self::Ours(Strategy::PreCopy),
+        Self::Ours(Strategy::PreCopyFilter),
         Self::Ours(Strategy::PostCopy),
         Self::Ours(Strategy::PostCopyPush),
         Self::Ours(Strategy::Hybrid),
         Self::Ours(Strategy::HybridLearning),
-        Self::Filter,
         Self::Enlightened,
     ];
 }
@@ -99,7 +98,6 @@ impl Scenario {
     pub(crate) fn policy(&self, guest: &Guest) -> Box<dyn Policy> {
         match self.algorithm {
             Algorithm::Ours(strategy) => strategy.policy(&self.limits, &self.tuning, self.pages),
-            Algorithm::Filter => Box::new(Filter::new(self.limits.clone(), self.pages)),
             Algorithm::Enlightened => Box::new(Enlightened::new(guest.hints.clone())),
         }
     }
@@ -112,7 +110,6 @@ impl Scenario {
                     .needs()
                     .faults
             }
-            Algorithm::Filter => Faults::None,
             _ => Faults::MissingAndStale,
         }
     }
