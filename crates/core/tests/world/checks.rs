@@ -17,6 +17,8 @@ pub(crate) struct Checks {
     pub source_restarts: u32,
     /// The hosts lost each other for good, past the commit point.
     pub severed: bool,
+    /// The data filter held pages back.
+    pub filtered: bool,
     /// Events that a machine had no place for.
     pub errors: Vec<String>,
     sent: SentBatch,
@@ -29,6 +31,7 @@ impl Checks {
             reconnects: 0,
             source_restarts: 0,
             severed: false,
+            filtered: false,
             errors: Vec::new(),
             sent: SentBatch::default(),
         }

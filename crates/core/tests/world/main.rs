@@ -64,7 +64,7 @@ fn every_seeded_world_ends_with_one_guest() {
                 assert!(all.contains_key(&key), "no world {key}");
             }
         }
-        for what in ["reconnected", "severed", "source restarted"] {
+        for what in ["reconnected", "severed", "source restarted", "filtered"] {
             assert!(all.contains_key(what), "no world {what}");
         }
     }
@@ -88,6 +88,7 @@ fn tally(from: u64, to: u64) -> BTreeMap<String, u32> {
             (world.checks.reconnects > 0 && world.completed(), "reconnected"),
             (world.checks.severed, "severed"),
             (world.checks.source_restarts > 0, "source restarted"),
+            (world.checks.filtered, "filtered"),
         ] {
             if seen {
                 count(what.into());

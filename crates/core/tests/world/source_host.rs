@@ -432,7 +432,13 @@ impl World {
         self.source.over = Some(Some(outcome));
         self.source.error = error;
         if let Some(machine) = self.source.machine.take() {
-            self.check_report(&machine.measured());
+            let measured = machine.measured();
+            self.check_report(&measured);
+            self.checks.filtered |= measured.counts.filtered > 0
+                && measured
+                    .notes
+                    .iter()
+                    .any(|note| note.starts_with("data filter on"));
         }
         // What the daemon of `vmferry-cli` says of it: restart me.
         if outcome == Outcome::Unresolved {
