@@ -106,6 +106,12 @@ fn test_environment(guest: Option<&Path>) -> Vec<(&'static str, String)> {
     if let Some(folder) = guest {
         environment.push(("VMFERRY_GUEST_IMAGE", folder.display().to_string()));
     }
+    // `cargo test --workspace` builds the program beside this one; built for itself it would be built anew.
+    if let Ok(xtask) = std::env::current_exe()
+        && std::env::var_os("VMFERRY_BIN").is_none()
+    {
+        environment.push(("VMFERRY_BIN", xtask.with_file_name("vmferry").display().to_string()));
+    }
     if setup::is_root() && std::env::var_os("VMFERRY_REQUIRE").is_none() {
         environment.push(("VMFERRY_REQUIRE", "qemu,root,uffd".to_owned()));
     }
