@@ -110,7 +110,10 @@ fn test_environment(guest: Option<&Path>) -> Vec<(&'static str, String)> {
     if let Ok(xtask) = std::env::current_exe()
         && std::env::var_os("VMFERRY_BIN").is_none()
     {
-        environment.push(("VMFERRY_BIN", xtask.with_file_name("vmferry").display().to_string()));
+        environment.push((
+            "VMFERRY_BIN",
+            xtask.with_file_name("vmferry").display().to_string(),
+        ));
     }
     if setup::is_root() && std::env::var_os("VMFERRY_REQUIRE").is_none() {
         environment.push(("VMFERRY_REQUIRE", "qemu,root,uffd".to_owned()));
