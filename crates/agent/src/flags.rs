@@ -102,7 +102,7 @@ mod tests {
         assert_eq!(class(1 << 10 | 1 << 19), Class::Other, "broken memory");
     }
 
-    // The numbers below are from a Debian 6.1 guest, classified by hand with `page-types`.
+    // Combinations of flags put together by hand after the kernel's documentation of kpageflags.
     #[test]
     fn pages_of_a_real_guest() {
         assert_eq!(class(0x1_0000_0000), Class::KernelAllocated, "reserved at boot");

@@ -5,12 +5,12 @@
 //! is compared with what the model expects of as many observations.
 //!
 //! - *States.* A stay in a state counts once (samples of one stay are not independent). Neighbouring states are
-//!   merged, in order of their regions, until a cell expects [`LEAST_EXPECTED`].
+//!   merged, in order of their regions, until a cell expects `LEAST_EXPECTED`.
 //! - *Transitions.* A pair is expected by its share among the transitions from its first state. Pairs are merged in
-//!   order of their states until a cell expects [`LEAST_EXPECTED`].
+//!   order of their states until a cell expects `LEAST_EXPECTED`.
 //!
 //! Surprises are a cell of their own: states never seen before, and pairs never seen before. Their expected share is
-//! [`SURPRISE`], for pairs also the share that Good and Turing estimate (pairs seen once, of all seen) where that is
+//! `SURPRISE`, for pairs also the share that Good and Turing estimate (pairs seen once, of all seen) where that is
 //! more. Fewer surprises than that speak for the model, so the cell counts only where there are more. The statistic
 //! is divided by 1 + observed / learned, because the model's shares are estimates too.
 
