@@ -104,7 +104,7 @@ mod tests {
 
     // Combinations of flags put together by hand after the kernel's documentation of kpageflags.
     #[test]
-    fn pages_of_a_real_guest() {
+    fn combinations_of_flags_and_their_classes() {
         assert_eq!(class(0x1_0000_0000), Class::KernelAllocated, "reserved at boot");
         assert_eq!(class(0x9_0000_0000), Class::KernelAllocated, "vmemmap");
         assert_eq!(class(0x400_0000), Class::PageTables);
