@@ -278,7 +278,8 @@ fn a_migration_that_fails_gives_a_report_and_1() {
 fn a_first_interrupt_cancels() {
     let (one, two) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let (from, to) = (Host::start(one.path()), Host::start(two.path()));
-    from.ask(&["run", "web", "-m", "64M", "--synthetic", "write:16M"]);
+    // The first round alone takes far longer than the interrupt needs to come.
+    from.ask(&["run", "web", "-m", "1G", "--synthetic", "write:64M + fill:896M"]);
     let endless = [
         "migrate",
         "web",
