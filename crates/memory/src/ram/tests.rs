@@ -45,6 +45,22 @@ fn bytes_come_back() {
 }
 
 #[test]
+fn what_is_written_through_the_file_is_in_memory() {
+    let memory = memory(4);
+    let bytes = pattern(2 * PAGE, 3);
+    memory.write_through_file(PAGE, &bytes).unwrap();
+    let mut expected = vec![0; 4 * PAGE as usize];
+    expected[PAGE as usize..3 * PAGE as usize].copy_from_slice(&bytes);
+    assert_eq!(contents(&memory), expected);
+}
+
+#[test]
+#[should_panic(expected = "past the end")]
+fn nothing_is_written_through_the_file_past_the_end() {
+    let _ = memory(1).write_through_file(8, &[0; PAGE as usize]);
+}
+
+#[test]
 fn words_are_atomic() {
     let memory = memory(1);
     memory.store_u64(8, 41);

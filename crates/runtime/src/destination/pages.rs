@@ -146,7 +146,7 @@ impl PageReader {
     fn place(&mut self, sink: &Sink, intake: Intake, run: PageRun) -> Result<bool, String> {
         match intake {
             Intake::Direct => {
-                sink.ram.write(run, &self.buffer);
+                sink.ram.write_fresh(run, &self.buffer).map_err(|e| chain(&e))?;
                 note_received(sink, run);
                 Ok(false)
             }
