@@ -69,6 +69,20 @@ impl Driver<'_> {
         Ok(self.send(message).err().map(Event::Broken))
     }
 
+    pub(super) fn round_received(&mut self, round: u32) -> Result<(), String> {
+        let sink = self.sink();
+        let total = (
+            sink.pages.load(Ordering::Relaxed),
+            sink.bytes.load(Ordering::Relaxed),
+        );
+        let before = std::mem::replace(&mut self.reported, total);
+        self.send(&ToSource::RoundReceived {
+            round,
+            pages: total.0 - before.0,
+            bytes: total.1 - before.1,
+        })
+    }
+
     pub(super) fn send_claim(&mut self, epoch: Epoch, claim: Claim) -> Result<(), String> {
         let state = match claim {
             Claim::Prepared => OwnerState::Prepared,

@@ -44,6 +44,8 @@ pub(super) struct Driver<'a> {
     /// The pages announced for after the resume, part by part.
     pub(super) announced: Option<PageSetParts>,
     pub(super) pending: PageBitmap,
+    /// Pages and bytes of the rounds that were reported.
+    pub(super) reported: (u64, u64),
     pub(super) device_state: Vec<u8>,
     pub(super) expected: Expected,
     pub(super) verified: Option<Verified>,
@@ -73,6 +75,7 @@ impl<'a> Driver<'a> {
             fault_thread: None,
             announced: None,
             pending: PageBitmap::new(pages),
+            reported: (0, 0),
             device_state: Vec::new(),
             expected: Expected::default(),
             verified: None,
@@ -218,13 +221,7 @@ impl<'a> Driver<'a> {
     fn execute(&mut self, command: Command, events: &mut VecDeque<Event>) {
         tracing::debug!(?command, "destination");
         let answer = match command {
-            Command::SendRoundReceived { round } => self
-                .send(&ToSource::RoundReceived {
-                    round,
-                    pages: 0,
-                    bytes: 0,
-                })
-                .map(|()| None),
+            Command::SendRoundReceived { round } => self.round_received(round).map(|()| None),
             Command::ExpectPages => self.expect_pages(),
             Command::Load => self.load().map(|()| Some(Event::Loaded)),
             Command::Compare => self.compare().map(Some),

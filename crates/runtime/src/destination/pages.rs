@@ -9,7 +9,7 @@ use vmferry_core::{PAGE_SIZE, PageRun};
 use vmferry_guest::GuestRam;
 use vmferry_memory::TransferPipe;
 use vmferry_transport::BoxedStream;
-use vmferry_wire::{PageFrame, crc32};
+use vmferry_wire::{PAGE_HEADER_BYTES, PageFrame, crc32};
 
 use super::pager::Pager;
 use crate::link::chain;
@@ -33,6 +33,8 @@ pub(super) struct Sink {
     pub pager: OnceLock<Arc<Pager>>,
     intake: AtomicU8,
     pub pages: AtomicU64,
+    /// Bytes of page frames, headers included.
+    pub bytes: AtomicU64,
     /// Pages wait for the guest's own writes no more: set at the end, for threads that wait.
     pub closing: AtomicBool,
 }
@@ -44,6 +46,7 @@ impl Sink {
             pager: OnceLock::new(),
             intake: AtomicU8::new(Intake::Direct as u8),
             pages: AtomicU64::new(0),
+            bytes: AtomicU64::new(0),
             closing: AtomicBool::new(false),
         }
     }
@@ -94,6 +97,8 @@ impl PageReader {
     /// One line: what came and what was expected, or what the connection says.
     pub(super) fn next(&mut self, sink: &Sink) -> Result<Delivered, String> {
         let frame = PageFrame::read(&mut self.stream, sink.ram.layout()).map_err(|e| chain(&e))?;
+        let bytes = PAGE_HEADER_BYTES as u64 + frame.payload_bytes();
+        sink.bytes.fetch_add(bytes, Ordering::Relaxed);
         let last = match frame {
             PageFrame::RoundEnd { round } => {
                 return Ok(Delivered::Event(Event::RoundEnd {
