@@ -1,6 +1,7 @@
 //! Requirements of tests.
 
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 /// Something a test needs of the machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,9 +41,11 @@ impl Requirement {
                         image_dir().display()
                     ));
                 }
-                vmferry_guest_qemu::probe("qemu-system-x86_64")
-                    .err()
-                    .map(|e| e.to_string())
+                // Asked once: every test of a file needs it, and they start at the same moment.
+                static LACKING: OnceLock<Option<String>> = OnceLock::new();
+                LACKING
+                    .get_or_init(|| vmferry_guest_qemu::probe("qemu-system-x86_64").err().map(|e| chain(&e)))
+                    .clone()
             }
         }
     }
@@ -63,6 +66,11 @@ pub fn all(requirements: &[Requirement]) -> bool {
         println!("skipped: {missing}");
         false
     })
+}
+
+fn chain(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(error.source(), |cause| cause.source());
+    causes.fold(error.to_string(), |said, cause| format!("{said}: {cause}"))
 }
 
 /// Returns from the test where a requirement is missing.

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use std::{fs, io, thread};
 
 use serde::Serialize;
+use tracing::warn;
 use vmferry_guest::{GuestError, Result};
 
 use crate::qmp::Qmp;
@@ -14,6 +15,9 @@ use crate::qmp::commands::{QueryVersion, Quit};
 
 /// How long a QEMU without a machine may take to start.
 const START_TIMEOUT: Duration = Duration::from_secs(20);
+/// How often it is started before it counts as broken: on a crowded host a start may fail for want of something that
+/// is there again a moment later.
+const ATTEMPTS: u32 = 3;
 
 /// An installed QEMU, by its own account.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -33,15 +37,31 @@ pub struct QemuInfo {
 /// When it is not installed, does not start or does not answer.
 pub fn probe(binary: &str) -> Result<QemuInfo> {
     let accelerators = accelerators(binary)?;
-    let folder = scratch_folder().map_err(|error| failed(binary, error))?;
-    let asked = ask(binary, &folder.join("qmp.sock"));
-    let _ = fs::remove_dir_all(&folder);
-    let (version, ignores_shared) = asked?;
+    let mut attempt = 1;
+    let (version, ignores_shared) = loop {
+        match start_and_ask(binary) {
+            Ok(answer) => break answer,
+            Err(error) if attempt == ATTEMPTS => return Err(error),
+            Err(error) => warn!(
+                attempt,
+                error = &error as &dyn std::error::Error,
+                "QEMU did not say what it can do"
+            ),
+        }
+        attempt += 1;
+    };
     Ok(QemuInfo {
         version,
         ignores_shared,
         accelerators,
     })
+}
+
+fn start_and_ask(binary: &str) -> Result<(String, bool)> {
+    let folder = scratch_folder().map_err(|error| failed(binary, error))?;
+    let asked = ask(binary, &folder.join("qmp.sock"));
+    let _ = fs::remove_dir_all(&folder);
+    asked
 }
 
 fn accelerators(binary: &str) -> Result<Vec<String>> {
@@ -121,6 +141,8 @@ fn scratch_folder() -> io::Result<PathBuf> {
     static COUNT: AtomicU32 = AtomicU32::new(0);
     let count = COUNT.fetch_add(1, Ordering::Relaxed);
     let folder = std::env::temp_dir().join(format!("vmferry-probe-{}-{count}", std::process::id()));
+    // One of a process that had this number before and was killed.
+    let _ = fs::remove_dir_all(&folder);
     fs::create_dir(&folder)?;
     Ok(folder)
 }
