@@ -144,7 +144,7 @@ fn remove(name: &str) {
 
 /// Kills every process in a namespace.
 fn end_all(name: &str) {
-    let until = Instant::now() + Duration::from_secs(5);
+    let until = Instant::now() + Duration::from_secs(30);
     while Instant::now() < until {
         let listed = Command::new("ip").args(["netns", "pids", name]).output();
         let listed = listed.map(|output| String::from_utf8_lossy(&output.stdout).into_owned());

@@ -12,7 +12,7 @@ use vmferry_guest_qemu::qmp::commands::{Cont, QueryStatus, Stop};
 use vmferry_guest_qemu::qmp::{Qmp, QmpError};
 
 const GREETING: &str = r#"{"QMP": {"version": {"qemu": {"micro": 0, "minor": 2, "major": 7}, "package": ""}, "capabilities": []}}"#;
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// One client of the scripted server.
 struct Peer {

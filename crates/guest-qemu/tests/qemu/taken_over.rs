@@ -49,7 +49,7 @@ impl Stranger {
         let start = Instant::now();
         // Bound is not listening yet.
         while UnixStream::connect(dir.join("qmp.sock")).is_err() {
-            assert!(start.elapsed() < Duration::from_secs(30), "QEMU does not start");
+            assert!(start.elapsed() < Duration::from_secs(120), "QEMU does not start");
             std::thread::sleep(Duration::from_millis(2));
         }
         Self { child, dir }
