@@ -53,13 +53,13 @@ fn assert_nothing_is_left(run: u32) {
     assert_eq!(named("/run/netns", &format!("-{run}")), [""; 0]);
     let folder = std::env::temp_dir();
     assert_eq!(
-        named(&folder.to_string_lossy(), &format!("vmferry-demo-{run}-")),
+        named(&folder.to_string_lossy(), &format!("vmferry-lab-{run}-")),
         [""; 0]
     );
     let commands = std::fs::read_dir("/proc").unwrap().flatten();
     let ours = commands.filter_map(|entry| std::fs::read_to_string(entry.path().join("cmdline")).ok());
     let ours: Vec<_> = ours
-        .filter(|line| line.contains(&format!("vmferry-demo-{run}-")))
+        .filter(|line| line.contains(&format!("vmferry-lab-{run}-")))
         .collect();
     assert_eq!(ours, [""; 0]);
 }

@@ -4,9 +4,7 @@
 //! directories; everything that migrates is in `vmferry-runtime`.
 #![forbid(unsafe_code)]
 
-pub mod api;
 pub mod cli;
-pub mod client;
 mod commands;
 pub mod daemon;
 mod demo;
@@ -18,5 +16,6 @@ pub mod report_table;
 mod table;
 pub mod units;
 
-pub use client::Client;
 pub use failure::run;
+pub use vmferry_api as api;
+pub use vmferry_api::{Client, client};

@@ -3,32 +3,32 @@
 //! With QEMU and a guest image it is a Linux guest in a network of namespaces, else the synthetic guest over
 //! loopback. Everything it makes goes when it ends, also after Ctrl-C.
 
-mod guards;
-mod hosts;
-mod load;
-mod memcached;
-mod namespace;
 mod qemu;
-mod requirements;
 mod result;
 mod synthetic;
-mod timeline;
-mod topology;
 mod watch;
 
 use std::io::Write as _;
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use clap::Args;
 use tempfile::TempDir;
+use vmferry_api::MigrateRequest;
+use vmferry_core::{Limits, Strategy};
+use vmferry_lab::hosts::HostSetup;
+use vmferry_lab::{Host, Interrupt, LabError, Topology, guards, namespace, requirements};
 
-use self::guards::{Interrupt, Interrupted};
 use self::result::DemoResult;
-use self::topology::Topology;
 use crate::cli::Common;
 use crate::units;
+
+/// Pre-copy goes on in rounds until the rest takes less than this: a tenth of what is usual, since the guest is idle enough
+/// for it and the link fast enough.
+const DOWNTIME_GOAL: Duration = Duration::from_millis(30);
 
 /// Exit code after Ctrl-C, as shells give it.
 const INTERRUPTED: u8 = 130;
@@ -62,6 +62,9 @@ pub(crate) struct DemoArgs {
     keep: bool,
 }
 
+/// Where guests arrive.
+const PORT: u16 = 7120;
+
 /// Rate of the links; none for no limit.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Link(Option<String>);
@@ -83,7 +86,7 @@ fn parse_link(text: &str) -> Result<Link, String> {
 /// Carries the demo out.
 pub(crate) fn run(common: &Common, args: &DemoArgs) -> Result<ExitCode> {
     match show(args, common.json) {
-        Err(error) if error.is::<Interrupted>() => {
+        Err(error) if is_interrupted(&error) => {
             narrate("interrupted; cleaned up");
             Ok(ExitCode::from(INTERRUPTED))
         }
@@ -141,11 +144,12 @@ fn prepare_qemu(args: &DemoArgs) -> Option<(PathBuf, Topology)> {
             stale.join(", ")
         ));
     }
-    match Topology::create(&std::process::id().to_string(), args.link.0.as_deref()) {
+    match Topology::create(&std::process::id().to_string(), args.link.0.as_deref(), true) {
         Ok(topology) => Some((absolute(&image?), topology)),
         Err(error) => {
             narrate(&format!(
-                "no network for the hosts: {error:#}; running the synthetic guest"
+                "no network for the hosts: {}; running the synthetic guest",
+                error.chain()
             ));
             None
         }
@@ -155,6 +159,56 @@ fn prepare_qemu(args: &DemoArgs) -> Option<(PathBuf, Topology)> {
 /// The daemons have working directories of their own.
 fn absolute(path: &Path) -> PathBuf {
     std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
+}
+
+/// Starts a host daemon of this very program.
+fn start_host(
+    name: &'static str,
+    folder: &Path,
+    end: Option<&vmferry_lab::topology::HostEnd>,
+    interrupt: &Interrupt,
+) -> Result<Host> {
+    let program = std::env::current_exe().context("cannot find the program that is running")?;
+    let setup = HostSetup {
+        program: &program,
+        folder,
+        address: end.map_or((Ipv4Addr::LOCALHOST, 0), |end| (end.address, PORT)),
+        namespace: end.map(|end| &end.namespace),
+        interrupt,
+    };
+    Ok(Host::start(name, &setup)?)
+}
+
+/// How the demo moves guests.
+fn request(strategy: Strategy) -> MigrateRequest {
+    let limits = Limits {
+        downtime: DOWNTIME_GOAL,
+        ..Limits::default()
+    };
+    MigrateRequest {
+        limits,
+        verify: true,
+        ..MigrateRequest::new("", strategy)
+    }
+}
+
+/// Shows what the daemons logged last, unless it was the user who ended the demo.
+fn narrate_logs(hosts: &[Host], error: &anyhow::Error) {
+    if is_interrupted(error) {
+        return;
+    }
+    for host in hosts {
+        match host.last_log_lines() {
+            lines if lines.is_empty() => {}
+            lines => narrate(&format!("log of host {}:{lines}", host.name)),
+        }
+    }
+}
+
+fn is_interrupted(error: &anyhow::Error) -> bool {
+    error
+        .downcast_ref::<LabError>()
+        .is_some_and(LabError::is_interrupted)
 }
 
 fn keep(folder: TempDir) {

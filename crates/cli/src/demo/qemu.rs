@@ -1,31 +1,23 @@
 //! The demo with QEMU: a Linux guest whose memcached serves a client all the while.
 
-use std::net::SocketAddr;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::Result;
 use vmferry_core::Strategy;
-use vmferry_guest::{GuestSpec, GuestState};
+use vmferry_guest::GuestSpec;
 use vmferry_guest_qemu::QemuConfig;
+use vmferry_lab::hosts::{last_lines, timed};
+use vmferry_lab::linux::{self, LinuxGuest};
+use vmferry_lab::load::{Load, Record, Settings};
+use vmferry_lab::{Host, Interrupt, Topology};
 
-use super::guards::{Interrupt, Interrupted};
-use super::hosts::{self, Host, timed};
-use super::load::{Load, Record, Settings};
-use super::memcached::Connection;
-use super::requirements::{INITRAMFS, KERNEL};
 use super::result::{ClientResult, DemoResult};
-use super::topology::{GUEST, PREFIX_BITS, TAP, Topology};
-use super::{narrate, watch::Watch};
+use super::watch::Watch;
+use super::{narrate, narrate_logs, request, start_host};
 
 /// Name of the guest.
 const NAME: &str = "demo";
-const MEMCACHED_PORT: u16 = 11211;
-/// Where guests arrive.
-const PORT: u16 = 7120;
-const MAC: &str = "52:54:00:0a:4d:0a";
-/// How long the guest may take to boot: tens of times what it takes.
-const BOOT_LIMIT: Duration = Duration::from_secs(180);
 /// Values of the client: 64 MiB in all, each about a page.
 const VALUES: u32 = 16_384;
 const VALUE_BYTES: usize = 4096;
@@ -60,26 +52,18 @@ impl Setup<'_> {
             "network: two hosts and a client at a switch, links {}",
             topology.link
         ));
-        let start = |index: usize, name| {
-            let host = &topology.hosts[index];
-            Host::start(
-                name,
-                self.folder,
-                (host.address, PORT),
-                Some(&host.namespace),
-                self.interrupt,
-            )
-        };
-        let hosts = [start(0, "a")?, start(1, "b")?];
+        let [a, b] = &topology.hosts;
+        let start = |name, end| start_host(name, self.folder, Some(end), self.interrupt);
+        let hosts = [start("a", a)?, start("b", b)?];
         self.move_there_and_back(&hosts)
-            .inspect_err(|error| hosts::narrate_logs(&hosts, error))
+            .inspect_err(|error| narrate_logs(&hosts, error))
     }
 
     fn move_there_and_back(&self, hosts: &[Host; 2]) -> Result<DemoResult> {
         let [a, b] = hosts;
         self.boot(a)?;
         let settings = Settings {
-            address: SocketAddr::from((GUEST, MEMCACHED_PORT)),
+            address: linux::memcached(),
             values: VALUES,
             value_bytes: VALUE_BYTES,
             operations_per_s: OPERATIONS_PER_S,
@@ -100,7 +84,7 @@ impl Setup<'_> {
         for (source, destination, strategy) in [(a, b, Strategy::PostCopyPush), (b, a, Strategy::PreCopy)] {
             let mut watch = Watch::start(source.name, destination.name, strategy);
             let (report, window) =
-                timed(|| source.migrate(NAME, destination, strategy, |look| watch.look(look)));
+                timed(|| source.migrate(NAME, destination, &request(strategy), |look| watch.look(look)));
             let mut report = report?;
             watch.end(&report);
             self.interrupt.sleep(UNDER_LOAD)?;
@@ -131,18 +115,11 @@ impl Setup<'_> {
         ));
         let (version, booted) = timed(|| {
             host.run(&spec)?;
-            self.interrupt.wait_for("memcached in the guest", BOOT_LIMIT, || {
-                if let None | Some(GuestState::Gone) = host.guest(NAME)?.state {
-                    bail!("the guest ended while it booted");
-                }
-                let ask =
-                    || Connection::open((GUEST, MEMCACHED_PORT).into(), Duration::from_secs(1))?.version();
-                Ok(self.topology.client.enter(ask)?.ok())
-            })
+            linux::wait_for_memcached(host, NAME, &self.topology.client, self.interrupt)
         });
         let version = version.inspect_err(|error| {
-            let said = hosts::last_lines(&console, 12);
-            if !said.is_empty() && !error.is::<Interrupted>() {
+            let said = last_lines(&console, 12);
+            if !said.is_empty() && !error.is_interrupted() {
                 narrate(&format!("the guest's console:{said}"));
             }
         })?;
@@ -153,42 +130,14 @@ impl Setup<'_> {
 
     /// The guest, the same on both hosts. Its console file is appended to by one QEMU after the other.
     fn spec(&self, console: &Path) -> Result<GuestSpec> {
-        let parameters = kernel_parameters(self.image)?;
-        let file = |name: &str| self.image.join(name).display().to_string();
-        let args = [
-            "-kernel",
-            &file(KERNEL),
-            "-initrd",
-            &file(INITRAMFS),
-            "-append",
-            &format!("{parameters} vmferry.ip={GUEST}/{PREFIX_BITS} vmferry.memcached={MEMCACHED_MIB}"),
-            "-netdev",
-            &format!("tap,id=net0,ifname={TAP},script=no,downscript=no"),
-            "-device",
-            &format!("virtio-net-pci,netdev=net0,mac={MAC},romfile="),
-            "-device",
-            "virtio-rng-pci",
-            // Where it dies it shall not begin again.
-            "-no-reboot",
-            "-chardev",
-            &format!("file,id=console,path={},append=on", console.display()),
-            "-serial",
-            "chardev:console",
-        ];
+        let guest = LinuxGuest {
+            network: true,
+            memcached_mib: Some(MEMCACHED_MIB),
+            ..LinuxGuest::default()
+        };
+        let args = guest.args(self.image, console)?;
         Ok(QemuConfig::new(self.memory_bytes, args).into_spec(NAME))
     }
-}
-
-/// What `cargo xtask image` says the kernel has to be told.
-fn kernel_parameters(image: &Path) -> Result<String> {
-    let path = image.join("image.json");
-    let text = std::fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
-    let about: serde_json::Value =
-        serde_json::from_slice(&text).with_context(|| format!("{} is not understood", path.display()))?;
-    let parameters = about["kernel_parameters"].as_str();
-    Ok(parameters
-        .with_context(|| format!("{} has no kernel_parameters", path.display()))?
-        .to_owned())
 }
 
 fn client_result(

@@ -2,7 +2,6 @@
 //!
 //! Its client is the guest itself: the store checks every value it reads.
 
-use std::net::Ipv4Addr;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -11,12 +10,11 @@ use vmferry_core::Strategy;
 use vmferry_core::report::Outcome;
 use vmferry_guest::GuestSpec;
 use vmferry_guest_synth::{Fill, LoadConfig, Stats, SynthConfig};
+use vmferry_lab::{Host, Interrupt};
 
-use super::guards::Interrupt;
-use super::hosts::{self, Host};
-use super::narrate;
 use super::result::{ClientResult, DemoResult};
 use super::watch::Watch;
+use super::{narrate, narrate_logs, request, start_host};
 use crate::units;
 
 /// Name of the guest.
@@ -31,13 +29,13 @@ const UNDER_LOAD: Duration = Duration::from_secs(1);
 /// Starts the guest, moves it there and back.
 pub(super) fn run(memory_bytes: u64, folder: &Path, interrupt: &Interrupt) -> Result<DemoResult> {
     let spec = spec(memory_bytes)?;
-    let start = |name| Host::start(name, folder, (Ipv4Addr::LOCALHOST, 0), None, interrupt);
+    let start = |name| start_host(name, folder, None, interrupt);
     let hosts = [start("a")?, start("b")?];
     narrate(&format!(
         "guest: a synthetic one of {} with a key-value store",
         units::size(memory_bytes)
     ));
-    move_there_and_back(&spec, &hosts, interrupt).inspect_err(|error| hosts::narrate_logs(&hosts, error))
+    move_there_and_back(&spec, &hosts, interrupt).inspect_err(|error| narrate_logs(&hosts, error))
 }
 
 fn move_there_and_back(spec: &GuestSpec, [a, b]: &[Host; 2], interrupt: &Interrupt) -> Result<DemoResult> {
@@ -50,7 +48,7 @@ fn move_there_and_back(spec: &GuestSpec, [a, b]: &[Host; 2], interrupt: &Interru
     for (source, destination, strategy) in [(a, b, Strategy::PostCopyPush), (b, a, Strategy::PreCopy)] {
         source.reset_gap(NAME)?;
         let mut watch = Watch::start(source.name, destination.name, strategy);
-        let mut report = source.migrate(NAME, destination, strategy, |look| watch.look(look))?;
+        let mut report = source.migrate(NAME, destination, &request(strategy), |look| watch.look(look))?;
         watch.end(&report);
         let owner = if report.outcome == Outcome::Completed {
             destination

@@ -11,13 +11,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result};
 use rand_xoshiro::SplitMix64;
 use rand_xoshiro::rand_core::{Rng as _, SeedableRng as _};
 
-use super::memcached::Connection;
-use super::namespace::Namespace;
-use super::timeline::Timeline;
+use crate::error::{LabError, Result};
+use crate::memcached::Connection;
+use crate::namespace::Namespace;
+use crate::timeline::Timeline;
 
 /// How long the server may keep the client waiting before that is an error.
 const TIMEOUT: Duration = Duration::from_secs(20);
@@ -26,39 +26,42 @@ const FILL_WINDOW: usize = 16;
 /// Wrong answers of which a description is kept.
 const MAX_DESCRIPTIONS: usize = 8;
 
+/// Whether a value was right, and if not, what is wrong with it.
+type Checked = std::result::Result<(), String>;
+
 /// What the client does.
 #[derive(Clone, Debug)]
-pub(super) struct Settings {
+pub struct Settings {
     /// The server.
-    pub(super) address: SocketAddr,
+    pub address: SocketAddr,
     /// How many values there are.
-    pub(super) values: u32,
+    pub values: u32,
     /// Bytes of each.
-    pub(super) value_bytes: usize,
+    pub value_bytes: usize,
     /// Operations a second, evenly spread, as far as the server keeps up.
-    pub(super) operations_per_s: u32,
+    pub operations_per_s: u32,
     /// One operation of so many stores a new version; the others read.
-    pub(super) one_set_in: u64,
+    pub one_set_in: u64,
 }
 
 /// What the client has seen.
 #[derive(Clone, Debug)]
-pub(super) struct Record {
+pub struct Record {
     /// When operations ended well.
-    pub(super) timeline: Timeline,
+    pub timeline: Timeline,
     /// Operations that ended well.
-    pub(super) operations: u64,
+    pub operations: u64,
     /// Operations without an answer, or with one that is none: the connection is lost with each.
-    pub(super) failures: u64,
+    pub failures: u64,
     /// Values that were missing or not what was stored.
-    pub(super) wrong_values: u64,
+    pub wrong_values: u64,
     /// The first failures and wrong values, in words.
-    pub(super) descriptions: Vec<String>,
+    pub descriptions: Vec<String>,
 }
 
 impl Record {
     /// Everything that must not happen.
-    pub(super) fn errors(&self) -> u64 {
+    pub fn errors(&self) -> u64 {
         self.failures + self.wrong_values
     }
 
@@ -70,7 +73,7 @@ impl Record {
 }
 
 /// The client, running on a thread of its own until it is stopped or dropped.
-pub(super) struct Load {
+pub struct Load {
     shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,
 }
@@ -82,17 +85,24 @@ struct Shared {
 
 impl Load {
     /// Connects from inside `namespace` (or from here), stores every value once, and starts the load.
-    pub(super) fn start(settings: Settings, namespace: Option<&Namespace>) -> Result<Self> {
+    ///
+    /// # Errors
+    /// When it cannot connect or store.
+    pub fn start(settings: Settings, namespace: Option<&Namespace>) -> Result<Self> {
         let open = || Connection::open(settings.address, TIMEOUT);
         let connection = match namespace {
             Some(namespace) => namespace.enter(open)?,
             None => open(),
         };
-        let mut connection = connection.context("the client cannot connect to memcached")?;
+        let mut connection = connection.map_err(|source| LabError::Client {
+            what: "connect to",
+            source,
+        })?;
         let mut values = Values::new(&settings);
-        values
-            .fill(&mut connection)
-            .context("the client cannot store its values in memcached")?;
+        values.fill(&mut connection).map_err(|source| LabError::Client {
+            what: "store its values in",
+            source,
+        })?;
         let record = Record {
             timeline: Timeline::new(Instant::now()),
             operations: 0,
@@ -112,7 +122,7 @@ impl Load {
         };
         let spawn = || {
             thread::Builder::new()
-                .name("demo-client".into())
+                .name("lab-client".into())
                 .spawn(move || client.run())
         };
         // A thread that is started inside of a namespace stays there, so the client can also connect again.
@@ -122,17 +132,17 @@ impl Load {
         };
         Ok(Self {
             shared,
-            thread: Some(thread.context("cannot start a thread")?),
+            thread: Some(thread.map_err(LabError::system("start a thread"))?),
         })
     }
 
     /// What the client has seen so far.
-    pub(super) fn record(&self) -> Record {
+    pub fn record(&self) -> Record {
         self.shared.lock().clone()
     }
 
     /// Ends the load. Returns what the client has seen.
-    pub(super) fn stop(mut self) -> Record {
+    pub fn stop(mut self) -> Record {
         self.join();
         self.record()
     }
@@ -190,7 +200,7 @@ impl Client {
     }
 
     /// One operation; what is inside says whether the value was right.
-    fn operate(&mut self, choice: u64) -> io::Result<Result<(), String>> {
+    fn operate(&mut self, choice: u64) -> io::Result<Checked> {
         let connection = match &mut self.connection {
             Some(connection) => connection,
             none => none.insert(Connection::open(self.settings.address, TIMEOUT)?),
@@ -203,7 +213,7 @@ impl Client {
         }
     }
 
-    fn note(&self, checked: Result<(), String>) {
+    fn note(&self, checked: Checked) {
         let mut record = self.shared.lock();
         record.timeline.record(Instant::now());
         record.operations += 1;
@@ -268,7 +278,7 @@ impl Values {
         Ok(())
     }
 
-    fn check(&mut self, connection: &mut Connection, key: u32) -> io::Result<Result<(), String>> {
+    fn check(&mut self, connection: &mut Connection, key: u32) -> io::Result<Checked> {
         let known = self.versions[key as usize];
         if !connection.get(&name(key), &mut self.received)? {
             return Ok(Err(format!("{} is gone", name(key))));
@@ -314,7 +324,7 @@ fn write_value(value: &mut Vec<u8>, key: u32, version: u32, bytes: usize) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::demo::memcached::tests::server;
+    use crate::memcached::tests::server;
 
     fn settings(address: SocketAddr) -> Settings {
         Settings {

@@ -1,4 +1,4 @@
-//! The two host daemons of a demo, and what it asks of them.
+//! The host daemons of a lab, and what is asked of them.
 
 use std::fs::File;
 use std::net::Ipv4Addr;
@@ -8,63 +8,68 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, bail};
+use vmferry_api::{Client, ClientError, GuestInfo, MigrateRequest, Stage};
 use vmferry_core::report::{Progress, Report};
-use vmferry_core::{Limits, Strategy};
 use vmferry_guest::GuestSpec;
+use vmferry_guest_synth::Stats;
 
-use super::guards::{Interrupt, Interrupted, Process};
-use super::namespace::Namespace;
-use super::narrate;
-use crate::api::{GuestInfo, MigrateRequest, Stage};
-use crate::client::{Client, ClientError};
+use crate::error::{LabError, Result};
+use crate::guards::{Interrupt, Process};
+use crate::namespace::Namespace;
 
 /// How long a daemon may take until it answers.
 const START_LIMIT: Duration = Duration::from_secs(30);
 /// How often a migration is looked at.
 const LOOK: Duration = Duration::from_millis(100);
-/// Pre-copy goes on in rounds until the rest takes less than this: a tenth of what is usual, since the guest is idle enough
-/// for it and the link fast enough.
-const DOWNTIME_GOAL: Duration = Duration::from_millis(30);
 /// Lines of a daemon's log that are shown when something went wrong.
 const LOG_LINES: usize = 12;
 
 /// A host daemon, running as a process of its own until it is dropped.
-pub(super) struct Host {
+pub struct Host {
     /// `a` or `b`.
-    pub(super) name: &'static str,
+    pub name: &'static str,
     /// Where guests arrive, as an endpoint.
-    pub(super) endpoint: String,
+    pub endpoint: String,
     client: Arc<Client>,
     process: Process,
     log: PathBuf,
     interrupt: Interrupt,
 }
 
+/// What a daemon is started with.
+pub struct HostSetup<'a> {
+    /// The `vmferry` program.
+    pub program: &'a Path,
+    /// The folder in which it gets one of its own.
+    pub folder: &'a Path,
+    /// Where it listens; port 0 lets the system choose.
+    pub address: (Ipv4Addr, u16),
+    /// The namespace it runs in; the present one where absent.
+    pub namespace: Option<&'a Namespace>,
+    /// Ctrl-C.
+    pub interrupt: &'a Interrupt,
+}
+
 impl Host {
-    /// Starts the daemon with its files in `folder`/NAME, listening at `address`: inside `namespace`, or here.
-    pub(super) fn start(
-        name: &'static str,
-        folder: &Path,
-        address: (Ipv4Addr, u16),
-        namespace: Option<&Namespace>,
-        interrupt: &Interrupt,
-    ) -> Result<Self> {
-        let folder = folder.join(name);
-        std::fs::create_dir(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
+    /// Starts the daemon and waits until it answers.
+    ///
+    /// # Errors
+    /// When it does not.
+    pub fn start(name: &'static str, setup: &HostSetup<'_>) -> Result<Self> {
+        let folder = setup.folder.join(name);
+        std::fs::create_dir(&folder).map_err(LabError::system(format!("make {}", folder.display())))?;
         let log = folder.join("log");
         let socket = folder.join("api.sock");
-        let program = std::env::current_exe().context("cannot find the program that is running")?;
-        let mut command = Command::new(program);
+        let mut command = Command::new(setup.program);
+        let (address, port) = setup.address;
         command
             .arg("host")
-            .args(["--listen", &format!("tcp:{}:{}", address.0, address.1)]);
-        command
+            .args(["--listen", &format!("tcp:{address}:{port}")])
             .arg("--state-dir")
             .arg(folder.join("state"))
             .arg("--api")
             .arg(&socket);
-        let log_file = File::create(&log).with_context(|| format!("cannot make {}", log.display()))?;
+        let log_file = File::create(&log).map_err(LabError::system(format!("make {}", log.display())))?;
         command
             .stdin(Stdio::null())
             .stdout(Stdio::null())
@@ -73,20 +78,19 @@ impl Host {
         command.process_group(0);
         // The log is a file.
         command.env("NO_COLOR", "1");
-        let child = match namespace {
+        let child = match setup.namespace {
             Some(namespace) => namespace.spawn(&mut command)?,
-            None => command.spawn().context("cannot start a host daemon")?,
+            None => command.spawn().map_err(LabError::system("start a host daemon"))?,
         };
         let process = Process::new(child);
-        let client = Arc::new(Client::new(socket)?);
-        let interrupt = interrupt.clone();
+        let client = Arc::new(Client::new(socket).map_err(LabError::system("get an event loop"))?);
         let mut host = Self {
             name,
             endpoint: String::new(),
             client,
             process,
             log,
-            interrupt,
+            interrupt: setup.interrupt.clone(),
         };
         host.endpoint = host.wait_until_ready()?;
         Ok(host)
@@ -97,62 +101,76 @@ impl Host {
         let what = format!("the daemon of host {}", self.name);
         let info = interrupt.wait_for(&what, START_LIMIT, || {
             if let Some(status) = self.process.exit_status()? {
-                bail!(
-                    "the daemon of host {} ended ({status}){}",
-                    self.name,
-                    last_lines(&self.log, LOG_LINES)
-                );
+                return Err(LabError::DaemonEnded {
+                    host: self.name.to_owned(),
+                    status,
+                    log: self.last_log_lines(),
+                });
             }
             match self.client.host() {
                 Err(ClientError::Unreachable { .. }) => Ok(None),
-                answer => Ok(Some(answer?)),
+                answer => answer.map(Some).map_err(|source| self.refused(source)),
             }
         })?;
         Ok(info.listen)
     }
 
+    /// What the daemon logged last, each line on one of its own and indented; empty where that is nothing.
+    pub fn last_log_lines(&self) -> String {
+        last_lines(&self.log, LOG_LINES)
+    }
+
     /// Starts a guest.
-    pub(super) fn run(&self, spec: &GuestSpec) -> Result<GuestInfo> {
+    ///
+    /// # Errors
+    /// When the host refuses or does not answer, as for all requests; or interrupted.
+    pub fn run(&self, spec: &GuestSpec) -> Result<GuestInfo> {
         let spec = spec.clone();
         self.ask(move |client| client.run(&spec))
     }
 
     /// A guest of this host.
-    pub(super) fn guest(&self, name: &str) -> Result<GuestInfo> {
+    ///
+    /// # Errors
+    /// See [`Host::run`].
+    pub fn guest(&self, name: &str) -> Result<GuestInfo> {
         let name = name.to_owned();
         self.ask(move |client| client.guest(&name))
     }
 
     /// What a synthetic guest of this host has done.
-    pub(super) fn stats(&self, name: &str) -> Result<vmferry_guest_synth::Stats> {
+    ///
+    /// # Errors
+    /// See [`Host::run`].
+    pub fn stats(&self, name: &str) -> Result<Stats> {
         let name = name.to_owned();
         self.ask(move |client| client.stats(&name))
     }
 
     /// Starts the measurement of a synthetic guest's longest gap anew.
-    pub(super) fn reset_gap(&self, name: &str) -> Result<()> {
+    ///
+    /// # Errors
+    /// See [`Host::run`].
+    pub fn reset_gap(&self, name: &str) -> Result<()> {
         let name = name.to_owned();
         self.ask(move |client| client.reset_gap(&name))
     }
 
-    /// Moves a guest to another host and waits until that has ended, one way or another. `watch` sees how it goes.
-    pub(super) fn migrate(
+    /// Moves a guest to another host (which is filled in) and waits until that has ended, one way or another. `watch` sees
+    /// how it goes.
+    ///
+    /// # Errors
+    /// See [`Host::run`]. A migration that did not complete is a report.
+    pub fn migrate(
         &self,
         guest: &str,
         destination: &Self,
-        strategy: Strategy,
+        request: &MigrateRequest,
         mut watch: impl FnMut(&Progress),
     ) -> Result<Report> {
         let request = MigrateRequest {
             to: destination.endpoint.clone(),
-            strategy,
-            limits: Limits {
-                downtime: DOWNTIME_GOAL,
-                ..Limits::default()
-            },
-            tuning: Default::default(),
-            streams: None,
-            verify: true,
+            ..request.clone()
         };
         let name = guest.to_owned();
         let started = self.ask(move |client| client.migrate(&name, &request))?;
@@ -171,29 +189,23 @@ impl Host {
     /// A request to the daemon that does not stand in the way of Ctrl-C.
     fn ask<T: Send + 'static>(
         &self,
-        request: impl FnOnce(&Client) -> Result<T, ClientError> + Send + 'static,
+        request: impl FnOnce(&Client) -> std::result::Result<T, ClientError> + Send + 'static,
     ) -> Result<T> {
         let client = Arc::clone(&self.client);
         let answer = self.interrupt.during(move || request(&client))?;
-        answer.with_context(|| format!("host {} did not do it", self.name))
+        answer.map_err(|source| self.refused(source))
     }
-}
 
-/// Shows what the daemons logged last, unless it was the user who ended the demo.
-pub(super) fn narrate_logs(hosts: &[Host], error: &anyhow::Error) {
-    if error.is::<Interrupted>() {
-        return;
-    }
-    for host in hosts {
-        match last_lines(&host.log, LOG_LINES) {
-            lines if lines.is_empty() => {}
-            lines => narrate(&format!("log of host {}:{lines}", host.name)),
+    fn refused(&self, source: ClientError) -> LabError {
+        LabError::Host {
+            host: self.name.to_owned(),
+            source,
         }
     }
 }
 
 /// The last lines of a file, each on a line of its own and indented; empty where there is none.
-pub(super) fn last_lines(file: &Path, count: usize) -> String {
+pub fn last_lines(file: &Path, count: usize) -> String {
     let content = std::fs::read(file).unwrap_or_default();
     let content = String::from_utf8_lossy(&content);
     let lines: Vec<_> = content
@@ -207,7 +219,7 @@ pub(super) fn last_lines(file: &Path, count: usize) -> String {
 }
 
 /// The time it takes to carry out `work`, beside its result.
-pub(super) fn timed<T>(work: impl FnOnce() -> T) -> (T, std::ops::Range<Instant>) {
+pub fn timed<T>(work: impl FnOnce() -> T) -> (T, std::ops::Range<Instant>) {
     let start = Instant::now();
     let result = work();
     (result, start..Instant::now())

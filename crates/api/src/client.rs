@@ -15,7 +15,7 @@ use thiserror::Error;
 use tokio::net::UnixStream;
 use vmferry_guest::GuestSpec;
 
-use crate::api::{
+use crate::{
     AttachRequest, Done, ErrorBody, GuestInfo, HostInfo, MigrateRequest, Migration, Owner, ResolveRequest,
     Started, StoredReport,
 };

@@ -6,23 +6,26 @@ use std::path::Path;
 use std::process::{Child, Command};
 use std::thread;
 
-use anyhow::{Context as _, Result, bail};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
-use super::guards;
+use crate::error::{LabError, Result};
+use crate::guards;
 
 /// Name of the namespaces of all runs, before the role.
 const PREFIX: &str = "vmferry-";
 
 /// A network namespace of this run.
-pub(super) struct Namespace {
+pub struct Namespace {
     name: String,
     file: File,
 }
 
 impl Namespace {
     /// Makes `vmferry-ROLE-RUN`, with its loopback up.
-    pub(super) fn create(role: &str, run: &str) -> Result<Self> {
+    ///
+    /// # Errors
+    /// When `ip` is missing or fails.
+    pub fn create(role: &str, run: &str) -> Result<Self> {
         let name = format!("{PREFIX}{role}-{run}");
         ip(&format!("netns add {name}"))?;
         let path = Path::new("/run/netns").join(&name);
@@ -30,7 +33,7 @@ impl Namespace {
             Ok(file) => file,
             Err(error) => {
                 remove(&name);
-                return Err(error).with_context(|| format!("cannot open {}", path.display()));
+                return Err(LabError::system(format!("open {}", path.display()))(error));
             }
         };
         let namespace = Self { name, file };
@@ -39,22 +42,28 @@ impl Namespace {
     }
 
     /// Its name.
-    pub(super) fn name(&self) -> &str {
+    pub fn name(&self) -> &str {
         &self.name
     }
 
     /// Runs `ip` with the words of `line` in it.
-    pub(super) fn ip(&self, line: &str) -> Result<()> {
+    pub(crate) fn ip(&self, line: &str) -> Result<()> {
         ip(&format!("-n {} {line}", self.name)).map(drop)
     }
 
     /// Runs `tc` with the words of `line` in it.
-    pub(super) fn tc(&self, line: &str) -> Result<()> {
+    pub(crate) fn tc(&self, line: &str) -> Result<()> {
         run("tc", &format!("-n {} {line}", self.name)).map(drop)
     }
 
     /// Runs `work` on a thread inside the namespace: sockets that it makes, and processes that it starts, stay there.
-    pub(super) fn enter<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T> {
+    ///
+    /// # Errors
+    /// When it cannot be entered.
+    ///
+    /// # Panics
+    /// When the work does.
+    pub fn enter<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T> {
         thread::scope(|scope| {
             let inside = || {
                 move_into_link_name_space(self.file.as_fd(), Some(LinkNameSpaceType::Network))?;
@@ -65,15 +74,35 @@ impl Namespace {
                 .join()
                 .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
         })
-        .map_err(|error: rustix::io::Errno| anyhow::Error::new(error))
-        .with_context(|| format!("cannot enter the network namespace {}", self.name))
+        .map_err(|error: rustix::io::Errno| {
+            LabError::system(format!("enter the network namespace {}", self.name))(error.into())
+        })
+    }
+
+    /// Bytes that left by a device of it so far: all layers above the wire's own counted.
+    ///
+    /// # Errors
+    /// When it cannot be entered, or has no such device.
+    pub fn sent_bytes(&self, device: &str) -> Result<u64> {
+        let counters = self
+            .enter(|| std::fs::read_to_string("/proc/thread-self/net/dev"))?
+            .map_err(LabError::system("read the counters of network devices"))?;
+        sent_by(&counters, device).ok_or_else(|| {
+            let missing = std::io::Error::new(std::io::ErrorKind::NotFound, "it is not listed");
+            LabError::system(format!("read the counters of {device} in {}", self.name))(missing)
+        })
     }
 
     /// Starts a process inside the namespace.
-    pub(super) fn spawn(&self, command: &mut Command) -> Result<Child> {
+    ///
+    /// # Errors
+    /// When it does not start.
+    pub fn spawn(&self, command: &mut Command) -> Result<Child> {
         let program = command.get_program().to_owned();
-        self.enter(|| command.spawn())?
-            .with_context(|| format!("cannot start {}", Path::new(&program).display()))
+        self.enter(|| command.spawn())?.map_err(LabError::system(format!(
+            "start {}",
+            Path::new(&program).display()
+        )))
     }
 }
 
@@ -84,7 +113,7 @@ impl Drop for Namespace {
 }
 
 /// Removes the namespaces of runs that are gone, with all processes in them. Returns the names.
-pub(super) fn remove_stale() -> Vec<String> {
+pub fn remove_stale() -> Vec<String> {
     let listed = ip("netns list").unwrap_or_default();
     // A line reads `NAME` or `NAME (id: N)`.
     let names = listed.lines().filter_map(|line| line.split_whitespace().next());
@@ -120,8 +149,17 @@ fn remove(name: &str) {
     let _ = ip(&format!("netns del {name}"));
 }
 
+/// What `/proc/net/dev` says that a device sent: the ninth number after its name.
+fn sent_by(counters: &str, device: &str) -> Option<u64> {
+    let numbers = counters.lines().find_map(|line| {
+        let (name, numbers) = line.split_once(':')?;
+        (name.trim() == device).then_some(numbers)
+    })?;
+    numbers.split_whitespace().nth(8)?.parse().ok()
+}
+
 /// Runs `ip` with the words of `line` and returns what it printed.
-pub(super) fn ip(line: &str) -> Result<String> {
+pub(crate) fn ip(line: &str) -> Result<String> {
     run("ip", line)
 }
 
@@ -129,7 +167,7 @@ fn run(program: &str, line: &str) -> Result<String> {
     let output = Command::new(program)
         .args(line.split_whitespace())
         .output()
-        .with_context(|| format!("cannot run `{program} {line}`"))?;
+        .map_err(LabError::system(format!("run `{program} {line}`")))?;
     if !output.status.success() {
         let said = String::from_utf8_lossy(&output.stderr);
         let said = said
@@ -138,7 +176,8 @@ fn run(program: &str, line: &str) -> Result<String> {
             .filter(|said| !said.is_empty())
             .collect::<Vec<_>>()
             .join("; ");
-        bail!("`{program} {line}` failed: {said}");
+        let line = format!("{program} {line}");
+        return Err(LabError::Program { line, said });
     }
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
@@ -148,6 +187,15 @@ mod tests {
     use std::net::{TcpListener, TcpStream};
 
     use super::*;
+
+    #[test]
+    fn the_counter_of_a_device_is_found() {
+        let counters = "Inter-|   Receive   |  Transmit\n face |bytes packets ...\n    lo: 1 2 3 4 5 6 7 8 9 10\n\
+                        uplink: 100 2 0 0 0 0 0 0 4200 7 0 0 0 0 0 0\n";
+        assert_eq!(sent_by(counters, "uplink"), Some(4200));
+        assert_eq!(sent_by(counters, "lo"), Some(9));
+        assert_eq!(sent_by(counters, "up"), None);
+    }
 
     #[test]
     fn names_tell_their_run() {
@@ -160,7 +208,7 @@ mod tests {
 
     #[test]
     fn a_namespace_is_a_network_of_its_own_and_goes_with_its_processes() {
-        if crate::demo::requirements::skips_namespaces() {
+        if crate::requirements::skips_namespaces() {
             return;
         }
         let namespace = Namespace::create("a", &format!("{}-ns", std::process::id())).unwrap();
@@ -186,7 +234,7 @@ mod tests {
 
     #[test]
     fn namespaces_of_runs_that_are_gone_are_removed() {
-        if crate::demo::requirements::skips_namespaces() {
+        if crate::requirements::skips_namespaces() {
             return;
         }
         let mut gone = Command::new("true").spawn().unwrap();

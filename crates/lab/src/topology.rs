@@ -13,16 +13,17 @@
 
 use std::net::Ipv4Addr;
 
-use anyhow::{Context as _, Result};
-
-use super::namespace::Namespace;
+use crate::error::Result;
+use crate::namespace::Namespace;
 
 /// Name of the guest's tap device at both hosts.
-pub(super) const TAP: &str = "guest0";
+pub(crate) const TAP: &str = "guest0";
 /// Bits of the network's prefix.
-pub(super) const PREFIX_BITS: u8 = 24;
+pub(crate) const PREFIX_BITS: u8 = 24;
 /// Address of the guest, wherever it runs.
-pub(super) const GUEST: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 10);
+pub const GUEST: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 10);
+/// The device with which a host is connected.
+const UPLINK: &str = "uplink";
 const HOSTS: [Ipv4Addr; 2] = [Ipv4Addr::new(10, 77, 0, 1), Ipv4Addr::new(10, 77, 0, 2)];
 const CLIENT: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 254);
 
@@ -38,27 +39,40 @@ const MAX_SEGMENT_BYTES: u32 = 16 << 10;
 /// that fill the link (the push); `pfifo_fast` is in every kernel and does so by the packets' type of service.
 const LEAVES: [&str; 2] = ["fq_codel", "pfifo_fast"];
 
-/// The network of a demo. It goes when it is dropped, with all processes in it.
-pub(super) struct Topology {
+/// The network of a lab. It goes when it is dropped, with all processes in it.
+pub struct Topology {
     /// The two hosts' namespaces.
-    pub(super) hosts: [Host; 2],
+    pub hosts: [HostEnd; 2],
     /// The switch's and the client's namespace.
-    pub(super) client: Namespace,
+    pub client: Namespace,
     /// How the links are shaped, in words.
-    pub(super) link: String,
+    pub link: String,
 }
 
 /// A host's end.
-pub(super) struct Host {
+pub struct HostEnd {
     /// Its namespace.
-    pub(super) namespace: Namespace,
+    pub namespace: Namespace,
     /// Its address.
-    pub(super) address: Ipv4Addr,
+    pub address: Ipv4Addr,
+}
+
+impl HostEnd {
+    /// Bytes that this host put on its link so far.
+    ///
+    /// # Errors
+    /// When the system does not say.
+    pub fn sent_bytes(&self) -> Result<u64> {
+        self.namespace.sent_bytes(UPLINK)
+    }
 }
 
 impl Topology {
-    /// Makes everything, with links of `rate` (as `tc` reads it: `1gbit`) in both directions, or of no limit.
-    pub(super) fn create(run: &str, rate: Option<&str>) -> Result<Self> {
+    /// Makes everything (with `taps` also one a host for a guest's network card), with links of `rate` (as `tc` reads it: `1gbit`) in both directions, or of no limit.
+    ///
+    /// # Errors
+    /// When `ip` or `tc` fails; then nothing is left.
+    pub fn create(run: &str, rate: Option<&str>, taps: bool) -> Result<Self> {
         let client = Namespace::create("net", run)?;
         add_bridge(&client, CLIENT)?;
         let network = format!(
@@ -69,8 +83,8 @@ impl Topology {
             "route replace {network} dev br0 src {CLIENT} rto_min {CLIENT_MIN_RETRANSMIT}"
         ))?;
         let hosts = [
-            add_host(&client, "a", run, HOSTS[0])?,
-            add_host(&client, "b", run, HOSTS[1])?,
+            add_host(&client, "a", run, HOSTS[0], taps)?,
+            add_host(&client, "b", run, HOSTS[1], taps)?,
         ];
         let mut topology = Self {
             hosts,
@@ -87,37 +101,40 @@ impl Topology {
     fn shape(&self, rate: &str) -> Result<String> {
         let [a, b] = &self.hosts;
         let ends = [
-            (&a.namespace, "uplink"),
-            (&b.namespace, "uplink"),
+            (&a.namespace, UPLINK),
+            (&b.namespace, UPLINK),
             (&self.client, "port-a"),
             (&self.client, "port-b"),
         ];
         let mut done = String::new();
         for (namespace, device) in ends {
-            done = shape_device(namespace, device, rate)
-                .with_context(|| format!("cannot shape the link {device} to {rate}"))?;
+            done = shape_device(namespace, device, rate)?;
         }
         Ok(done)
     }
 }
 
 /// Makes a host and connects it with the switch.
-fn add_host(switch: &Namespace, role: &str, run: &str, address: Ipv4Addr) -> Result<Host> {
+fn add_host(switch: &Namespace, role: &str, run: &str, address: Ipv4Addr, taps: bool) -> Result<HostEnd> {
     let namespace = Namespace::create(role, run)?;
     add_bridge(&namespace, address)?;
     let port = format!("port-{role}");
     let name = namespace.name();
     switch.ip(&format!(
-        "link add {port} type veth peer name uplink netns {name}"
+        "link add {port} type veth peer name {UPLINK} netns {name}"
     ))?;
-    namespace.ip(&format!("tuntap add dev {TAP} mode tap"))?;
-    for (place, device) in [(switch, port.as_str()), (&namespace, "uplink"), (&namespace, TAP)] {
+    let mut ports = vec![(switch, port.as_str()), (&namespace, UPLINK)];
+    if taps {
+        namespace.ip(&format!("tuntap add dev {TAP} mode tap"))?;
+        ports.push((&namespace, TAP));
+    }
+    for (place, device) in ports {
         place.ip(&format!("link set {device} master br0 up"))?;
     }
-    for device in ["br0", "uplink"] {
+    for device in ["br0", UPLINK] {
         namespace.ip(&format!("link set {device} gso_max_size {MAX_SEGMENT_BYTES}"))?;
     }
-    Ok(Host { namespace, address })
+    Ok(HostEnd { namespace, address })
 }
 
 fn add_bridge(namespace: &Namespace, address: Ipv4Addr) -> Result<()> {
@@ -158,15 +175,15 @@ mod tests {
     use std::time::Instant;
 
     use super::*;
-    use crate::demo::namespace::ip;
+    use crate::namespace::ip;
 
     #[test]
     fn hosts_and_client_reach_each_other_over_shaped_links_and_nothing_is_left() {
-        if crate::demo::requirements::skips_namespaces() {
+        if crate::requirements::skips_namespaces() {
             return;
         }
         let run = format!("{}-topo", std::process::id());
-        let topology = Topology::create(&run, Some("100mbit")).unwrap();
+        let topology = Topology::create(&run, Some("100mbit"), false).unwrap();
         let [a, b] = &topology.hosts;
         let listener = b
             .namespace
@@ -195,6 +212,8 @@ mod tests {
             topology.link
         );
         sender.join().unwrap().unwrap();
+        let sent = a.sent_bytes().unwrap();
+        assert!((4 << 20..8 << 20).contains(&sent), "{sent}");
 
         drop(topology);
         let left = ip("netns list").unwrap();
@@ -203,11 +222,14 @@ mod tests {
 
     #[test]
     fn a_rate_that_is_none_is_refused_and_nothing_is_left() {
-        if crate::demo::requirements::skips_namespaces() {
+        if crate::requirements::skips_namespaces() {
             return;
         }
         let run = format!("{}-rate", std::process::id());
-        let error = format!("{:#}", Topology::create(&run, Some("quick")).err().unwrap());
+        let error = format!(
+            "{:#}",
+            Topology::create(&run, Some("quick"), false).err().unwrap()
+        );
         assert!(error.contains("quick") && error.contains("uplink"), "{error}");
         assert!(!ip("netns list").unwrap().contains(&run));
     }

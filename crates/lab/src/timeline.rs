@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 /// The moments at which operations of one client ended well.
 #[derive(Clone, Debug)]
-pub(super) struct Timeline {
+pub struct Timeline {
     origin: Instant,
     /// Nanoseconds since the origin, never falling.
     ended_ns: Vec<u64>,
@@ -13,7 +13,7 @@ pub(super) struct Timeline {
 
 impl Timeline {
     /// An empty one that begins at `origin`.
-    pub(super) fn new(origin: Instant) -> Self {
+    pub fn new(origin: Instant) -> Self {
         Self {
             origin,
             ended_ns: Vec::new(),
@@ -21,18 +21,18 @@ impl Timeline {
     }
 
     /// An operation ended well at `at`.
-    pub(super) fn record(&mut self, at: Instant) {
+    pub fn record(&mut self, at: Instant) {
         let ns = self.ns(at).max(self.ended_ns.last().copied().unwrap_or(0));
         self.ended_ns.push(ns);
     }
 
     /// How many operations ended within `window`.
-    pub(super) fn operations(&self, window: &Range<Instant>) -> usize {
+    pub fn operations(&self, window: &Range<Instant>) -> usize {
         self.within(window).len()
     }
 
     /// Operations a second within `window`.
-    pub(super) fn operations_per_s(&self, window: &Range<Instant>) -> f64 {
+    pub fn operations_per_s(&self, window: &Range<Instant>) -> f64 {
         let duration = window.end.saturating_duration_since(window.start);
         if duration.is_zero() {
             0.0
@@ -43,7 +43,7 @@ impl Timeline {
 
     /// The longest time between the ends of two operations that reaches into `window`. The end of the window
     /// counts as one where nothing ended after it.
-    pub(super) fn longest_gap(&self, window: &Range<Instant>) -> Duration {
+    pub fn longest_gap(&self, window: &Range<Instant>) -> Duration {
         let (start, end) = (self.ns(window.start), self.ns(window.end));
         let first = self.ended_ns.partition_point(|&ns| ns <= start);
         let last = self.ended_ns.partition_point(|&ns| ns < end);

@@ -18,8 +18,13 @@
 //!
 //! An answer with a status of 400 or more carries [`ErrorBody`].
 
+#![forbid(unsafe_code)]
+
+pub mod client;
+
 use std::path::PathBuf;
 
+pub use client::{Client, ClientError};
 use serde::{Deserialize, Serialize};
 use vmferry_core::report::{Progress, Report};
 use vmferry_core::{Limits, Strategy, Tuning};
@@ -115,6 +120,20 @@ pub struct MigrateRequest {
     /// Compare every page.
     #[serde(default)]
     pub verify: bool,
+}
+
+impl MigrateRequest {
+    /// To this endpoint by this algorithm; everything else is left at its default.
+    pub fn new(to: impl Into<String>, strategy: Strategy) -> Self {
+        Self {
+            to: to.into(),
+            strategy,
+            limits: Limits::default(),
+            tuning: Tuning::default(),
+            streams: None,
+            verify: false,
+        }
+    }
 }
 
 /// A migration that was started.

@@ -1,4 +1,4 @@
-//! As much of memcached's text protocol as the demo's client speaks.
+//! As much of memcached's text protocol as the client speaks.
 
 use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
@@ -8,7 +8,7 @@ use std::time::Duration;
 const MAX_LINE: u64 = 512;
 
 /// A connection to a memcached server.
-pub(super) struct Connection {
+pub struct Connection {
     stream: BufReader<TcpStream>,
     line: String,
     request: Vec<u8>,
@@ -16,7 +16,10 @@ pub(super) struct Connection {
 
 impl Connection {
     /// Connects. `timeout` bounds the connecting, and after it every single wait for the server.
-    pub(super) fn open(address: SocketAddr, timeout: Duration) -> io::Result<Self> {
+    ///
+    /// # Errors
+    /// When it does not answer in time, or with nonsense.
+    pub fn open(address: SocketAddr, timeout: Duration) -> io::Result<Self> {
         let stream = TcpStream::connect_timeout(&address, timeout)?;
         stream.set_nodelay(true)?;
         stream.set_read_timeout(Some(timeout))?;
@@ -29,7 +32,10 @@ impl Connection {
     }
 
     /// The server's version.
-    pub(super) fn version(&mut self) -> io::Result<String> {
+    ///
+    /// # Errors
+    /// When it does not answer in time, or with nonsense.
+    pub fn version(&mut self) -> io::Result<String> {
         self.stream.get_mut().write_all(b"version\r\n")?;
         let line = self.read_line()?;
         line.strip_prefix("VERSION ")
@@ -38,14 +44,20 @@ impl Connection {
     }
 
     /// Stores a value.
-    pub(super) fn set(&mut self, key: &str, value: &[u8]) -> io::Result<()> {
+    ///
+    /// # Errors
+    /// When it does not answer in time, or with nonsense.
+    pub fn set(&mut self, key: &str, value: &[u8]) -> io::Result<()> {
         self.send_set(key, value)?;
         self.stored()
     }
 
     /// Stores values, `window` requests ahead of the answers, which is much faster than one by one. `more` writes
     /// the next value into its buffer and returns its key.
-    pub(super) fn set_all(
+    ///
+    /// # Errors
+    /// See [`Connection::set`].
+    pub fn set_all(
         &mut self,
         window: usize,
         mut more: impl FnMut(&mut Vec<u8>) -> Option<String>,
@@ -64,7 +76,10 @@ impl Connection {
     }
 
     /// Reads the value of a key into `value`; `false` when there is none.
-    pub(super) fn get(&mut self, key: &str, value: &mut Vec<u8>) -> io::Result<bool> {
+    ///
+    /// # Errors
+    /// See [`Connection::set`].
+    pub fn get(&mut self, key: &str, value: &mut Vec<u8>) -> io::Result<bool> {
         self.request.clear();
         write!(self.request, "get {key}\r\n")?;
         self.stream.get_mut().write_all(&self.request)?;
@@ -132,18 +147,18 @@ fn unexpected(expected: &str, found: &str) -> io::Error {
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+pub(crate) mod tests {
     use std::net::TcpListener;
     use std::process::{Command, Stdio};
     use std::time::Instant;
 
     use super::*;
-    use crate::demo::guards::Process;
+    use crate::guards::Process;
 
     const TIMEOUT: Duration = Duration::from_secs(20);
 
     /// A memcached of the host's on loopback, or nothing where none is installed.
-    pub(in crate::demo) fn server(memory_mib: u32) -> Option<(Process, SocketAddr)> {
+    pub(crate) fn server(memory_mib: u32) -> Option<(Process, SocketAddr)> {
         let free = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = free.local_addr().unwrap();
         drop(free);

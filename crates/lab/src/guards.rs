@@ -1,52 +1,56 @@
-//! What has to be undone when the demo ends, however it ends: a flag that Ctrl-C sets, child processes, the folder.
+//! What has to be undone when a lab ends, however it ends: a flag that Ctrl-C sets, child processes, the folder.
 
-use std::io;
 use std::path::Path;
 use std::process::Child;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, bail};
 use rustix::process::{Pid, Signal};
 use tempfile::TempDir;
+
+use crate::error::{LabError, Result};
 
 /// How long a process may take to end when it is asked to.
 const GRACE: Duration = Duration::from_secs(3);
 /// How often a wait looks again.
-pub(super) const POLL: Duration = Duration::from_millis(20);
+pub(crate) const POLL: Duration = Duration::from_millis(20);
 
-/// Whether somebody wants the demo to end. The signal only sets a flag, so that every guard's `drop` runs.
+/// Whether somebody wants the work to end. The signal only sets a flag, so that every guard's `drop` runs.
 #[derive(Clone)]
-pub(super) struct Interrupt(Arc<AtomicBool>);
-
-/// The demo was ended by a signal.
-#[derive(Debug, thiserror::Error)]
-#[error("interrupted")]
-pub(super) struct Interrupted;
+pub struct Interrupt(Arc<AtomicBool>);
 
 impl Interrupt {
     /// Catches SIGINT, SIGTERM and SIGHUP from now on.
-    pub(super) fn install() -> Result<Self> {
+    ///
+    /// # Errors
+    /// When the system does not let them be caught.
+    pub fn install() -> Result<Self> {
         let flag = Arc::new(AtomicBool::new(false));
         for signal in [Signal::INT, Signal::TERM, Signal::HUP] {
             signal_hook::flag::register(signal.as_raw(), Arc::clone(&flag))
-                .context("cannot catch signals")?;
+                .map_err(LabError::system("catch signals"))?;
         }
         Ok(Self(flag))
     }
 
-    /// An error once somebody wants the demo to end.
-    pub(super) fn check(&self) -> Result<()> {
+    /// An error once somebody wants the work to end.
+    ///
+    /// # Errors
+    /// [`LabError::Interrupted`].
+    pub fn check(&self) -> Result<()> {
         if self.0.load(Ordering::Relaxed) {
-            Err(Interrupted.into())
+            Err(LabError::Interrupted)
         } else {
             Ok(())
         }
     }
 
     /// Sleeps, unless interrupted.
-    pub(super) fn sleep(&self, duration: Duration) -> Result<()> {
+    ///
+    /// # Errors
+    /// [`LabError::Interrupted`].
+    pub fn sleep(&self, duration: Duration) -> Result<()> {
         let end = Instant::now() + duration;
         loop {
             self.check()?;
@@ -59,7 +63,13 @@ impl Interrupt {
     }
 
     /// Does `work` on another thread and waits for it, unless interrupted; then the thread is left to itself.
-    pub(super) fn during<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Result<T> {
+    ///
+    /// # Errors
+    /// [`LabError::Interrupted`].
+    ///
+    /// # Panics
+    /// When the work does.
+    pub fn during<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Result<T> {
         let (sender, receiver) = mpsc::sync_channel(1);
         let thread = std::thread::spawn(move || sender.send(work()));
         loop {
@@ -69,14 +79,17 @@ impl Interrupt {
                 Err(mpsc::RecvTimeoutError::Timeout) => {}
                 Err(mpsc::RecvTimeoutError::Disconnected) => match thread.join() {
                     Err(panic) => std::panic::resume_unwind(panic),
-                    Ok(_) => bail!("a request got lost"),
+                    Ok(_) => return Err(LabError::Lost),
                 },
             }
         }
     }
 
     /// Calls `attempt` until it has a result; `what` ends the sentence "waited 60 s for ".
-    pub(super) fn wait_for<T>(
+    ///
+    /// # Errors
+    /// That of an attempt; or when the time is over, or interrupted.
+    pub fn wait_for<T>(
         &self,
         what: &str,
         limit: Duration,
@@ -89,7 +102,8 @@ impl Interrupt {
                 return Ok(result);
             }
             if Instant::now() > end {
-                bail!("waited {} s for {what}", limit.as_secs());
+                let what = what.to_owned();
+                return Err(LabError::TimedOut { what, limit });
             }
             std::thread::sleep(POLL);
         }
@@ -97,17 +111,20 @@ impl Interrupt {
 }
 
 /// A child process that ends with its guard.
-pub(super) struct Process(Child);
+pub struct Process(Child);
 
 impl Process {
     /// Guards `child`.
-    pub(super) fn new(child: Child) -> Self {
+    pub fn new(child: Child) -> Self {
         Self(child)
     }
 
     /// How it ended, if it has.
-    pub(super) fn exit_status(&mut self) -> io::Result<Option<std::process::ExitStatus>> {
-        self.0.try_wait()
+    ///
+    /// # Errors
+    /// When the system does not say.
+    pub fn exit_status(&mut self) -> Result<Option<std::process::ExitStatus>> {
+        self.0.try_wait().map_err(LabError::system("wait for a process"))
     }
 }
 
@@ -134,13 +151,13 @@ impl Process {
 }
 
 /// Whether process `id` exists and is one of this program's.
-pub(super) fn is_alive(id: u32) -> bool {
+pub(crate) fn is_alive(id: u32) -> bool {
     let name = std::fs::read_to_string(format!("/proc/{id}/comm"));
     name.is_ok_and(|name| name.starts_with("vmferry"))
 }
 
 /// Kills every process that `list` finds, until it finds none or the time of grace is over.
-pub(super) fn kill_all(list: impl Fn() -> Vec<u32>) {
+pub(crate) fn kill_all(list: impl Fn() -> Vec<u32>) {
     let end = Instant::now() + GRACE;
     loop {
         let found = list();
@@ -160,16 +177,19 @@ fn pid(id: u32) -> Option<Pid> {
 }
 
 /// Name of the folders of all runs, before the number of the process.
-const FOLDER: &str = "vmferry-demo-";
+const FOLDER: &str = "vmferry-lab-";
 
 /// Makes the folder of this run, which goes when it is dropped. Folders of runs that are gone go now.
-pub(super) fn scratch_folder() -> Result<TempDir> {
+///
+/// # Errors
+/// When there cannot be one.
+pub fn scratch_folder() -> Result<TempDir> {
     let parent = std::env::temp_dir();
     remove_stale_folders(&parent);
     tempfile::Builder::new()
         .prefix(&format!("{FOLDER}{}-", std::process::id()))
         .tempdir_in(&parent)
-        .with_context(|| format!("cannot make a folder in {}", parent.display()))
+        .map_err(LabError::system(format!("make a folder in {}", parent.display())))
 }
 
 fn remove_stale_folders(parent: &Path) {
@@ -222,7 +242,7 @@ mod tests {
             interrupt
                 .sleep(Duration::from_secs(60))
                 .unwrap_err()
-                .is::<Interrupted>()
+                .is_interrupted()
         );
     }
 

@@ -1,4 +1,4 @@
-//! What the demo with QEMU needs of this machine.
+//! What a lab needs of this machine.
 
 use std::path::{Path, PathBuf};
 
@@ -12,11 +12,11 @@ const PROGRAMS: [(&str, &str); 3] = [
     ("tc", "iproute2"),
 ];
 /// The files of a guest image, as `cargo xtask image` makes them.
-pub(super) const KERNEL: &str = "vmlinuz";
-pub(super) const INITRAMFS: &str = "initramfs.cpio";
+pub(crate) const KERNEL: &str = "vmlinuz";
+pub(crate) const INITRAMFS: &str = "initramfs.cpio";
 
-/// What is missing for the demo with QEMU, in words, or nothing.
-pub(super) fn missing_for_qemu(image: Option<&Path>) -> Option<String> {
+/// What is missing for a lab with a QEMU guest, in words, or nothing.
+pub fn missing_for_qemu(image: Option<&Path>) -> Option<String> {
     not_root()
         .or_else(no_programs)
         .or_else(|| no_image(image))
@@ -24,10 +24,18 @@ pub(super) fn missing_for_qemu(image: Option<&Path>) -> Option<String> {
         .or_else(no_tap)
 }
 
+/// What is missing for hosts in network namespaces, in words, or nothing.
+pub fn missing_for_network() -> Option<String> {
+    not_root().or_else(|| {
+        let tools = PROGRAMS.into_iter().filter(|(_, package)| *package == "iproute2");
+        first_missing(tools)
+    })
+}
+
 /// Whether a test has to be left out that makes namespaces. Fails where they may not be missing.
 #[cfg(test)]
-pub(super) fn skips_namespaces() -> bool {
-    let missing = not_root().or_else(|| (!is_program("ip")).then(|| "no ip (iproute2)".into()));
+pub(crate) fn skips_namespaces() -> bool {
+    let missing = missing_for_network();
     if let Some(why) = &missing {
         let required = std::env::var("VMFERRY_REQUIRE").unwrap_or_default();
         assert!(!required.split(',').any(|name| name == "root"), "{why}");
@@ -37,7 +45,7 @@ pub(super) fn skips_namespaces() -> bool {
 }
 
 /// The folder of the guest image that `cargo xtask image` made.
-pub(super) fn default_image() -> Option<PathBuf> {
+pub fn default_image() -> Option<PathBuf> {
     let variable = |name| {
         std::env::var_os(name)
             .filter(|value| !value.is_empty())
@@ -54,7 +62,11 @@ fn not_root() -> Option<String> {
 }
 
 fn no_programs() -> Option<String> {
-    let (program, package) = PROGRAMS.into_iter().find(|(program, _)| !is_program(program))?;
+    first_missing(PROGRAMS.into_iter())
+}
+
+fn first_missing(mut programs: impl Iterator<Item = (&'static str, &'static str)>) -> Option<String> {
+    let (program, package) = programs.find(|(program, _)| !is_program(program))?;
     Some(format!("{program} ({package}) is not installed"))
 }
 

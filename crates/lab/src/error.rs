@@ -1,0 +1,110 @@
+//! What can go wrong in a lab.
+
+use std::path::PathBuf;
+use std::process::ExitStatus;
+use std::time::Duration;
+
+use thiserror::Error;
+use vmferry_api::ClientError;
+
+/// Why something in the lab did not work.
+#[derive(Debug, Error)]
+pub enum LabError {
+    /// A signal ended it.
+    #[error("interrupted")]
+    Interrupted,
+    /// The system refused something.
+    #[error("cannot {what}")]
+    System {
+        /// What was to be done, as the end of a sentence that begins with "cannot".
+        what: String,
+        /// What it answered.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A program did not do its work.
+    #[error("`{line}` failed: {said}")]
+    Program {
+        /// Its command line.
+        line: String,
+        /// What it said.
+        said: String,
+    },
+    /// Something did not come.
+    #[error("waited {} s for {what}", limit.as_secs())]
+    TimedOut {
+        /// What was waited for.
+        what: String,
+        /// How long.
+        limit: Duration,
+    },
+    /// A host daemon ended.
+    #[error("the daemon of host {host} ended ({status}){log}")]
+    DaemonEnded {
+        /// The host.
+        host: String,
+        /// How it ended.
+        status: ExitStatus,
+        /// What it logged last.
+        log: String,
+    },
+    /// A host daemon refused something, or cannot be asked.
+    #[error("host {host} did not do it")]
+    Host {
+        /// The host.
+        host: String,
+        /// What it answered.
+        #[source]
+        source: ClientError,
+    },
+    /// The guest is not what it should be.
+    #[error("the guest {0}")]
+    Guest(String),
+    /// The guest's server and its client did not come together.
+    #[error("the client cannot {what} memcached")]
+    Client {
+        /// What the client wanted of it.
+        what: &'static str,
+        /// What happened.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The guest image cannot be used.
+    #[error("{} {why}; `cargo xtask image` makes it", path.display())]
+    Image {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// A thread of the lab got lost.
+    #[error("a request got lost")]
+    Lost,
+}
+
+/// Result of something in the lab.
+pub type Result<T> = std::result::Result<T, LabError>;
+
+impl LabError {
+    /// The system refused `what`, as the end of a sentence that begins with "cannot".
+    pub(crate) fn system(what: impl Into<String>) -> impl FnOnce(std::io::Error) -> Self {
+        let what = what.into();
+        move |source| Self::System { what, source }
+    }
+
+    /// Whether it was the user who ended it.
+    pub fn is_interrupted(&self) -> bool {
+        matches!(self, Self::Interrupted)
+    }
+
+    /// The error and its causes on one line.
+    pub fn chain(&self) -> String {
+        let mut line = self.to_string();
+        let mut cause = std::error::Error::source(self);
+        while let Some(error) = cause {
+            line = format!("{line}: {error}");
+            cause = error.source();
+        }
+        line.replace('\n', " ")
+    }
+}

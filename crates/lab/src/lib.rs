@@ -1,0 +1,22 @@
+//! A laboratory on one machine: two hosts, the link between them, a guest, and a client that watches it.
+//!
+//! Hosts are real `vmferry host` daemons, each in a network namespace of its own where that is permitted, joined by a
+//! shaped link; the guest is a Linux in QEMU or the synthetic one. `vmferry demo` shows a migration in it, and
+//! [`bench`] measures scenarios in it. Everything a lab makes goes when it is dropped, also after Ctrl-C.
+#![forbid(unsafe_code)]
+
+mod error;
+pub mod guards;
+pub mod hosts;
+pub mod linux;
+pub mod load;
+pub mod memcached;
+pub mod namespace;
+pub mod requirements;
+pub mod timeline;
+pub mod topology;
+
+pub use error::{LabError, Result};
+pub use guards::Interrupt;
+pub use hosts::Host;
+pub use topology::Topology;
