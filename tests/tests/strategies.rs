@@ -3,13 +3,24 @@
 use std::time::Duration;
 
 use vmferry_core::report::{Outcome, Report};
-use vmferry_core::{AtLimit, Limits, Strategy};
+use vmferry_core::{AtLimit, Limits, Strategy, Tuning};
 use vmferry_guest::GuestState;
 use vmferry_runtime::Request;
-use vmferry_tests::{Pair, TestGuest, need, shared_turn};
+use vmferry_tests::{Link, Pair, TestGuest, need, shared_turn};
+
+/// 24 MiB at 40 MiB/s.
+const STEADY: &str = "write:24:40";
 
 /// Moves a guest that writes memory all the time and checks what it wrote.
 fn moves(strategy: Strategy, limits: Limits) -> Report {
+    moves_as(STEADY, |pair| Request {
+        limits,
+        ..pair.request(strategy)
+    })
+}
+
+/// The same with another load and request.
+fn moves_as(load: &str, request: impl FnOnce(&Pair) -> Request) -> Report {
     let _turn = shared_turn();
     let pair = Pair::new();
     let dir = tempfile::tempdir().unwrap();
@@ -17,18 +28,12 @@ fn moves(strategy: Strategy, limits: Limits) -> Report {
         "vm",
         dir.path(),
         256,
-        "write:24:40",
+        load,
         &["-device", "virtio-rng-pci"],
     );
     let vm = pair.launch(&guest.spec);
     guest.console.wait_for("guest-load: ok");
-    let report = pair.migrate(
-        &vm,
-        Request {
-            limits,
-            ..pair.request(strategy)
-        },
-    );
+    let report = pair.migrate(&vm, request(&pair));
     assert_eq!(report.outcome, Outcome::Completed, "{:?}", report.error);
     let verified = report.verified.expect("it was asked for");
     assert_eq!((verified.pages, verified.mismatches), (65536, 0));
@@ -36,7 +41,8 @@ fn moves(strategy: Strategy, limits: Limits) -> Report {
     assert_eq!(vm.state(), GuestState::Gone, "the source let go");
     guest.console.assert_healthy(2);
     println!(
-        "{strategy}: total {:.0} ms, down {:.1} ms, {} rounds, {:?}, {:?}",
+        "{}: total {:.0} ms, down {:.1} ms, {} rounds, {:?}, {:?}",
+        report.strategy,
         report.total_ms,
         report.downtime_ms,
         report.rounds.len(),
@@ -99,4 +105,89 @@ fn pre_copy_that_cannot_converge_goes_on_as_post_copy() {
         report.pages.resent > 0,
         "pages dirtied in the rounds cross again after the resume"
     );
+}
+
+/// What is true of both hybrids, by the figures of a report.
+fn assert_hybrid(report: &Report) {
+    let round = match &report.rounds[..] {
+        [round] => round,
+        rounds => panic!("one round, and no page during the stop: {rounds:?}"),
+    };
+    let pages = report.pages;
+    assert!(
+        pages.resent <= pages.sent / 2 && pages.sent <= 2 * (65536 - pages.hole),
+        "a page crossed more than twice: {pages:?}"
+    );
+    assert!(
+        round.pages_sent + pages.resent <= pages.sent,
+        "what crosses again does so after the resume: {pages:?}, {round:?}"
+    );
+}
+
+#[test]
+fn hybrid() {
+    need!(Qemu, Root, Userfaultfd);
+    let report = moves(Strategy::Hybrid, Limits::default());
+    assert_hybrid(&report);
+    assert!(report.pages.resent > 0, "what was dirtied crosses twice");
+}
+
+#[test]
+fn hybrid_learning() {
+    need!(Qemu, Root, Userfaultfd);
+    let report = moves(Strategy::HybridLearning, Limits::default());
+    assert_hybrid(&report);
+    let (learned, round) = (&report.notes.join("\n"), &report.rounds[0]);
+    assert!(learned.contains("learned a writable working set of"), "{learned}");
+    assert!(
+        round.pages_filtered > Some(0) && round.filter_precision > Some(0.0),
+        "the working set stays out of the round: {round:?}"
+    );
+}
+
+/// A loop over little memory as fast as it goes: each sample shows all of it.
+#[test]
+fn pre_copy_filter() {
+    need!(Qemu, Root, Userfaultfd);
+    let report = moves_as("write:8:0", |pair| {
+        let link = Link::to(&pair.endpoint);
+        link.limit(30 << 20);
+        Request {
+            destination: link.endpoint().clone(),
+            limits: Limits {
+                downtime: Duration::from_millis(1),
+                rounds: 8,
+                ..Limits::default()
+            },
+            tuning: Tuning {
+                samples: 5,
+                interval: Duration::from_millis(100),
+                ..Tuning::default()
+            },
+            streams: Some(1),
+            ..pair.request(Strategy::PreCopyFilter)
+        }
+    });
+    let notes = report.notes.join("\n");
+    assert!(notes.contains("data filter on"), "{notes}");
+    let filtered: Vec<_> = report
+        .rounds
+        .iter()
+        .filter(|round| round.pages_filtered > Some(0))
+        .collect();
+    let first = filtered.first().expect("a round is filtered");
+    assert!(
+        first.filter_precision > Some(0.5) && first.bytes_saved > Some(0),
+        "the guest writes what it wrote before: {first:?}"
+    );
+    for round in filtered {
+        assert!(
+            round.filter_precision.is_some() && round.filter_recall.is_some(),
+            "{round:?}"
+        );
+        assert!(
+            round.bytes_saved.is_some() && round.pages_taken_back.is_some(),
+            "{round:?}"
+        );
+    }
 }

@@ -16,6 +16,7 @@ pub mod pages;
 pub mod policy;
 pub mod rates;
 pub mod report;
+pub mod sampling;
 pub mod source;
 pub mod strategy;
 pub mod tracking;

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::policy::{self, Policy};
+use crate::sampling::Ready;
 use crate::tuning::Tuning;
 
 /// A migration algorithm by name.
@@ -75,6 +76,28 @@ impl Strategy {
             Self::PostCopyPush => Box::new(policy::post_copy_push::PostCopyPush::default()),
             Self::Hybrid => Box::new(policy::hybrid::Hybrid::default()),
             Self::HybridLearning => Box::new(policy::hybrid_learning::HybridLearning::new(tuning, pages)),
+        }
+    }
+
+    /// The same with what the host's sampler learned of the guest, for the strategies that have a use for it.
+    pub fn policy_knowing(
+        self,
+        limits: &Limits,
+        tuning: &Tuning,
+        pages: u64,
+        ready: Ready,
+    ) -> Box<dyn Policy> {
+        match self {
+            Self::PreCopyFilter => Box::new(policy::pre_copy_filter::PreCopyFilter::knowing(
+                limits.clone(),
+                tuning,
+                pages,
+                ready,
+            )),
+            Self::HybridLearning => Box::new(policy::hybrid_learning::HybridLearning::knowing(
+                tuning, pages, ready,
+            )),
+            _ => self.policy(limits, tuning, pages),
         }
     }
 

@@ -3,6 +3,8 @@
 //! Source: hybrid-learning paper (Gangadhar et al. 2018), section IV, algorithm 1, "estimating WWS using adaptive
 //! histograms".
 
+use serde::{Deserialize, Serialize};
+
 use crate::bitmap::PageBitmap;
 use crate::pages::PageRun;
 
@@ -13,7 +15,7 @@ const LEVELS: u32 = 8;
 ///
 /// Memory: one `f32` a page, which is 1 MiB per GiB of guest RAM (0.1 %), and no more while the order of pages is
 /// read off it.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Heat {
     alpha: f32,
     of_page: Vec<f32>,
@@ -41,6 +43,11 @@ impl Heat {
             }
         }
         self.samples += 1;
+    }
+
+    /// The weight of the newest sample.
+    pub fn alpha(&self) -> f64 {
+        f64::from(self.alpha)
     }
 
     /// Samples taken in.

@@ -14,6 +14,8 @@
 //! more. Fewer surprises than that speak for the model, so the cell counts only where there are more. The statistic
 //! is divided by 1 + observed / learned, because the model's shares are estimates too.
 
+use serde::{Deserialize, Serialize};
+
 use super::model::Model;
 use super::states::State;
 
@@ -25,7 +27,7 @@ const SURPRISE: f64 = 0.05;
 const QUANTILE: f64 = 3.0902;
 
 /// Result of a test.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ChiSquare {
     /// The statistic.
     pub statistic: f64,

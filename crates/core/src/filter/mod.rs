@@ -5,7 +5,7 @@
 //! the *state* ([`states`]); a Markov model holds how states follow each other and, for each, the pages written
 //! often in it, its *local writable working set* ([`model`]). From the state of the last sample the model walks on
 //! for as long as the pages need to cross ([`forecast`]). Whether it still fits the guest is tested again and again
-//! ([`fit`], [`learner`]).
+//! ([`fit`], [`learner`], [`trust`]).
 //!
 //! Memory, for N pages and S states (regions, and one for an idle guest): 4 S² bytes of transitions, at most
 //! 18 N bytes of working sets however the guest behaves (16 counters and their verdicts a page, see
@@ -17,6 +17,8 @@ pub mod learner;
 pub mod model;
 pub mod regions;
 pub mod states;
+pub mod trust;
 
 pub use learner::{Learner, Tested};
 pub use model::Model;
+pub use trust::{Trust, Verdict};

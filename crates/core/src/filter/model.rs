@@ -1,6 +1,8 @@
 //! The Markov model: how states follow each other, and the working set of each. Source: data-filter paper, sections
 //! 3.2 (local writable working set, LWWS) and 3.3 ("Build the Markov model").
 
+use serde::{Deserialize, Serialize};
+
 use super::regions::Regions;
 use super::states::{Observed, State};
 use crate::bitmap::PageBitmap;
@@ -14,7 +16,7 @@ pub const SETS_PER_PAGE: u64 = 16;
 const LEAST: u8 = 2;
 
 /// The pages of one region in one state: how often each was dirty, and whether that is often.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(super) struct Part {
     region: u32,
     counts: Vec<u8>,
@@ -24,14 +26,14 @@ pub(super) struct Part {
 }
 
 /// The local writable working set of a state.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(super) struct WorkingSet {
     samples: u8,
     pub(super) parts: Vec<Part>,
 }
 
 /// The model of one guest.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Model {
     regions: Regions,
     frequent_percent: u32,
@@ -69,6 +71,11 @@ impl Model {
     /// Number of states.
     pub fn states(&self) -> usize {
         self.states
+    }
+
+    /// Number of states that were seen.
+    pub fn seen_states(&self) -> usize {
+        self.sets.iter().filter(|set| set.samples > 0).count()
     }
 
     /// How often `to` came right after `from`.

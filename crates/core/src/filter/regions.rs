@@ -1,11 +1,13 @@
 //! RAM cut into regions of equal length. Source: data-filter paper, section 3.1.
 
+use serde::{Deserialize, Serialize};
+
 use crate::bitmap::PageBitmap;
 use crate::pages::PageRun;
 use crate::tuning::Tuning;
 
 /// The regions of a guest's RAM; the last one may be shorter.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Regions {
     pages: u64,
     region_pages: u64,

@@ -1,8 +1,9 @@
 //! `pre-copy-filter`. Source: data-filter paper (Ruan, Cao, Wang, NPC 2014), section 4.2, figure 3: pre-copy whose
 //! rounds leave out the pages forecast to be dirtied while the round is sent. The lines below are those of the
-//! figure. Two things differ: the model is learned from samples in the first round, so that nothing has to run
-//! beforehand; and the forecast is made again with every sample of a round, so that pages are held back and taken
-//! back as the guest moves on, not only between rounds.
+//! figure. The model is the one that the host's sampler built before (section 3.3; [`crate::sampling`]), once it passed a
+//! test against the first samples of the migration. Two things differ: where there is no such model, one is learned from
+//! samples in the first round; and the forecast is made again with every sample of a round, so that pages are held back
+//! and taken back as the guest moves on, not only between rounds.
 
 use std::time::Duration;
 
@@ -10,36 +11,25 @@ use super::pre_copy::PreCopy;
 use super::{LiveStep, Needs, Policy, RoundChange, RoundPages, RoundPlan, StopPlan, View};
 use crate::bitmap::PageBitmap;
 use crate::filter::states::Sampler;
-use crate::filter::{Learner, Tested};
+use crate::filter::{Learner, Tested, Trust, Verdict};
+use crate::sampling::Ready;
 use crate::strategy::Limits;
 use crate::tuning::Tuning;
-
-/// Tests that a model may fail before it is given up: the guest's writes follow no pattern that it can learn. Where
-/// there are many states it gets more: half a sample a state.
-const MOST_MISFITS: u32 = 10;
-/// Tests in a row with the same result that switch the filter on, and that switch it off.
-const IN_A_ROW: u32 = 2;
-
-/// What the filter does.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Mode {
-    /// The model is not trusted yet: how many tests it failed, and how many it passed in a row.
-    Learning { misfits: u32, passed: u32 },
-    /// It is: rounds are filtered. How many tests it failed in a row since.
-    Filtering { failed: u32 },
-    /// The workload changed or has no pattern: "the data filter is disabled, and the original pre-copy algorithm is
-    /// performed" (section 3.3).
-    Off,
-}
 
 /// Pre-copy behind a data filter.
 pub struct PreCopyFilter {
     pre_copy: PreCopy,
     tuning: Tuning,
     learner: Learner,
+    /// Rounds are filtered while it is given.
+    trust: Trust,
+    /// The model is the sampler's and was not tested yet.
+    on_trial: bool,
+    /// The workload changed or has no pattern: "the data filter is disabled, and the original pre-copy algorithm is
+    /// performed" (section 3.3).
+    off: bool,
     sampler: Option<Sampler>,
     pages: u64,
-    mode: Mode,
     /// Rounds that had nothing to send because all was forecast to be dirtied.
     empty_rounds: u32,
     notes: Vec<String>,
@@ -52,15 +42,38 @@ impl PreCopyFilter {
             pre_copy: PreCopy::new(limits),
             tuning: tuning.clone(),
             learner: Learner::new(pages, tuning),
+            trust: Trust::default(),
+            on_trial: false,
+            off: false,
             sampler: None,
             pages,
-            mode: Mode::Learning {
-                misfits: 0,
-                passed: 0,
-            },
             empty_rounds: 0,
             notes: Vec::new(),
         }
+    }
+
+    /// The same, with what was learned of the guest before.
+    pub fn knowing(limits: Limits, tuning: &Tuning, pages: u64, ready: Ready) -> Self {
+        let mut policy = Self::new(limits, tuning, pages);
+        let from = ready.from.clone();
+        match ready.model(tuning, pages) {
+            Ok(model) => {
+                policy
+                    .notes
+                    .push(format!("data filter: tries the model of {from}"));
+                policy.learner = model.to_be_tried(tuning);
+                policy.trust = Trust::ON_TRIAL;
+                policy.on_trial = true;
+            }
+            Err(why) => policy
+                .notes
+                .push(format!("data filter: does without the model of {from}: {why}")),
+        }
+        policy
+    }
+
+    fn is_filtering(&self) -> bool {
+        self.trust.is_given() && !self.off
     }
 
     /// A scan came: it may complete a sample, and that a test.
@@ -70,7 +83,7 @@ impl PreCopyFilter {
             self.sampler = Some(Sampler::new(self.pages, interval, view.now));
             return;
         };
-        if self.mode == Mode::Off {
+        if self.off {
             return;
         }
         let sample = sampler.scanned(view.now, view.last_scan);
@@ -79,46 +92,27 @@ impl PreCopyFilter {
         }
     }
 
-    fn most_misfits(&self) -> u32 {
-        let states = self.learner.model().states() as u32;
-        MOST_MISFITS.max(states / (2 * self.tuning.samples))
-    }
-
     fn tested(&mut self, view: &View<'_>, tested: &Tested) {
+        let verdict = self.trust.tested(tested.fits(), &self.learner);
         let at_ms = view.now.as_millis();
-        self.mode = match (self.mode, tested.fits()) {
-            (Mode::Learning { misfits, passed }, true) if passed + 1 < IN_A_ROW => Mode::Learning {
-                misfits,
-                passed: passed + 1,
-            },
-            (Mode::Learning { .. }, true) => {
-                self.notes.push(format!(
-                    "data filter on after {at_ms} ms: its model fits the guest: {tested}"
-                ));
-                Mode::Filtering { failed: 0 }
-            }
-            (Mode::Learning { misfits, .. }, false) if misfits + 1 < self.most_misfits() => Mode::Learning {
-                misfits: misfits + 1,
-                passed: 0,
-            },
-            (Mode::Learning { .. }, false) => {
-                self.notes.push(format!(
-                    "data filter off after {at_ms} ms: the guest's writes follow no pattern it can learn: {tested}"
-                ));
-                Mode::Off
-            }
-            (Mode::Filtering { .. }, true) => Mode::Filtering { failed: 0 },
-            (Mode::Filtering { failed }, false) if failed + 1 < IN_A_ROW => {
-                Mode::Filtering { failed: failed + 1 }
-            }
-            (Mode::Filtering { .. }, false) => {
-                self.notes.push(format!(
-                    "data filter off after {at_ms} ms: the workload changed: {tested}"
-                ));
-                Mode::Off
-            }
-            (Mode::Off, _) => Mode::Off,
+        if std::mem::take(&mut self.on_trial) && !tested.fits() {
+            self.notes.push(format!(
+                "data filter: learns anew after {at_ms} ms: the guest writes elsewhere now: {tested}"
+            ));
+            self.learner = Learner::new(self.pages, &self.tuning);
+            self.trust = Trust::default();
+            return;
+        }
+        let (switched, why) = match verdict {
+            Verdict::Unchanged => return,
+            Verdict::Gained => ("on", "its model fits the guest"),
+            Verdict::Lost => ("off", "the workload changed"),
+            Verdict::Hopeless => ("off", "the guest's writes follow no pattern it can learn"),
         };
+        self.off = verdict != Verdict::Gained;
+        self.notes.push(format!(
+            "data filter {switched} after {at_ms} ms: {why}: {tested}"
+        ));
     }
 
     /// Lines 16 to 21: the pages to be dirtied while all that is outstanding would be sent, held back or not.
@@ -132,9 +126,9 @@ impl PreCopyFilter {
 
     /// Lines 7 to 9.
     fn round(&mut self, view: &View<'_>) -> LiveStep {
-        let held_back = match self.mode {
-            Mode::Filtering { .. } => self.forecast(view),
-            _ => PageBitmap::new(self.pages),
+        let held_back = match self.is_filtering() {
+            true => self.forecast(view),
+            false => PageBitmap::new(self.pages),
         };
         let mut sent = view.ledger.pending().clone();
         sent.subtract(&held_back);
@@ -144,11 +138,11 @@ impl PreCopyFilter {
             return LiveStep::Wait(self.tuning.interval);
         }
         LiveStep::Round(RoundPlan {
-            pages: match self.mode {
-                Mode::Filtering { .. } => RoundPages::PendingExcept(held_back),
-                _ => RoundPages::Pending,
+            pages: match self.is_filtering() {
+                true => RoundPages::PendingExcept(held_back),
+                false => RoundPages::Pending,
             },
-            sample_every: (self.mode != Mode::Off).then_some(self.tuning.interval),
+            sample_every: (!self.off).then_some(self.tuning.interval),
         })
     }
 }
@@ -178,21 +172,21 @@ impl Policy for PreCopyFilter {
     /// A sample within a round: "if the previously filtered pages should be re-added to the send list" (abstract).
     fn sampled(&mut self, view: &View<'_>) -> RoundChange {
         self.scanned(view);
-        match self.mode {
-            Mode::Learning { .. } => RoundChange::default(),
-            Mode::Filtering { .. } => {
-                let held_back = self.forecast(view);
-                let mut rest = held_back.clone();
-                rest.invert();
-                RoundChange {
-                    hold_back: Some(held_back),
-                    take_back: Some(rest),
-                }
-            }
-            Mode::Off => RoundChange {
+        if self.off {
+            return RoundChange {
                 hold_back: None,
                 take_back: Some(PageBitmap::full(self.pages)),
-            },
+            };
+        }
+        if !self.is_filtering() {
+            return RoundChange::default();
+        }
+        let held_back = self.forecast(view);
+        let mut rest = held_back.clone();
+        rest.invert();
+        RoundChange {
+            hold_back: Some(held_back),
+            take_back: Some(rest),
         }
     }
 

@@ -2,5 +2,6 @@
 
 mod filter;
 mod hybrid;
+mod kept;
 mod replay;
 mod traces;

@@ -1,0 +1,24 @@
+//! Learning about a guest while it runs normally, so that a migration begins with what it needs to know: the model of
+//! the data filter and the writable working set. Source: data-filter paper, section 3.3: the model is built "at the normal
+//! operational stage of the VM" and kept true by periodic tests.
+//!
+//! *What is sampled.* Every page, but in bursts: a page that is written costs its writer a fault after each scan, which at
+//! one scan every 50 ms costs a guest that writes 64 MiB in a loop a quarter of its time. So a burst has as many samples
+//! as one test of the model needs ([`Tuning::samples`](crate::Tuning), and one to begin with), and the pause after it is as
+//! long as it takes for the cost of the burst to be within a [`Budget`] of the guest's time. Where the guest writes little,
+//! the pause is short. Between bursts a page costs one fault in all, at its first write.
+//!
+//! *What it costs* is estimated, on the safe side: [`PAGE_COST`] for each page a scan finds, as if one vCPU had written
+//! them all, and the time of arming and of the scans themselves.
+//!
+//! [`Background`] is without I/O, as all of this crate: it says when to scan next and takes in what the scan found.
+
+mod background;
+mod learned;
+mod schedule;
+mod status;
+
+pub use background::{Background, News};
+pub use learned::{Learned, NotReady, Ready};
+pub use schedule::{BadBudget, Budget, PAGE_COST};
+pub use status::{SamplingReport, SamplingState};
