@@ -437,6 +437,12 @@ impl DirtyTracker for SoftwareTracker {
         Ok(())
     }
 
+    fn arm_running(&mut self) -> Result<()> {
+        self.paging.arm();
+        self.armed = true;
+        Ok(())
+    }
+
     fn scan(&mut self, dirty: &mut PageBitmap) -> Result<()> {
         if !self.armed {
             return Err(GuestError::operation(
@@ -475,6 +481,12 @@ impl DirtyTracker for KernelTracker {
         self.vcpus
             .with_paused(|_| tracker.arm())?
             .map_err(|e| GuestError::operation("arming the dirty tracker", e))
+    }
+
+    fn arm_running(&mut self) -> Result<()> {
+        self.tracker
+            .arm()
+            .map_err(|e| GuestError::operation("arming the dirty tracker of a running guest", e))
     }
 
     fn scan(&mut self, dirty: &mut PageBitmap) -> Result<()> {

@@ -92,6 +92,14 @@ pub trait DirtyTracker: Send {
     /// # Errors
     /// When tracking cannot be set up.
     fn arm(&mut self) -> Result<()>;
+    /// The same while the guest runs, for learning only: what a device writes through a page that it had pinned before
+    /// goes unrecorded. Nothing of the guest stands still for it.
+    ///
+    /// # Errors
+    /// As [`DirtyTracker::arm`].
+    fn arm_running(&mut self) -> Result<()> {
+        self.arm()
+    }
     /// Adds to `dirty` the pages written since `arm` or the last scan, and re-arms them.
     ///
     /// # Errors

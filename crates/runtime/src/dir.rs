@@ -32,6 +32,11 @@ impl GuestDir {
         self.path.join("pages.state")
     }
 
+    /// What was learned of the guest. There while no daemon runs that could know it.
+    pub fn learned(&self) -> PathBuf {
+        self.path.join("learned")
+    }
+
     /// The session that a restarted daemon has to take up again.
     pub(crate) fn session(&self) -> PathBuf {
         self.path.join("session.json")

@@ -3,7 +3,8 @@
 //! `vmferry-core` decides; this crate carries out. [`Outgoing`] is the source of one migration, [`Incoming`]
 //! all migrations that arrive at a host. Both are built alike: a driver thread owns the events of a state
 //! machine, page streams and the fault stream are threads of their own that ask the machine (source) or the
-//! pager (destination) directly, so that a page never waits for the driver.
+//! pager (destination) directly, so that a page never waits for the driver. [`Sampler`] learns about a guest before it is
+//! moved.
 #![forbid(unsafe_code)]
 
 mod clock;
@@ -13,6 +14,7 @@ pub mod error;
 pub mod journal;
 mod lines;
 mod link;
+pub mod sampler;
 pub mod source;
 mod usage;
 
@@ -20,4 +22,5 @@ pub use destination::{Admitted, Host, Incoming, IncomingProgress, IncomingReport
 pub use dir::GuestDir;
 pub use error::RuntimeError;
 pub use journal::Journal;
+pub use sampler::Sampler;
 pub use source::{Outgoing, Request};

@@ -60,6 +60,14 @@ impl Learned {
             && self.heat.alpha() == f64::from(tuning.alpha as f32)
     }
 
+    /// It comes from an earlier time: where it was believed, one test more is asked of it.
+    pub fn on_trial(mut self) -> Self {
+        if self.trust.is_given() {
+            self.trust = Trust::ON_TRIAL;
+        }
+        self
+    }
+
     /// Takes a sample in; what the test that it may complete changed.
     pub(super) fn sample(&mut self, now: Duration, dirty: &PageBitmap) -> Verdict {
         self.samples += 1;

@@ -199,6 +199,11 @@ impl DirtyTracker for BrokenTracker {
         self.inner.arm()
     }
 
+    fn arm_running(&mut self) -> Result<()> {
+        self.seen.clear();
+        self.inner.arm_running()
+    }
+
     fn scan(&mut self, dirty: &mut PageBitmap) -> Result<()> {
         let mut found = PageBitmap::new(dirty.len());
         self.inner.scan(&mut found)?;

@@ -20,6 +20,10 @@ pub(super) fn checks() -> Vec<Check> {
             name: "tracking can be ended and begun again",
             check: arm_again,
         },
+        Check {
+            name: "tracking can begin while the guest runs",
+            check: arm_running,
+        },
     ]
 }
 
@@ -106,6 +110,27 @@ fn arm_again(subject: &dyn Subject) -> Outcome {
     }
     subject.let_run(&*guest);
     guest.pause()?;
+    demand_intact(subject, &*guest)
+}
+
+/// As a sampler does: nothing is paused for it, and the tracker that a migration makes afterwards finds the guest free.
+fn arm_running(subject: &dyn Subject) -> Outcome {
+    let guest = Held::source(subject);
+    let mut tracker = guest.dirty_tracker()?;
+    tracker.arm_running()?;
+    for _ in 0..2 {
+        subject.let_run(&*guest);
+        let mut dirty = PageBitmap::new(guest.ram().layout().pages());
+        tracker.scan(&mut dirty)?;
+        demand(!dirty.is_empty() || !subject.is_busy(), || {
+            "nothing was reported".into()
+        })?;
+    }
+    drop(tracker);
+    guest.pause()?;
+    let mut tracker = guest.dirty_tracker()?;
+    tracker.arm()?;
+    demand_clean(&mut *tracker, &guest, "right after it was armed again")?;
     demand_intact(subject, &*guest)
 }
 

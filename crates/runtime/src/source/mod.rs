@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use vmferry_core::handover::{Epoch, Record};
 use vmferry_core::policy::Policy;
 use vmferry_core::report::{Progress, Report};
+use vmferry_core::sampling::Ready;
 use vmferry_core::source::{Event, Setup, Side, Source};
 use vmferry_core::{Limits, Strategy, Tuning};
 use vmferry_guest::{GuestRam, Vm};
@@ -77,9 +78,14 @@ impl Request {
             .map_err(|error| RuntimeError::BadRequest(error.to_string()))
     }
 
-    fn policy(&self, vm: &Arc<dyn Vm>) -> Box<dyn Policy> {
-        self.strategy
-            .policy(&self.limits, &self.tuning, vm.ram().layout().pages())
+    fn policy(&self, vm: &Arc<dyn Vm>, ready: Option<Ready>) -> Box<dyn Policy> {
+        let pages = vm.ram().layout().pages();
+        match ready {
+            Some(ready) => self
+                .strategy
+                .policy_knowing(&self.limits, &self.tuning, pages, ready),
+            None => self.strategy.policy(&self.limits, &self.tuning, pages),
+        }
     }
 }
 
@@ -138,6 +144,20 @@ impl Outgoing {
     /// When the guest is not this host's, cannot leave, or the request makes no sense. What comes later is in
     /// the report.
     pub fn start(vm: Arc<dyn Vm>, dir: GuestDir, request: Request) -> Result<Self, RuntimeError> {
+        Self::start_knowing(vm, dir, request, None)
+    }
+
+    /// The same with what a [`Sampler`](crate::Sampler) learned of the guest. That has ended: there is one tracker of a
+    /// guest at a time.
+    ///
+    /// # Errors
+    /// As [`Outgoing::start`].
+    pub fn start_knowing(
+        vm: Arc<dyn Vm>,
+        dir: GuestDir,
+        request: Request,
+        ready: Option<Ready>,
+    ) -> Result<Self, RuntimeError> {
         request.check(vm.ram().layout().pages())?;
         let journal = Journal::open(dir.path())?;
         match journal.last() {
@@ -164,7 +184,8 @@ impl Outgoing {
                 request: request.clone(),
             },
         )?;
-        let source = Source::new(setup(&vm, &request, journal.epoch().next()), request.policy(&vm));
+        let policy = request.policy(&vm, ready);
+        let source = Source::new(setup(&vm, &request, journal.epoch().next()), policy);
         Ok(Self::spawn(vm, dir, journal, request, session, source, false))
     }
 
@@ -185,7 +206,7 @@ impl Outgoing {
         let saved: SavedSession = load_json(&dir.session())?.ok_or_else(|| damaged("it is missing"))?;
         let session = parse_token(&saved.session).ok_or_else(|| damaged("its session is no token"))?;
         let request = saved.request;
-        let source = Source::recovered(setup(&vm, &request, epoch), request.policy(&vm));
+        let source = Source::recovered(setup(&vm, &request, epoch), request.policy(&vm, None));
         Ok(Self::spawn(vm, dir, journal, request, session, source, true))
     }
 
