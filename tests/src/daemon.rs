@@ -71,6 +71,15 @@ impl Hosts {
         self.source.start_again(&self.network);
     }
 
+    /// Ends the source's daemon as an operator does, and starts it again on the same state.
+    ///
+    /// # Panics
+    /// When it does not end well.
+    pub fn renew_source(&mut self) {
+        self.source.stop();
+        self.restart_source();
+    }
+
     /// The same at the destination.
     pub fn crash_destination(&mut self) {
         self.destination.crash();
@@ -166,6 +175,17 @@ impl HostDaemon {
     pub fn crash(&mut self) {
         self.child.kill().expect("it runs");
         self.child.wait().expect("it ended");
+    }
+
+    /// Ends it as an operator does.
+    ///
+    /// # Panics
+    /// When it has ended already, or does not end well.
+    pub fn stop(&mut self) {
+        let pid = rustix::process::Pid::from_child(&self.child);
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("it runs");
+        let status = self.child.wait().expect("it ends");
+        assert!(status.success(), "{status}");
     }
 
     fn wait_ready(&mut self) {

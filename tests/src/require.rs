@@ -44,7 +44,11 @@ impl Requirement {
                 // Asked once: every test of a file needs it, and they start at the same moment.
                 static LACKING: OnceLock<Option<String>> = OnceLock::new();
                 LACKING
-                    .get_or_init(|| vmferry_guest_qemu::probe("qemu-system-x86_64").err().map(|e| chain(&e)))
+                    .get_or_init(|| {
+                        vmferry_guest_qemu::probe("qemu-system-x86_64")
+                            .err()
+                            .map(|e| chain(&e))
+                    })
                     .clone()
             }
         }

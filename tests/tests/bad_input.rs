@@ -112,6 +112,57 @@ fn a_wrong_command_or_destination_leaves_the_guest_alone() {
     scene.assert_movable();
 }
 
+/// The algorithms that learn have parameters that can be wrong for a guest, which nobody knows before it is asked.
+#[test]
+fn parameters_of_learning_that_make_no_sense_leave_the_guest_alone() {
+    need!(Qemu, Root, Userfaultfd);
+    let _turn = shared_turn();
+    let scene = Scene::new("", &[]);
+    scene.hosts.run(&scene.guest);
+    let refused = |strategy: &str, option: &[&str], words: &[&str]| {
+        let options = [&["--strategy", strategy], option].concat();
+        println!("{}", scene.hosts.migrate("vm", &options).expect_refusal(words));
+        scene.hosts.source.assert_owns("vm");
+    };
+    // 192 MiB are 49,152 pages.
+    refused(
+        "pre-copy-filter",
+        &["--regions", "250"],
+        &["250 regions do not divide", "49152 pages", "such as 192"],
+    );
+    refused("pre-copy-filter", &["--regions", "0"], &["choose 1 to 1024"]);
+    refused("pre-copy-filter", &["--regions", "4096"], &["choose 1 to 1024"]);
+    for alpha in ["-0.1", "1.5", "NaN"] {
+        refused(
+            "hybrid-learning",
+            &["--alpha", alpha],
+            &["alpha", "between 0 and 1"],
+        );
+    }
+    refused("hybrid-learning", &["--samples", "0"], &["1 to 10000"]);
+    refused("hybrid-learning", &["--samples", "20000"], &["1 to 10000"]);
+    refused(
+        "pre-copy-filter",
+        &["--interval", "0ms"],
+        &["interval", "more than 0"],
+    );
+    refused(
+        "pre-copy-filter",
+        &["--interval", "1h"],
+        &["interval", "10000 ms"],
+    );
+    scene.assert_untouched();
+    let report = scene
+        .hosts
+        .migrate(
+            "vm",
+            &["--strategy", "hybrid-learning", "--alpha", "1", "--verify"],
+        )
+        .expect_json();
+    assert_eq!(report["verified"]["mismatches"], 0, "{report:#}");
+    scene.guest.console.assert_healthy(2);
+}
+
 #[test]
 fn a_destination_that_lacks_something_leaves_the_guest_alone() {
     need!(Qemu, Root, Userfaultfd);

@@ -24,13 +24,7 @@ fn moves_as(load: &str, request: impl FnOnce(&Pair) -> Request) -> Report {
     let _turn = shared_turn();
     let pair = Pair::new();
     let dir = tempfile::tempdir().unwrap();
-    let guest = TestGuest::new(
-        "vm",
-        dir.path(),
-        256,
-        load,
-        &["-device", "virtio-rng-pci"],
-    );
+    let guest = TestGuest::new("vm", dir.path(), 256, load, &["-device", "virtio-rng-pci"]);
     let vm = pair.launch(&guest.spec);
     guest.console.wait_for("guest-load: ok");
     let report = pair.migrate(&vm, request(&pair));

@@ -27,11 +27,12 @@ use std::path::PathBuf;
 pub use client::{Client, ClientError};
 use serde::{Deserialize, Serialize};
 use vmferry_core::report::{Progress, Report};
+use vmferry_core::sampling::SamplingReport;
 use vmferry_core::{Limits, Strategy, Tuning};
 use vmferry_guest::GuestState;
 
 /// A daemon.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct HostInfo {
     /// Version of vmferry.
     pub version: String,
@@ -45,6 +46,9 @@ pub struct HostInfo {
     pub backends: Vec<String>,
     /// How many guests there are.
     pub guests: usize,
+    /// The share of their time that learning about guests may cost them, percent; absent where nothing is learned.
+    #[serde(default)]
+    pub sampling_budget_percent: Option<f64>,
     /// What happened at the start that the operator should know.
     pub notes: Vec<String>,
 }
@@ -70,6 +74,9 @@ pub struct GuestInfo {
     /// The migration under way.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub migration: Option<Migration>,
+    /// What was learned of it while it runs; only where one guest is asked for, is this host's and is learned about.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub learned: Option<SamplingReport>,
 }
 
 /// What a host has to do with a guest.

@@ -197,13 +197,14 @@ fn rounds(report: &Report) -> String {
     if report.rounds.is_empty() {
         return String::new();
     }
-    let filtered = report.rounds.iter().any(|round| round.filter_precision.is_some());
+    let filtered = report.rounds.iter().any(|round| round.pages_filtered.is_some());
     let mut heading = vec!["round", "time", "pages sent", "dirtied", "bytes"];
     if filtered {
-        heading.extend(["precision", "recall"]);
+        heading.extend(["filtered", "taken back", "precision", "recall", "saved"]);
     }
     let mut table = table::list(&heading);
     let share = |share: Option<f64>| share.map_or("-".into(), |share| format!("{:.0} %", share * 100.0));
+    let number = |number: Option<u64>, show: fn(u64) -> String| number.map_or("-".into(), show);
     for (index, round) in report.rounds.iter().enumerate() {
         let mut row = vec![
             (index + 1).to_string(),
@@ -213,11 +214,17 @@ fn rounds(report: &Report) -> String {
             size(round.bytes),
         ];
         if filtered {
-            row.extend([share(round.filter_precision), share(round.filter_recall)]);
+            row.extend([
+                number(round.pages_filtered, count),
+                number(round.pages_taken_back, count),
+                share(round.filter_precision),
+                share(round.filter_recall),
+                number(round.bytes_saved, size),
+            ]);
         }
         table.add_row(row);
     }
-    table::align_right(&mut table, &[0, 1, 2, 3, 4, 5, 6]);
+    table::align_right(&mut table, &[0, 1, 2, 3, 4, 5, 6, 7, 8, 9]);
     format!("\n{}", table::render(table))
 }
 
@@ -276,6 +283,7 @@ fn flatten(name: &str, value: &Value, row: &mut impl FnMut(String, String)) {
 #[cfg(test)]
 mod tests {
     use serde_json::json;
+    use vmferry_core::report::RoundReport;
 
     use super::*;
 
@@ -310,6 +318,24 @@ mod tests {
     #[test]
     fn a_whole_report() {
         insta::assert_snapshot!("report", render(&report()));
+    }
+
+    #[test]
+    fn rounds_show_what_the_filter_did() {
+        let plain = report();
+        let filtered = RoundReport {
+            filter_precision: Some(0.934),
+            filter_recall: Some(0.5),
+            pages_filtered: Some(16384),
+            pages_taken_back: Some(1024),
+            bytes_saved: Some(62 << 20),
+            ..plain.rounds[0].clone()
+        };
+        let report = Report {
+            rounds: vec![filtered, plain.rounds[1].clone()],
+            ..plain
+        };
+        insta::assert_snapshot!("rounds_filtered", rounds(&report));
     }
 
     #[test]

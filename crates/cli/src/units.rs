@@ -15,6 +15,9 @@ pub enum UnitError {
     /// Not a duration.
     #[error("{0:?} is no duration; write a number and a unit, as in 300ms, 5s or 2m (us, ms, s, m, h)")]
     Duration(String),
+    /// Not a percentage.
+    #[error("{0:?} is no percentage; write a number, as in 3% or 0.5%")]
+    Percent(String),
 }
 
 /// Bytes in a text such as `512M`, `4G`, `1.5GiB` or `4096`. Units count by 1024.
@@ -61,6 +64,16 @@ pub fn parse_duration(text: &str) -> Result<Duration, UnitError> {
     scaled(number, unit_ns)
         .map(Duration::from_nanos)
         .ok_or_else(wrong)
+}
+
+/// The number in a text such as `3%` or `0.5`.
+///
+/// # Errors
+/// [`UnitError::Percent`] when it is none.
+pub fn parse_percent(text: &str) -> Result<f64, UnitError> {
+    let number = text.trim();
+    let number = number.strip_suffix('%').unwrap_or(number).trim_end();
+    number.parse().map_err(|_| UnitError::Percent(text.to_owned()))
 }
 
 /// `512 MiB`, `1.25 GiB`, `17 B`.
@@ -207,6 +220,20 @@ mod tests {
             assert_eq!(
                 parse_duration(text),
                 Err(UnitError::Duration(text.into())),
+                "{text}"
+            );
+        }
+    }
+
+    #[test]
+    fn percentages_are_read() {
+        for (text, percent) in [("3%", 3.0), ("0.5 %", 0.5), ("12", 12.0)] {
+            assert_eq!(parse_percent(text), Ok(percent), "{text}");
+        }
+        for text in ["", "%", "three", "3%%"] {
+            assert_eq!(
+                parse_percent(text),
+                Err(UnitError::Percent(text.into())),
                 "{text}"
             );
         }

@@ -137,6 +137,15 @@ fn wrong_usage_is_2_and_says_what_is_right() {
         ),
         (&["migrate", "web"], "--to"),
         (&["run", "web", "--memory", "lots"], "512M"),
+        (
+            &["host", "--sampling-budget", "0%"],
+            "more than 0 and at most 100",
+        ),
+        (&["host", "--sampling-budget", "some"], "as in 3%"),
+        (
+            &["host", "--sampling-budget", "1%", "--no-sampling"],
+            "cannot be used with",
+        ),
         (&["run", "../web", "--memory", "1G"], "letters, digits"),
         (
             &[

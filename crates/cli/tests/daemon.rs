@@ -12,6 +12,7 @@ use vmferry_cli::client::ClientError;
 use vmferry_cli::daemon::{Daemon, Options};
 use vmferry_cli::loadspec;
 use vmferry_core::report::{Outcome, Report};
+use vmferry_core::sampling::{Budget, SamplingReport};
 use vmferry_core::{Limits, Strategy};
 use vmferry_guest::{GuestSpec, GuestState};
 use vmferry_guest_synth::SynthBackend;
@@ -114,6 +115,7 @@ fn options(dir: &TempDir, listen: Endpoint) -> Options {
         listen,
         state_dir: dir.path().join("state"),
         api: None,
+        sampling: Some(Budget::default()),
     }
 }
 
@@ -164,6 +166,72 @@ fn a_guest_is_started_looked_at_and_ended() {
     assert_eq!(host.client.guests().unwrap(), []);
     assert!(!host.dir.path().join("state/guests/web").exists());
     assert_eq!(host.status_of(host.client.stop("web", false)).0, 404);
+}
+
+/// Waits until so much is known of a guest, and answers what.
+fn learned(host: &Host, name: &str, enough: impl Fn(&SamplingReport) -> bool) -> SamplingReport {
+    let began = Instant::now();
+    loop {
+        if let Some(learned) = host.client.guest(name).unwrap().learned
+            && enough(&learned)
+        {
+            return learned;
+        }
+        assert!(
+            began.elapsed() < LONG,
+            "nothing is learned: {:?}",
+            host.client.guest(name)
+        );
+        thread::sleep(Duration::from_millis(20));
+    }
+}
+
+#[test]
+fn what_was_learned_of_a_guest_stays_while_it_does_and_leaves_with_it() {
+    let (a, b) = (Host::tcp(), Host::tcp());
+    a.run("web", "write:4M,rate=200M");
+    let first = learned(&a, "web", |learned| learned.bursts > 0);
+    assert_eq!(
+        (first.burst_samples, first.interval_ms, &first.problem),
+        (21, 50.0, &None)
+    );
+    assert_eq!(first.budget_percent, 3.0);
+    assert!(first.working_set_pages > 0 && first.states_seen > 0);
+
+    // A migration that fails gives it back.
+    let refused = a.migrate("web", &request("tcp:127.0.0.1:1", Strategy::HybridLearning));
+    assert_eq!(refused.outcome, Outcome::Failed);
+    let after = learned(&a, "web", |_| true);
+    assert!(after.samples >= first.samples, "{after:?} after {first:?}");
+    a.assert_alive("web");
+
+    // One that completes tells where its working set is from, and the destination starts from nothing.
+    let report = a.migrate("web", &request(&b.listens_at(), Strategy::HybridLearning));
+    assert_eq!(report.outcome, Outcome::Completed, "{:?}", report.error);
+    assert_eq!(report.verified.unwrap().mismatches, 0);
+    let notes = report.notes.join("\n");
+    assert!(
+        notes.contains("the host's sampler (") && notes.contains("bursts"),
+        "{notes}"
+    );
+    assert!(learned(&b, "web", |_| true).samples < first.samples);
+    b.assert_alive("web");
+    assert!(b.client.guests().unwrap()[0].learned.is_none(), "not in lists");
+    b.client.stop("web", false).unwrap();
+}
+
+#[test]
+fn a_daemon_that_is_not_to_learn_does_not() {
+    let dir = tempfile::tempdir().unwrap();
+    let options = Options {
+        sampling: None,
+        ..options(&dir, Endpoint::tcp("127.0.0.1", 0))
+    };
+    let daemon = Daemon::start(&options).unwrap();
+    let client = Client::new(daemon.api()).unwrap();
+    client.run(&spec("web", "write:4M,rate=200M")).unwrap();
+    assert_eq!(client.host().unwrap().sampling_budget_percent, None);
+    assert!(client.guest("web").unwrap().learned.is_none());
 }
 
 #[test]

@@ -6,11 +6,13 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::Args;
+use vmferry_core::sampling::Budget;
 use vmferry_transport::Endpoint;
 
 use super::output;
 use crate::cli::Common;
 use crate::daemon::{Daemon, Options, shutdown};
+use crate::units;
 
 /// Guests of QEMU survive the daemon: the next one finds them again. Synthetic guests live in the daemon and end with
 /// it.
@@ -33,6 +35,22 @@ pub(crate) struct HostArgs {
     /// Unix socket for the other commands, for its owner only [default: api.sock in the state directory]
     #[arg(long, value_name = "PATH")]
     api: Option<PathBuf>,
+    /// Share of each guest's time that learning about it may cost, as in 3%
+    ///
+    /// While a guest runs normally the daemon looks now and then which pages it writes: in bursts of 21 samples 50 ms apart,
+    /// of all its pages, with pauses between them that are the longer the more it writes. So it keeps a model for
+    /// pre-copy-filter, which is tested for fit after each burst (chi-square of states and of transitions) and rebuilt when
+    /// it fails, and the writable working set for hybrid-learning: migrations with default --interval, --regions and
+    /// --alpha begin with them. `vmferry status NAME` shows what was learned and what it cost.
+    #[arg(long, value_name = "PERCENT", default_value = "3%", value_parser = budget)]
+    sampling_budget: Budget,
+    /// Learn nothing about guests before they are moved
+    #[arg(long, conflicts_with = "sampling_budget")]
+    no_sampling: bool,
+}
+
+fn budget(text: &str) -> Result<Budget> {
+    Ok(Budget::percent(units::parse_percent(text)?)?)
 }
 
 pub(super) fn run(common: &Common, args: &HostArgs) -> Result<ExitCode> {
@@ -42,6 +60,7 @@ pub(super) fn run(common: &Common, args: &HostArgs) -> Result<ExitCode> {
         listen: args.listen.clone(),
         state_dir: args.state_dir.clone(),
         api: args.api.clone(),
+        sampling: (!args.no_sampling).then_some(args.sampling_budget),
     })?;
     let info = daemon.info();
     match common.json {

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use anyhow::{Result, bail};
 use clap::Args;
 use serde_json::json;
+use vmferry_core::sampling::{SamplingReport, SamplingState};
 use vmferry_guest::GuestState;
 
 use super::output;
@@ -74,7 +75,10 @@ fn guest_status(common: &Common, client: &Client, name: &str) -> Result<()> {
     }
     let guest = guest.map_or_else(
         || format!("{name} is not on this host\n"),
-        |guest| guest_table(&[guest]),
+        |guest| {
+            let learned = guest.learned.as_ref().map(learned_table).unwrap_or_default();
+            guest_table(&[guest]) + &learned
+        },
     );
     let migration = migration
         .map(|migration| format!("\n{}", describe(&migration)))
@@ -109,6 +113,11 @@ fn host_table(host: &HostInfo) -> String {
     table.add_row(["guests arrive at", &host.listen]);
     table.add_row(["state directory", &host.state_dir.display().to_string()]);
     table.add_row(["backends", &host.backends.join(", ")]);
+    let sampling = host.sampling_budget_percent;
+    let sampling = sampling.map_or("off".into(), |percent| {
+        format!("for at most {percent:.2} % of their time")
+    });
+    table.add_row(["learns about guests", &sampling]);
     for note in &host.notes {
         table.add_row(["note", note]);
     }
@@ -132,6 +141,81 @@ fn guest_table(guests: &[GuestInfo]) -> String {
     }
     table::align_right(&mut table, &[3, 4]);
     table::render(table)
+}
+
+/// What was learned of a guest while it runs.
+fn learned_table(learned: &SamplingReport) -> String {
+    let SamplingReport {
+        burst_samples,
+        interval_ms,
+        ..
+    } = *learned;
+    let mut table = table::plain();
+    let mut row = |name: &str, value: String| {
+        table.add_row([name.to_owned(), value]);
+    };
+    let age = learned
+        .age_ms
+        .map(|ms| format!(", the last {} ago", units::millis(ms)))
+        .unwrap_or_default();
+    row(
+        "samples",
+        format!(
+            "{} in {} bursts{age}",
+            units::count(learned.samples),
+            learned.bursts
+        ),
+    );
+    let now = match learned.state {
+        SamplingState::Burst => "one is under way".into(),
+        SamplingState::Pause => format!("the next in {}", units::millis(learned.next_scan_ms)),
+    };
+    row(
+        "sampled",
+        format!("all pages, in bursts of {burst_samples} samples {interval_ms:.0} ms apart; {now}"),
+    );
+    row(
+        "states",
+        format!("{} seen, of {} regions", learned.states_seen, learned.regions),
+    );
+    row("model", model_verdict(learned));
+    if let Some(test) = &learned.last_test {
+        row("last test", test.clone());
+    }
+    row(
+        "writable working set",
+        format!(
+            "{} pages, {}",
+            units::count(learned.working_set_pages),
+            units::size(learned.working_set_bytes)
+        ),
+    );
+    row(
+        "cost",
+        format!(
+            "about {:.2} % of the guest's time, at most {:.2} %; {} of memory",
+            learned.cost_percent,
+            learned.budget_percent,
+            units::size(learned.memory_bytes)
+        ),
+    );
+    if let Some(problem) = &learned.problem {
+        row("problem", problem.clone());
+    }
+    format!("\nlearned while it runs:\n{}", table::render(table))
+}
+
+fn model_verdict(learned: &SamplingReport) -> String {
+    let verdict = match learned.fits {
+        Some(true) => "fits the guest",
+        Some(false) => "does not fit the guest",
+        None => "is being built",
+    };
+    let tests = format!("{} of {} tests failed", learned.tests_failed, learned.tests);
+    match learned.rebuilt {
+        0 => format!("{verdict}; {tests}"),
+        rebuilt => format!("{verdict}; {tests}; rebuilt {rebuilt} times"),
+    }
 }
 
 fn state(state: GuestState) -> &'static str {

@@ -12,6 +12,7 @@ use vmferry_runtime::Incoming;
 use super::refusal::Refusal;
 use super::registry::{Member, Registry, Slot};
 use super::reports::Reports;
+use super::samplers::Samplers;
 use super::state_dir::{self, StateDir};
 use crate::api::{Arrival, AttachRequest, GuestInfo, Migration, Role, Stage};
 use crate::names;
@@ -21,6 +22,7 @@ pub(super) struct LocalHost {
     pub(super) state: StateDir,
     pub(super) registry: Arc<Registry>,
     pub(super) reports: Reports,
+    pub(super) samplers: Samplers,
     /// Set once, right after it was made: it refers to this host in turn.
     pub(super) incoming: OnceLock<Weak<Incoming>>,
     synth: SynthBackend,
@@ -29,10 +31,11 @@ pub(super) struct LocalHost {
 }
 
 impl LocalHost {
-    pub(super) fn new(state: StateDir) -> anyhow::Result<Self> {
+    pub(super) fn new(state: StateDir, samplers: Samplers) -> anyhow::Result<Self> {
         let synth = SynthBackend::new();
         Ok(Self {
             reports: Reports::load(state.reports())?,
+            samplers,
             state,
             registry: Arc::default(),
             incoming: OnceLock::new(),
@@ -92,7 +95,9 @@ impl LocalHost {
             of_guest(error)
         })?;
         tracing::info!("started {} ({})", spec.name, spec.backend);
-        let slot = Slot::Here(Member { vm, dir });
+        let member = Member { vm, dir };
+        self.samplers.begin(&member);
+        let slot = Slot::Here(member);
         claim.settle(Some(slot.clone()));
         Ok(self.info(&spec.name, &slot))
     }
@@ -111,7 +116,9 @@ impl LocalHost {
         let attached = attach_in(&dir, &name, request).inspect_err(|_| state_dir::remove_guest(&dir));
         let vm = attached?;
         tracing::info!("attached to {name}, process {}", request.pid);
-        let slot = Slot::Here(Member { vm, dir });
+        let member = Member { vm, dir };
+        self.samplers.begin(&member);
+        let slot = Slot::Here(member);
         claim.settle(Some(slot.clone()));
         Ok(self.info(&name, &slot))
     }
@@ -142,6 +149,7 @@ impl LocalHost {
                 _ => Ok(slot.clone()),
             }
         })?;
+        self.samplers.forget(name);
         match slot {
             Slot::Here(Member { vm, dir })
             | Slot::Receiving {
@@ -175,7 +183,11 @@ impl LocalHost {
 
     /// One guest.
     pub(super) fn guest(&self, name: &str) -> Result<GuestInfo, Refusal> {
-        Ok(self.info(name, &self.registry.get(name)?))
+        let info = self.info(name, &self.registry.get(name)?);
+        Ok(GuestInfo {
+            learned: self.samplers.report(name),
+            ..info
+        })
     }
 
     /// What a synthetic guest has done.
@@ -251,6 +263,7 @@ impl LocalHost {
             ram_bytes: vm.map_or(0, |vm| vm.ram().layout().bytes()),
             problem: problem.or(ended),
             migration: self.migration_under_way(name, slot),
+            learned: None,
         }
     }
 }

@@ -59,6 +59,9 @@ impl Host for LocalHost {
     fn finished(&self, name: &str, report: IncomingReport) {
         tracing::info!("all of {name} is here");
         self.keep_report(name, &report);
+        if let Ok(Slot::Arriving { member, .. } | Slot::Receiving { member, .. }) = self.registry.get(name) {
+            self.samplers.begin(&member);
+        }
         self.registry.change(name, |slot| match slot {
             Slot::Arriving { member, .. } | Slot::Receiving { member, .. } => {
                 state_dir::clear_marker(&member.dir, Marker::Arriving);

@@ -11,6 +11,7 @@ mod recovery;
 mod refusal;
 mod registry;
 mod reports;
+mod samplers;
 pub mod shutdown;
 mod state_dir;
 
@@ -19,11 +20,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
+use vmferry_core::sampling::Budget;
 use vmferry_runtime::Incoming;
 use vmferry_transport::{Endpoint, Listener};
 
 use crate::api::HostInfo;
 use host::LocalHost;
+use samplers::Samplers;
 use state_dir::StateDir;
 
 /// What a daemon is started with.
@@ -35,6 +38,8 @@ pub struct Options {
     pub state_dir: PathBuf,
     /// The socket of the API; `api.sock` in the state directory where absent.
     pub api: Option<PathBuf>,
+    /// The share of its guests' time that learning about them may cost; absent: nothing is learned.
+    pub sampling: Option<Budget>,
 }
 
 /// A daemon that runs. Dropping it stops it.
@@ -63,7 +68,7 @@ impl Daemon {
         // Whoever connects from now on waits until everything is recovered.
         let api = api::bind(&socket)?;
 
-        let host = Arc::new(LocalHost::new(state)?);
+        let host = Arc::new(LocalHost::new(state, Samplers::new(options.sampling))?);
         let incoming = Incoming::new(listener, host.clone(), host.state.path());
         let incoming = Arc::new(incoming.context("cannot take guests in")?);
         // Nobody else has set it: the host was made three lines above.
@@ -76,6 +81,7 @@ impl Daemon {
             listen: listen.to_string(),
             backends: host.backend_names(),
             guests: host.registry.len(),
+            sampling_budget_percent: host.samplers.budget_percent(),
             notes,
         };
         incoming.serve();
@@ -110,6 +116,7 @@ impl Drop for Daemon {
         self.host.begin_stopping();
         shutdown::end_migrations(&self.host, &self.incoming);
         drop(self.server.take());
+        self.host.samplers.end();
         shutdown::release_guests(&self.host);
         self.host.state.unlock();
     }

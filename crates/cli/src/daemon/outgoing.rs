@@ -39,8 +39,11 @@ impl LocalHost {
         let (id, to) = (new_id(name), request.destination.to_string());
         state_dir::set_marker(&member.dir, Marker::Leaving).map_err(Refusal::failed)?;
         let dir = GuestDir::new(member.dir.clone());
-        let outgoing = Outgoing::start(Arc::clone(&member.vm), dir, request).map_err(|error| {
+        let ready = self.samplers.let_go(name);
+        let started = Outgoing::start_knowing(Arc::clone(&member.vm), dir, request, ready);
+        let outgoing = started.map_err(|error| {
             state_dir::clear_marker(&member.dir, Marker::Leaving);
+            self.samplers.begin(&member);
             of_runtime(error)
         })?;
         tracing::info!("moving {name} to {to}");
@@ -67,6 +70,12 @@ impl LocalHost {
         log_end(name, report);
         // Kept first, so that whoever sees that it is over finds it.
         self.reports.keep(id, name, ReportSide::Source, report);
+        match (report.outcome, self.registry.get(name)) {
+            (Outcome::Cancelled | Outcome::Failed, Ok(Slot::Leaving { member, .. })) => {
+                self.samplers.begin(&member);
+            }
+            _ => self.samplers.forget(name),
+        }
         // Ended outside of the lock.
         let mut gone = None;
         self.registry.change(name, |slot| {

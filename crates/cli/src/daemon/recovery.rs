@@ -153,6 +153,7 @@ fn take_back(
         incoming.recover(Arc::clone(vm), guest_dir)?;
         Some(format!("{name} was found again, pages of it still arrive"))
     } else {
+        host.samplers.begin(&member);
         host.registry.insert(name, Slot::Here(member));
         tracing::info!("{name} was found again");
         None

@@ -8,6 +8,7 @@
 //! STATE/guests/NAME/spec.json what the guest was made from; written before anything is started
 //! STATE/guests/NAME/arriving  there while the guest is not this host's yet
 //! STATE/guests/NAME/leaving   there while a migration away is under way
+//! STATE/guests/NAME/learned   what was learned of the guest, while no daemon runs (kept by the runtime)
 //! STATE/guests/NAME/...       journal and session (kept by the runtime), what the backend keeps
 //! ```
 
