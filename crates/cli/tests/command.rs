@@ -135,6 +135,10 @@ fn wrong_usage_is_2_and_says_what_is_right() {
             &["migrate", "web", "--to", "b", "--at-limit", "pray"],
             "post-copy",
         ),
+        (
+            &["migrate", "web", "--to", "b", "--alpha", "NaN"],
+            "not a number between 0 and 1",
+        ),
         (&["migrate", "web"], "--to"),
         (&["run", "web", "--memory", "lots"], "512M"),
         (

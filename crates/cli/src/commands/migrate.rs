@@ -68,7 +68,7 @@ pub(crate) struct MigrateArgs {
     #[arg(long, value_name = "TIME", value_parser = units::parse_duration)]
     drain_after: Option<Duration>,
     /// Weight of the newest sample of dirty pages, 0 to 1, for hybrid-learning [default: 0.5]
-    #[arg(long, value_name = "SHARE", allow_negative_numbers = true)]
+    #[arg(long, value_name = "SHARE", allow_negative_numbers = true, value_parser = number)]
     alpha: Option<f64>,
     /// Samples to learn from, for hybrid-learning and pre-copy-filter [default: 20]
     #[arg(long, value_name = "N")]
@@ -256,6 +256,12 @@ fn never_begun(args: &MigrateArgs, error: String) -> Report {
         verified: None,
         notes: Vec::new(),
     }
+}
+
+/// What is no number cannot be told to the daemon; whether it is a share, the daemon says.
+fn number(text: &str) -> Result<f64, String> {
+    let number = text.parse().ok().filter(|number: &f64| number.is_finite());
+    number.ok_or_else(|| format!("{text:?} is not a number between 0 and 1"))
 }
 
 fn at_limit() -> impl clap::builder::TypedValueParser<Value = AtLimit> {
