@@ -21,7 +21,8 @@ fuzz_target!(|data: &[u8]| {
         bytes[PAGE_HEADER_BYTES - 4..].copy_from_slice(&crc.to_le_bytes());
         if let Ok(frame) = PageHeader::decode(&bytes, &layout) {
             assert_eq!(frame.header().encode(), bytes);
-            if let PageFrame::Raw { run, .. } | PageFrame::Uniform { run, .. } = frame {
+            assert!(frame.payload_bytes() <= MAX_RUN_PAGES * 4096);
+            if let Some(run) = frame.run() {
                 assert!(run.count <= MAX_RUN_PAGES);
                 layout.check(run).unwrap();
             }

@@ -127,6 +127,15 @@ pub enum WireError {
         #[source]
         source: postcard::Error,
     },
+    /// The payload of encoded pages does not decode.
+    #[error("{what} does not decode")]
+    Undecodable {
+        /// Which payload.
+        what: &'static str,
+        /// What the decoder found.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
     /// A message cannot be encoded.
     #[error("cannot encode {what}")]
     Encode {

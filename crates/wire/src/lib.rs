@@ -17,6 +17,7 @@ mod bounded;
 pub mod checksum;
 pub mod codec;
 pub mod control;
+pub mod encoding;
 pub mod error;
 pub mod fault;
 pub mod frame;
@@ -32,9 +33,10 @@ pub use control::{
     DestinationSummary, FaultModeWire, FaultSummary, Offer, OwnerState, ToDestination, ToSource,
     VerifySummary, clip_reason,
 };
+pub use encoding::{Coding, EncodedPages, PageDecoder, PageEncoder, ZSTD_LEVELS};
 pub use error::{Result, WireError};
 pub use fault::{FAULT_REQUEST_BYTES, FaultRequest};
 pub use hello::{Hello, HelloReply, SessionToken, StreamRole};
 pub use page::{MAX_RUN_PAGES, PAGE_HEADER_BYTES, PageFrame, PageHeader};
 pub use page_set::{PageSet, PageSetParts};
-pub use version::{SPOKEN, VersionRange};
+pub use version::{ENCODED_PAGES_SINCE, SPOKEN, VersionRange};

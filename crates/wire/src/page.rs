@@ -12,7 +12,7 @@
 //! | 8..16 | number of the first page |
 //! | 16..20 | how many pages |
 //! | 20..24 | bytes of payload |
-//! | 24..28 | checksum of the payload; 0 without the flag |
+//! | 24..28 | checksum of the payload (`Delta`: of the pages it makes); 0 without the flag |
 //! | 28..32 | checksum of bytes 0..28 |
 //!
 //! | kind | name | payload |
@@ -21,12 +21,13 @@
 //! | 2 | `Uniform` | none: every byte of the pages is the byte in the header |
 //! | 3 | `RoundEnd` | none: everything this stream sends in the round was sent before |
 //! | 4 | `PushEnd` | none: everything this stream pushes was sent before |
-//! | 16 | `Lz4` | reserved for compressed pages |
-//! | 17 | `Zstd` | reserved for compressed pages |
-//! | 18 | `Delta` | reserved for differences to the version sent before |
+//! | 16 | `Lz4` | the pages as an LZ4 block, shorter than they are |
+//! | 17 | `Zstd` | the pages as a Zstandard frame, shorter than they are |
+//! | 18 | `Delta` | an LZ4 block of the pages, exclusive-or the version the destination holds |
 //! | 19 | `Hash` | reserved for references to content the destination has |
 //!
-//! Reserved kinds are no part of version 1: they are refused by name.
+//! Kinds 16 to 18 come with version 2 and always have a checksum ([`crate::encoding`]). The reserved kind is refused by
+//! name.
 
 use std::io::Read;
 
@@ -35,8 +36,10 @@ use zerocopy::little_endian::{U32, U64};
 use zerocopy::{FromBytes, FromZeros as _, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use crate::checksum::{self, crc32};
+use crate::encoding::{Coding, EncodedPages};
 use crate::error::{Result, WireError};
 use crate::read::{At, read_fixed};
+use crate::version::ENCODED_PAGES_SINCE;
 
 /// Bytes of the header of a page frame.
 pub const PAGE_HEADER_BYTES: usize = 32;
@@ -75,6 +78,8 @@ pub enum PageFrame {
         /// The byte.
         byte: u8,
     },
+    /// Pages in an encoded form: a payload of `len` bytes follows, for [`PageDecoder`](crate::PageDecoder).
+    Encoded(EncodedPages),
     /// Everything this stream sends in the round was sent before.
     RoundEnd {
         /// The round.
@@ -105,11 +110,34 @@ impl PageFrame {
     pub fn payload_bytes(&self) -> u64 {
         match self {
             Self::Raw { run, .. } => run.bytes(),
+            Self::Encoded(pages) => pages.len.into(),
             Self::Uniform { .. } | Self::RoundEnd { .. } | Self::PushEnd => 0,
         }
     }
 
-    /// Compares the payload's checksum with the one that came, if one came. `payload_crc` computes it, over
+    /// The pages it brings.
+    pub fn run(&self) -> Option<PageRun> {
+        match *self {
+            Self::Raw { run, .. } | Self::Uniform { run, .. } => Some(run),
+            Self::Encoded(pages) => Some(pages.run),
+            Self::RoundEnd { .. } | Self::PushEnd => None,
+        }
+    }
+
+    /// Refuses a frame that the version agreed on does not have.
+    ///
+    /// # Errors
+    /// [`WireError::UnknownKind`].
+    pub fn check_version(&self, version: u16) -> Result<()> {
+        match self {
+            Self::Encoded(pages) if version < ENCODED_PAGES_SINCE => {
+                Err(unknown_kind(coding_kind(pages.coding)))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Compares the checksum of a raw payload with the one that came, if one came. `payload_crc` computes it, over
     /// the bytes as they were received.
     ///
     /// # Errors
@@ -138,11 +166,12 @@ impl PageFrame {
     /// The header that announces this frame.
     ///
     /// # Panics
-    /// When it has no pages or more than [`MAX_RUN_PAGES`].
+    /// When it has no pages or more than [`MAX_RUN_PAGES`], or an encoded form that is no shorter than the pages.
     pub fn header(&self) -> PageHeader {
         match *self {
             Self::Raw { run, round, crc } => PageHeader::raw(run, round, crc),
             Self::Uniform { run, round, byte } => PageHeader::uniform(run, round, byte),
+            Self::Encoded(pages) => PageHeader::encoded(pages),
             Self::RoundEnd { round } => PageHeader::round_end(round),
             Self::PushEnd => PageHeader::push_end(),
         }
@@ -172,6 +201,24 @@ impl PageHeader {
         Self {
             byte,
             ..Self::of_run(UNIFORM, run, round)
+        }
+    }
+
+    /// Announces pages in an encoded form.
+    ///
+    /// # Panics
+    /// When the run is empty or longer than [`MAX_RUN_PAGES`], or the payload is empty or not shorter than the pages.
+    pub fn encoded(pages: EncodedPages) -> Self {
+        let (len, bytes) = (u64::from(pages.len), pages.run.bytes());
+        assert!(
+            (1..bytes).contains(&len),
+            "{bytes} bytes of pages encoded in {len}"
+        );
+        Self {
+            flags: FLAG_PAYLOAD_CRC,
+            payload_len: pages.len.into(),
+            payload_crc: pages.crc.into(),
+            ..Self::of_run(coding_kind(pages.coding), pages.run, pages.round)
         }
     }
 
@@ -219,6 +266,9 @@ impl PageHeader {
                 round,
                 byte: header.byte,
             },
+            LZ4 => header.encoded_frame(Coding::Lz4, layout)?,
+            ZSTD => header.encoded_frame(Coding::Zstd, layout)?,
+            DELTA => header.encoded_frame(Coding::Delta, layout)?,
             ROUND_END => PageFrame::RoundEnd { round },
             PUSH_END => PageFrame::PushEnd,
             other => return Err(unknown_kind(other)),
@@ -246,6 +296,26 @@ impl PageHeader {
             count: (run.count as u32).into(),
             ..Self::empty(kind)
         }
+    }
+
+    /// The payload's length is not given by the run, but bounded by it.
+    fn encoded_frame(&self, coding: Coding, layout: &RamLayout) -> Result<PageFrame> {
+        let run = self.run(layout)?;
+        let len = self.payload_len.get();
+        if !(1..run.bytes()).contains(&len.into()) {
+            return Err(WireError::Unexpected {
+                what: "the payload length of an encoded page frame",
+                came: len.into(),
+                expected: format!("1 to {}", run.bytes() - 1),
+            });
+        }
+        Ok(PageFrame::Encoded(EncodedPages {
+            run,
+            round: self.round.get(),
+            coding,
+            len,
+            crc: self.payload_crc.get(),
+        }))
     }
 
     fn run(&self, layout: &RamLayout) -> Result<PageRun> {
@@ -321,18 +391,28 @@ impl PageHeader {
     }
 }
 
+const fn coding_kind(coding: Coding) -> u8 {
+    match coding {
+        Coding::Lz4 => LZ4,
+        Coding::Zstd => ZSTD,
+        Coding::Delta => DELTA,
+    }
+}
+
+/// A kind that does not exist, or not in the version agreed on.
 fn unknown_kind(kind: u8) -> WireError {
     let came = match kind {
-        LZ4 => "16 (lz4, reserved)".into(),
-        ZSTD => "17 (zstd, reserved)".into(),
-        DELTA => "18 (delta, reserved)".into(),
+        LZ4 => "16 (lz4, not before version 2)".into(),
+        ZSTD => "17 (zstd, not before version 2)".into(),
+        DELTA => "18 (delta, not before version 2)".into(),
         HASH => "19 (hash, reserved)".into(),
         other => other.to_string(),
     };
     WireError::UnknownKind {
         what: "kind of page frame",
         came,
-        expected: "1 (raw), 2 (uniform), 3 (round end) or 4 (push end)".into(),
+        expected: "1 (raw), 2 (uniform), 3 (round end), 4 (push end), from version 2 on 16 (lz4), 17 (zstd) or 18 (delta)"
+            .into(),
     }
 }
 

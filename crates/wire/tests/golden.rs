@@ -6,12 +6,13 @@ use std::fmt::Write as _;
 
 use vmferry_core::{PageBitmap, PageRun, RamBlock, RamLayout};
 use vmferry_wire::{
-    ControlMessage, DestinationSummary, FaultModeWire, FaultRequest, FaultSummary, Hello, HelloReply, Offer,
-    OwnerState, PageFrame, PageSet, SessionToken, StreamRole, ToDestination, ToSource, VerifySummary,
-    VersionRange, read_control, write_control,
+    Coding, ControlMessage, DestinationSummary, EncodedPages, FaultModeWire, FaultRequest, FaultSummary,
+    Hello, HelloReply, Offer, OwnerState, PageDecoder, PageEncoder, PageFrame, PageSet, SessionToken,
+    StreamRole, ToDestination, ToSource, VerifySummary, VersionRange, read_control, write_control,
 };
 
 const VERSION_1: &str = include_str!("golden/version-1.txt");
+const VERSION_2: &str = include_str!("golden/version-2.txt");
 
 #[test]
 fn version_1_is_written_and_read_as_ever() {
@@ -21,6 +22,14 @@ fn version_1_is_written_and_read_as_ever() {
     control(&mut lines, &to_source(), "to-source");
     pages(&mut lines);
     faults(&mut lines);
+    lines.finish();
+}
+
+/// What version 2 has beyond version 1.
+#[test]
+fn version_2_is_written_and_read_as_ever() {
+    let mut lines = Lines::new(VERSION_2);
+    encoded_pages(&mut lines);
     lines.finish();
 }
 
@@ -250,6 +259,49 @@ fn pages(lines: &mut Lines) {
     }
 }
 
+/// Headers are written as ever. A payload may be written otherwise by another version of its library, but it is read as
+/// ever.
+fn encoded_pages(lines: &mut Lines) {
+    let old = vec![b'v'; 2 * 4096];
+    let mut new = old.clone();
+    new[100..104].copy_from_slice(b"new!");
+    new[5000..5008].copy_from_slice(b"versions");
+    let mut encoder = PageEncoder::default();
+    for (coding, name) in [
+        (Coding::Lz4, "lz4"),
+        (Coding::Zstd, "zstd"),
+        (Coding::Delta, "delta"),
+    ] {
+        let written = match coding {
+            Coding::Lz4 => encoder.lz4(&new),
+            Coding::Zstd => encoder.zstd(1, &new),
+            Coding::Delta => encoder.delta(&old, &new),
+        };
+        let payload = lines.read(&format!("payload {name}"), written.unwrap());
+        let frame = EncodedPages {
+            run: PageRun::new(1023, 2),
+            round: 0x0102_0304,
+            coding,
+            len: payload.len() as u32,
+            crc: coding.checksum(&payload, &new),
+        };
+        let golden = lines.check(
+            &format!("page {name}"),
+            &PageFrame::Encoded(frame).header().encode(),
+        );
+        assert_eq!(
+            PageFrame::read(&mut golden.as_slice(), &layout()).unwrap(),
+            PageFrame::Encoded(frame),
+            "{name}"
+        );
+        let mut pages = old.clone();
+        PageDecoder::default()
+            .read(&mut payload.as_slice(), &frame, &mut pages)
+            .unwrap();
+        assert!(pages == new, "{name}");
+    }
+}
+
 fn faults(lines: &mut Lines) {
     let request = FaultRequest {
         page: 1323,
@@ -291,6 +343,17 @@ impl Lines {
             golden => {
                 let _ = writeln!(self.wrong, "{name} = {came}");
                 golden.map_or_else(|| bytes.to_vec(), |golden| unhex(&golden))
+            }
+        }
+    }
+
+    /// The bytes of the line `name`, which were `written` when it was made.
+    fn read(&mut self, name: &str, written: &[u8]) -> Vec<u8> {
+        match self.left.remove(name) {
+            Some(golden) => unhex(&golden),
+            None => {
+                let _ = writeln!(self.wrong, "{name} = {}", hex(written));
+                written.to_vec()
             }
         }
     }

@@ -5,10 +5,10 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use vmferry_core::{PageBitmap, PageRun, RamBlock, RamLayout};
 use vmferry_wire::{
-    ControlMessage, DestinationSummary, FaultModeWire, FaultRequest, FaultSummary, Hello, HelloReply,
-    MAX_RUN_PAGES, Offer, OwnerState, PageFrame, PageHeader, PageSet, PageSetParts, SessionToken, StreamRole,
-    ToDestination, ToSource, VerifySummary, VersionRange, decode_control, encode_control, read_control,
-    write_control,
+    Coding, ControlMessage, DestinationSummary, EncodedPages, FaultModeWire, FaultRequest, FaultSummary,
+    Hello, HelloReply, MAX_RUN_PAGES, Offer, OwnerState, PageFrame, PageHeader, PageSet, PageSetParts,
+    SessionToken, StreamRole, ToDestination, ToSource, VerifySummary, VersionRange, decode_control,
+    encode_control, read_control, write_control,
 };
 
 const PAGES: u64 = 70_000;
@@ -177,6 +177,8 @@ fn to_source() -> impl Strategy<Value = ToSource> {
 fn frames() -> impl Strategy<Value = PageFrame> {
     let runs = (0..PAGES, 1..=MAX_RUN_PAGES)
         .prop_map(|(first, count)| PageRun::new(first, count.min(PAGES - first)));
+    let codings = prop_oneof![Just(Coding::Lz4), Just(Coding::Zstd), Just(Coding::Delta)];
+    let encoded = (runs.clone(), codings);
     prop_oneof![
         (runs.clone(), any::<u32>(), any::<Option<u32>>()).prop_map(|(run, round, crc)| PageFrame::Raw {
             run,
@@ -188,6 +190,17 @@ fn frames() -> impl Strategy<Value = PageFrame> {
             round,
             byte
         }),
+        (encoded, any::<u32>(), any::<u32>(), 1u32..4096, any::<u32>()).prop_map(
+            |((run, coding), round, len, more, crc)| {
+                PageFrame::Encoded(EncodedPages {
+                    run,
+                    round,
+                    coding,
+                    len: (len % run.bytes() as u32).max(more.min(run.bytes() as u32 - 1)),
+                    crc,
+                })
+            }
+        ),
         any::<u32>().prop_map(|round| PageFrame::RoundEnd { round }),
         Just(PageFrame::PushEnd),
     ]
@@ -330,13 +343,13 @@ proptest! {
     /// Any header whose checksum is right gives a frame within RAM and bounds, with just these bytes.
     #[test]
     fn harmful_page_headers_are_refused_or_exact(
-        frame in frames(), flips in vec((0usize..28, any::<u8>()), 1..4), kind in 0u8..24,
+        frame in frames(), flips in vec((0usize..28, any::<u8>()), 1..4), kind in 0u8..40,
     ) {
         let mut bytes = frame.header().encode();
         for (at, bits) in flips {
             bytes[at] ^= bits;
         }
-        if kind < 8 {
+        if kind < 20 {
             bytes[0] = kind;
         }
         let crc = vmferry_wire::crc32(&bytes[..28]);
@@ -344,7 +357,7 @@ proptest! {
         if let Ok(came) = PageHeader::decode(&bytes, &layout()) {
             prop_assert_eq!(came.header().encode(), bytes);
             prop_assert!(came.payload_bytes() <= MAX_RUN_PAGES * 4096);
-            if let PageFrame::Raw { run, .. } | PageFrame::Uniform { run, .. } = came {
+            if let Some(run) = came.run() {
                 prop_assert!(layout().check(run).is_ok() && run.count <= MAX_RUN_PAGES);
             }
         }

@@ -473,16 +473,32 @@ fn page_frames_with_wrong_fields_are_refused() {
             ["unknown kind of page frame 0", "1 (raw), 2 (uniform)"],
         ),
         (
-            page_header(16, 0, 0, 0, 1, 100, 0),
-            ["16 (lz4, reserved)", "expected 1 (raw)"],
+            page_header(16, 1, 0, 0, 1, 0, 0),
+            [
+                "payload length of an encoded page frame",
+                "is 0, expected 1 to 4095",
+            ],
         ),
         (
-            page_header(17, 0, 0, 0, 1, 100, 0),
-            ["17 (zstd, reserved)", "expected"],
+            page_header(17, 1, 0, 0, 1, 4096, 0),
+            [
+                "payload length of an encoded page frame",
+                "is 4096, expected 1 to 4095",
+            ],
         ),
         (
-            page_header(18, 0, 0, 0, 1, 100, 0),
-            ["18 (delta, reserved)", "expected"],
+            page_header(18, 1, 0, 0, 2, u32::MAX, 0),
+            ["payload length of an encoded page frame", "expected 1 to 8191"],
+        ),
+        (page_header(16, 0, 0, 0, 1, 100, 0), ["flags", "is 0, expected 1"]),
+        (page_header(17, 1, 3, 0, 1, 100, 0), ["byte", "is 3, expected 0"]),
+        (
+            page_header(18, 1, 0, 4999, 2, 100, 0),
+            ["pages 4999..5001", "5000 pages"],
+        ),
+        (
+            page_header(18, 1, 0, 0, 1025, 100, 0),
+            ["a page frame has 1025 pages", "at most 1024"],
         ),
         (
             page_header(19, 0, 0, 0, 1, 100, 0),
@@ -544,6 +560,23 @@ fn page_frames_with_wrong_fields_are_refused() {
         decode(&damaged),
         &["the header of a page frame came with checksum"],
     );
+}
+
+#[test]
+fn encoded_pages_do_not_cross_before_version_2() {
+    for (kind, name) in [(16, "lz4"), (17, "zstd"), (18, "delta")] {
+        let frame = PageHeader::decode(&page_header(kind, 1, 0, 0, 1, 100, 0), &layout()).unwrap();
+        frame.check_version(2).unwrap();
+        says(
+            frame.check_version(1),
+            &[
+                &format!("{kind} ({name}, not before version 2)"),
+                "expected 1 (raw)",
+            ],
+        );
+    }
+    let raw = PageHeader::decode(&page_header(1, 0, 0, 0, 1, 4096, 0), &layout()).unwrap();
+    raw.check_version(1).unwrap();
 }
 
 #[test]
