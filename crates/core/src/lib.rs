@@ -7,6 +7,7 @@
 
 pub mod bitmap;
 pub mod destination;
+pub mod encoding;
 pub mod filter;
 pub mod handover;
 pub mod hints;
@@ -24,6 +25,7 @@ pub mod tuning;
 pub mod wws;
 
 pub use bitmap::PageBitmap;
+pub use encoding::{Codec, Encoding};
 pub use handover::Epoch;
 pub use hints::{Class, Hints};
 pub use layout::{BlockRun, LayoutError, RamBlock, RamLayout};

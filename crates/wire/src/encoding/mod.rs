@@ -13,7 +13,7 @@ use std::io::Read;
 
 use vmferry_core::PageRun;
 
-pub use self::zstd::ZSTD_LEVELS;
+pub use vmferry_core::encoding::ZSTD_LEVELS;
 use crate::checksum::{self, crc32};
 use crate::error::{Result, WireError};
 use crate::read::{At, read_some};

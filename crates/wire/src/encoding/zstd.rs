@@ -2,15 +2,12 @@
 //! so that no window it announces makes anybody allocate.
 
 use std::io;
-use std::ops::RangeInclusive;
 
+use vmferry_core::encoding::ZSTD_LEVELS;
 use zstd::bulk;
 
 use super::{check_len, longest_worthwhile};
 use crate::error::{Result, WireError};
-
-/// The levels there are: negative ones are faster, higher ones shorter.
-pub const ZSTD_LEVELS: RangeInclusive<i32> = -7..=19;
 
 /// Keeps the working memory of one level.
 #[derive(Default)]
