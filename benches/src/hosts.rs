@@ -121,6 +121,8 @@ impl Pair {
             tuning: Default::default(),
             streams: Some(1),
             verify: false,
+            encoding: Default::default(),
+            delta_cache_bytes: vmferry_core::encoding::DEFAULT_DELTA_CACHE_BYTES,
         }
     }
 

@@ -171,6 +171,8 @@ impl Pair {
             tuning: Default::default(),
             streams: None,
             verify: true,
+            encoding: Default::default(),
+            delta_cache_bytes: vmferry_core::encoding::DEFAULT_DELTA_CACHE_BYTES,
         }
     }
 

@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::encoding::EncodingReport;
+
 /// How a migration ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -51,6 +53,9 @@ pub struct Report {
     pub device_state_bytes: u64,
     /// How pages crossed.
     pub pages: PageCounts,
+    /// In which encodings they crossed, and what that took and spared.
+    #[serde(default)]
+    pub encoding: EncodingReport,
     /// One entry a round, in order; the stop is the last one.
     pub rounds: Vec<RoundReport>,
     /// Faults of the guest at the destination.

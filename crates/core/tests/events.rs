@@ -278,8 +278,8 @@ fn feed_source(mut source: Source, event: source::Event) -> char {
     if let Batch::Pages { .. } = source.next_batch(Duration::ZERO, 0) {
         source.sent(SentBatch {
             raw: 1,
-            uniform: 0,
             bytes: 1,
+            ..SentBatch::default()
         });
     }
     source

@@ -40,7 +40,7 @@ pub(crate) fn parse_token(text: &str) -> Option<SessionToken> {
     Some(SessionToken(token))
 }
 
-/// Dials a stream of a session and agrees on a version.
+/// Dials a stream of a session and agrees on a version; answers both.
 ///
 /// # Errors
 /// One line: unreachable, refused, or no vmferry there.
@@ -48,7 +48,7 @@ pub(crate) fn dial(
     endpoint: &Endpoint,
     session: SessionToken,
     role: StreamRole,
-) -> Result<BoxedStream, String> {
+) -> Result<(BoxedStream, u16), String> {
     let mut stream = connect(endpoint, DIAL_TIMEOUT).map_err(|e| chain(&e))?;
     let at = |e: &dyn std::error::Error| format!("no session with {endpoint}: {}", chain(e));
     stream.set_nodelay(true).map_err(|e| at(&e))?;
@@ -68,9 +68,9 @@ pub(crate) fn dial(
     .write(&mut stream)
     .map_err(|e| at(&e))?;
     let reply = HelloReply::read(&mut stream).map_err(|e| at(&e))?;
-    reply.accepted(SPOKEN).map_err(|e| at(&e))?;
+    let version = reply.accepted(SPOKEN).map_err(|e| at(&e))?;
     stream.set_read_timeout(None).map_err(|e| at(&e))?;
-    Ok(stream)
+    Ok((stream, version))
 }
 
 /// An error with all its causes in one line.

@@ -181,6 +181,17 @@ pub struct SentBatch {
     pub raw: u64,
     /// Pages that crossed as one byte.
     pub uniform: u64,
+    /// Pages that crossed compressed.
+    pub compressed: u64,
+    /// Pages that crossed as the difference to the version sent before.
+    pub delta: u64,
     /// Bytes, headers included.
     pub bytes: u64,
+}
+
+impl SentBatch {
+    /// Pages that crossed.
+    pub const fn pages(&self) -> u64 {
+        self.raw + self.uniform + self.compressed + self.delta
+    }
 }

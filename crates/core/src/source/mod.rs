@@ -164,7 +164,7 @@ impl Source {
 
     /// A stream sent the batch of `pages` pages that [`Source::next_batch`] gave it.
     pub fn sent(&mut self, batch: SentBatch) {
-        let pages = batch.raw + batch.uniform;
+        let pages = batch.pages();
         self.recorder.sent(batch);
         if let Some(round) = self.state.round_mut() {
             round.pages += pages;

@@ -84,9 +84,11 @@ impl Recorder {
     }
 
     pub(super) fn sent(&mut self, batch: SentBatch) {
-        self.counts.sent += batch.raw + batch.uniform;
+        self.counts.sent += batch.pages();
         self.counts.raw += batch.raw;
         self.counts.uniform += batch.uniform;
+        self.counts.compressed += batch.compressed;
+        self.counts.delta += batch.delta;
         self.bytes += batch.bytes;
     }
 

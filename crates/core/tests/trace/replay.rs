@@ -141,8 +141,8 @@ impl Replay {
         self.live_until(self.now + Duration::from_secs(pages) / self.setting.pages_per_s as u32);
         self.source.sent(SentBatch {
             raw: pages,
-            uniform: 0,
             bytes: pages * PAGE_SIZE,
+            ..SentBatch::default()
         });
         let commands = self.source.check_all_pushed();
         self.execute(commands);

@@ -259,10 +259,12 @@ fn greet(shared: &Arc<Shared>, mut stream: BoxedStream) {
                 answer_from_log(shared, hello.session, stream);
             }
         }
-        (role, Some(session)) => match session.take_stream(role, stream, |stream| welcome(stream, version)) {
-            Ok(()) => {}
-            Err((stream, reason)) => refuse(stream, &reason),
-        },
+        (role, Some(session)) => {
+            match session.take_stream(role, version, stream, |stream| welcome(stream, version)) {
+                Ok(()) => {}
+                Err((stream, reason)) => refuse(stream, &reason),
+            }
+        }
         (_, None) => refuse(stream, "no such session"),
     }
 }

@@ -9,7 +9,7 @@ use vmferry_core::{PAGE_SIZE, PageRun};
 use vmferry_guest::GuestRam;
 use vmferry_memory::TransferPipe;
 use vmferry_transport::BoxedStream;
-use vmferry_wire::{PAGE_HEADER_BYTES, PageFrame, crc32};
+use vmferry_wire::{Coding, EncodedPages, PAGE_HEADER_BYTES, PageDecoder, PageFrame, crc32};
 
 use super::pager::Pager;
 use crate::link::chain;
@@ -76,17 +76,22 @@ pub(super) enum Delivered {
 pub(super) struct PageReader {
     stream: BoxedStream,
     index: usize,
+    /// Version of the protocol agreed on.
+    version: u16,
     buffer: Vec<u8>,
+    decoder: PageDecoder,
     /// Pages that need no look on their way cross it; none where there were no descriptors for it.
     pipe: Option<TransferPipe>,
 }
 
 impl PageReader {
-    pub(super) fn new(stream: BoxedStream, index: usize) -> Self {
+    pub(super) fn new(stream: BoxedStream, index: usize, version: u16) -> Self {
         Self {
             stream,
             index,
+            version,
             buffer: Vec::new(),
+            decoder: PageDecoder::default(),
             pipe: TransferPipe::new().ok(),
         }
     }
@@ -97,6 +102,7 @@ impl PageReader {
     /// One line: what came and what was expected, or what the connection says.
     pub(super) fn next(&mut self, sink: &Sink) -> Result<Delivered, String> {
         let frame = PageFrame::read(&mut self.stream, sink.ram.layout()).map_err(|e| chain(&e))?;
+        frame.check_version(self.version).map_err(|e| chain(&e))?;
         let bytes = PAGE_HEADER_BYTES as u64 + frame.payload_bytes();
         sink.bytes.fetch_add(bytes, Ordering::Relaxed);
         let last = match frame {
@@ -114,6 +120,10 @@ impl PageReader {
             PageFrame::Uniform { run, byte, .. } => {
                 sink.pages.fetch_add(run.count, Ordering::Relaxed);
                 self.uniform(sink, run, byte)?
+            }
+            PageFrame::Encoded(pages) => {
+                sink.pages.fetch_add(pages.run.count, Ordering::Relaxed);
+                self.encoded(sink, &pages)?
             }
         };
         Ok(if last {
@@ -144,6 +154,26 @@ impl PageReader {
         let intake = sink.intake();
         self.buffer.clear();
         self.buffer.resize((run.count * PAGE_SIZE) as usize, byte);
+        self.place(sink, intake, run)
+    }
+
+    fn encoded(&mut self, sink: &Sink, pages: &EncodedPages) -> Result<bool, String> {
+        let (intake, run) = (sink.intake(), pages.run);
+        self.buffer.resize(run.bytes() as usize, 0);
+        if pages.coding == Coding::Delta {
+            // Later the guest may have written what the difference would be made to.
+            if intake != Intake::Direct {
+                return Err(format!(
+                    "got the difference of pages {}..{} after the switch, expected whole pages",
+                    run.first,
+                    run.end()
+                ));
+            }
+            sink.ram.read(run, &mut self.buffer);
+        }
+        self.decoder
+            .read(&mut self.stream, pages, &mut self.buffer)
+            .map_err(|e| chain(&e))?;
         self.place(sink, intake, run)
     }
 

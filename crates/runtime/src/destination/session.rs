@@ -120,13 +120,14 @@ impl Session {
         let _ = self.inputs.send(Input::Peer { connection, event });
     }
 
-    /// Takes a page or fault stream in and starts its thread.
+    /// Takes a page or fault stream, which speaks `version`, in and starts its thread.
     ///
     /// # Errors
     /// Gives the stream back with the reason to refuse it.
     pub(super) fn take_stream(
         self: &Arc<Self>,
         role: StreamRole,
+        version: u16,
         mut stream: BoxedStream,
         welcome: impl FnOnce(&mut BoxedStream) -> bool,
     ) -> Result<(), (BoxedStream, String)> {
@@ -168,7 +169,7 @@ impl Session {
         };
         let (session, sink) = (self.clone(), guest.sink.clone());
         let connection = self.connection.load(Ordering::Acquire);
-        let read = move || session.read_pages(PageReader::new(stream, index), &sink, connection);
+        let read = move || session.read_pages(PageReader::new(stream, index, version), &sink, connection);
         streams.threads.push(
             thread::Builder::new()
                 .name("in pages".into())

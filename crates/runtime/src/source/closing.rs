@@ -19,6 +19,7 @@ impl Driver {
                 "pages were not compared: a daemon was restarted, and what it knew of them is gone".into(),
             );
         }
+        notes.extend(self.shared.encodings.fall_back());
         let ms = |time: Duration| time.as_secs_f64() * 1e3;
         Report {
             vm: self.vm.spec().name.clone(),
@@ -36,6 +37,7 @@ impl Driver {
             bytes_on_wire: measured.page_bytes + self.control_bytes,
             device_state_bytes: measured.device_state_bytes,
             pages: measured.counts,
+            encoding: self.shared.encodings.report(),
             rounds: measured.rounds,
             faults: measured.summary.faults,
             phases: measured.phases,

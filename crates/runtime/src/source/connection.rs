@@ -33,11 +33,12 @@ impl Driver {
     pub(super) fn offer(&mut self) -> Result<(), String> {
         let shared = self.shared.clone();
         let request = &shared.request;
-        let control = dial(
+        let (control, version) = dial(
             &request.destination,
             shared.session,
             StreamRole::Control { resume: false },
         )?;
+        shared.encodings.peer_speaks(version);
         self.begin_connection(control)?;
         let faults = match self.shared.source().needs().faults {
             Faults::None => None,
@@ -93,7 +94,7 @@ impl Driver {
         };
         let endpoint = &self.shared.request.destination;
         for index in 0..self.streams {
-            let stream = dial(endpoint, self.shared.session, StreamRole::Pages { index })?;
+            let (stream, _) = dial(endpoint, self.shared.session, StreamRole::Pages { index })?;
             connection
                 .streams
                 .push(stream.try_clone().map_err(|e| chain(&e))?);
@@ -103,7 +104,7 @@ impl Driver {
             }));
         }
         if self.shared.source().needs().faults != Faults::None {
-            let stream = dial(endpoint, self.shared.session, StreamRole::Faults)?;
+            let (stream, _) = dial(endpoint, self.shared.session, StreamRole::Faults)?;
             connection
                 .streams
                 .push(stream.try_clone().map_err(|e| chain(&e))?);
@@ -119,8 +120,9 @@ impl Driver {
         let Some(connection) = self.connection.take() else {
             return;
         };
-        // What its threads still say does not count any more.
+        // What its threads still say does not count any more, and what arrived nobody knows.
         self.connections += 1;
+        self.shared.encodings.no_more_deltas();
         connection.closing.store(true, Ordering::Relaxed);
         for stream in connection.streams.iter().chain([&connection.control]) {
             let _ = stream.shutdown();
@@ -152,7 +154,9 @@ impl Driver {
                     shared.session,
                     StreamRole::Control { resume: true },
                 ) {
-                    Ok(control) => {
+                    Ok((control, version)) => {
+                        // Its daemon may be another one now.
+                        shared.encodings.peer_speaks(version);
                         let _ = inputs.send(Input::Connected(control));
                         return;
                     }

@@ -196,6 +196,8 @@ impl Driver {
             Command::Stop { scan } => self.stop(scan).map(Some),
             Command::Retract => self.resume().map(|()| Some(Event::Resumed)),
             Command::SendSwitch { pending } => {
+                // From now on pages at the destination may be the guest's own.
+                self.shared.encodings.no_more_deltas();
                 let resend = self.shared.source().needs().faults == Faults::MissingAndStale;
                 self.send_all(&ToDestination::switch(&pending, resend))
                     .map(|()| None)

@@ -8,14 +8,14 @@ use vmferry_wire::FaultRequest;
 
 use super::Shared;
 use super::control::Peer;
-use super::pages::PageWriter;
+use super::page_writer::PageWriter;
 use crate::link::chain;
 
 /// Runs until the connection ends.
 pub(super) fn serve(mut stream: BoxedStream, shared: &Shared, peer: &Peer) {
     let _usage = shared.usage.thread();
     let mut answers = match stream.try_clone() {
-        Ok(stream) => PageWriter::new(stream),
+        Ok(stream) => PageWriter::for_answers(stream, shared.encodings.clone()),
         Err(error) => return peer.broken(&format!("cannot answer faults: {error}")),
     };
     loop {

@@ -1,10 +1,14 @@
 //! The source of a migration.
 
+mod batch;
 mod closing;
 mod connection;
 mod control;
+mod delta_cache;
 mod driver;
+mod encodings;
 mod faults;
+mod page_writer;
 mod pages;
 mod steps;
 
@@ -14,12 +18,13 @@ use std::time::Duration;
 
 use crossbeam_channel::{Sender, bounded, unbounded};
 use serde::{Deserialize, Serialize};
+use vmferry_core::encoding::DEFAULT_DELTA_CACHE_BYTES;
 use vmferry_core::handover::{Epoch, Record};
 use vmferry_core::policy::Policy;
 use vmferry_core::report::{Progress, Report};
 use vmferry_core::sampling::Ready;
 use vmferry_core::source::{Event, Setup, Side, Source};
-use vmferry_core::{Limits, Strategy, Tuning};
+use vmferry_core::{Encoding, Limits, Strategy, Tuning};
 use vmferry_guest::{GuestRam, Vm};
 use vmferry_transport::Endpoint;
 use vmferry_wire::SessionToken;
@@ -31,6 +36,7 @@ use crate::journal::Journal;
 use crate::link::{new_token, parse_token, token_text};
 use crate::usage::Usage;
 use driver::{Driver, Input};
+use encodings::Encodings;
 
 /// Most page streams.
 pub const MAX_STREAMS: u16 = 64;
@@ -54,6 +60,16 @@ pub struct Request {
     /// Compare every page at the end.
     #[serde(default)]
     pub verify: bool,
+    /// How pages are encoded.
+    #[serde(default)]
+    pub encoding: Encoding,
+    /// Memory for the versions last sent, from which differences are made; none are made where it is 0.
+    #[serde(default = "default_delta_cache_bytes")]
+    pub delta_cache_bytes: u64,
+}
+
+const fn default_delta_cache_bytes() -> u64 {
+    DEFAULT_DELTA_CACHE_BYTES
 }
 
 impl Request {
@@ -111,6 +127,7 @@ struct Shared {
     wake: Condvar,
     clock: Clock,
     ram: Arc<GuestRam>,
+    encodings: Arc<Encodings>,
     usage: Usage,
     session: SessionToken,
     request: Request,
@@ -268,10 +285,12 @@ impl Outgoing {
         recovered: bool,
     ) -> Self {
         let (inputs, received) = unbounded();
+        let clock = Clock::start();
         let shared = Arc::new(Shared {
             source: Mutex::new(source),
             wake: Condvar::new(),
-            clock: Clock::start(),
+            encodings: Arc::new(Encodings::new(request.encoding, request.delta_cache_bytes, clock)),
+            clock,
             ram: vm.ram().clone(),
             usage: Usage::start(),
             session,

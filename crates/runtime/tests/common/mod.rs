@@ -119,6 +119,8 @@ impl Pair {
             tuning: Default::default(),
             streams: Some(2),
             verify: true,
+            encoding: Default::default(),
+            delta_cache_bytes: vmferry_core::encoding::DEFAULT_DELTA_CACHE_BYTES,
         }
     }
 
