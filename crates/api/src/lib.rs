@@ -28,7 +28,7 @@ pub use client::{Client, ClientError};
 use serde::{Deserialize, Serialize};
 use vmferry_core::report::{Progress, Report};
 use vmferry_core::sampling::SamplingReport;
-use vmferry_core::{Limits, Strategy, Tuning};
+use vmferry_core::{Encoding, Limits, Strategy, Tuning};
 use vmferry_guest::GuestState;
 
 /// A daemon.
@@ -127,6 +127,12 @@ pub struct MigrateRequest {
     /// Compare every page.
     #[serde(default)]
     pub verify: bool,
+    /// How pages are encoded.
+    #[serde(default)]
+    pub encoding: Encoding,
+    /// Memory for the versions last sent, from which differences are made: bytes; a default where absent.
+    #[serde(default)]
+    pub delta_cache_bytes: Option<u64>,
 }
 
 impl MigrateRequest {
@@ -139,6 +145,8 @@ impl MigrateRequest {
             tuning: Tuning::default(),
             streams: None,
             verify: false,
+            encoding: Encoding::default(),
+            delta_cache_bytes: None,
         }
     }
 }

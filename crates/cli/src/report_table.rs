@@ -6,14 +6,15 @@ use serde_json::Value;
 use vmferry_core::PAGE_SIZE;
 use vmferry_core::report::{Outcome, PageCounts, Report, Verified};
 
-use crate::table;
 use crate::units::{count, millis, rate, size};
+use crate::{encoding_table, table};
 
 /// The report as a table, with a line that says how it ended above it.
 pub fn render(report: &Report) -> String {
     let mut text = headline(report) + "\n";
     text.push_str(&summary(report));
     text.push_str(&rounds(report));
+    text.push_str(&encoding_table::over_time(&report.encoding));
     text.push_str(&phases(report));
     if !report.notes.is_empty() {
         text.push('\n');
@@ -89,6 +90,9 @@ fn summary(report: &Report) -> String {
     row("pages", pages(&report.pages));
     if let Some(kept_back) = kept_back(&report.pages) {
         row("not sent", kept_back);
+    }
+    if let Some(encoding) = encoding_table::summary(&report.encoding) {
+        row("encoding", encoding);
     }
     if report.faults.count > 0 {
         row("faults", faults(report));
@@ -296,6 +300,12 @@ mod tests {
             "device_state_bytes": 262144,
             "pages": {"sent": 34000, "resent": 1232, "raw": 30000, "uniform": 4000, "hole": 98304, "free": 0,
                       "filtered": 0, "compressed": 0, "delta": 0, "deduplicated": 0},
+            "encoding": {"asked": "auto", "saved_bytes": 41943040, "cpu_seconds": 0.125,
+                "pages": {"raw": 12000, "uniform": 4000, "lz4": 17000, "delta": 1000},
+                "over_time": [
+                    {"start_ms": 0.0, "end_ms": 100.0, "raw": 12000, "uniform": 1000},
+                    {"start_ms": 100.0, "end_ms": 200.0, "uniform": 3000, "lz4": 17000, "delta": 1000}
+                ]},
             "rounds": [
                 {"ms": 1100.0, "pages_sent": 32768, "pages_dirtied": 1200, "bytes": 136314880},
                 {"ms": 5.5, "pages_sent": 1232, "pages_dirtied": 0, "bytes": 5046272}

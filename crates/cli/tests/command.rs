@@ -139,6 +139,14 @@ fn wrong_usage_is_2_and_says_what_is_right() {
             &["migrate", "web", "--to", "b", "--alpha", "NaN"],
             "not a number between 0 and 1",
         ),
+        (
+            &["migrate", "web", "--to", "b", "--encoding", "gzip"],
+            "known are auto, raw, lz4, zstd, zstd:LEVEL and delta",
+        ),
+        (
+            &["migrate", "web", "--to", "b", "--encoding", "zstd:99"],
+            "choose -7 to 19",
+        ),
         (&["migrate", "web"], "--to"),
         (&["run", "web", "--memory", "lots"], "512M"),
         (

@@ -125,12 +125,8 @@ fn spec(name: &str, load: &str) -> GuestSpec {
 
 fn request(to: &str, strategy: Strategy) -> MigrateRequest {
     MigrateRequest {
-        to: to.into(),
-        strategy,
-        limits: Limits::default(),
-        tuning: Default::default(),
-        streams: None,
         verify: true,
+        ..MigrateRequest::new(to, strategy)
     }
 }
 

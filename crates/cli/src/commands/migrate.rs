@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result, bail};
 use clap::Args;
 use clap::builder::{PossibleValuesParser, TypedValueParser as _};
 use vmferry_core::report::{Outcome, Report};
-use vmferry_core::{AtLimit, Limits, Strategy, Tuning};
+use vmferry_core::{AtLimit, Encoding, Limits, Strategy, Tuning};
 use vmferry_transport::Endpoint;
 
 use super::interrupts::Interrupts;
@@ -82,6 +82,17 @@ pub(crate) struct MigrateArgs {
     /// Streams for pages; chosen from the number of cores where absent
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64))]
     streams: Option<u16>,
+    /// How pages cross: auto, raw, lz4, zstd, zstd:LEVEL or delta; also combined, as in lz4+delta
+    ///
+    /// auto: whatever finishes soonest at each time, by what link, processors and content allow. raw: as they are. lz4,
+    /// zstd: compressed; zstd takes more processor time and is shorter, LEVEL is -7 to 19 [default: 1]. delta: pages that
+    /// cross again, as the difference to the version sent before. Pages that do not shrink cross raw, pages of equal
+    /// bytes as one byte, all the same.
+    #[arg(long, value_name = "ENCODING", default_value_t)]
+    encoding: Encoding,
+    /// Memory for versions of pages sent before, from which differences are made; 0 makes none [default: 64M]
+    #[arg(long, value_name = "SIZE", value_parser = units::parse_size)]
+    delta_cache: Option<u64>,
     /// Compare every page at the end, or as it arrives, with the source's
     #[arg(long)]
     verify: bool,
@@ -184,6 +195,8 @@ fn request(args: &MigrateArgs) -> MigrateRequest {
         },
         streams: args.streams,
         verify: args.verify,
+        encoding: args.encoding,
+        delta_cache_bytes: args.delta_cache,
     }
 }
 
@@ -248,6 +261,7 @@ fn never_begun(args: &MigrateArgs, error: String) -> Report {
         bytes_on_wire: 0,
         device_state_bytes: 0,
         pages: Default::default(),
+        encoding: Default::default(),
         rounds: Vec::new(),
         faults: Default::default(),
         phases: Vec::new(),

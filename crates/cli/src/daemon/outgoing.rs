@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::thread;
 
+use vmferry_core::encoding::DEFAULT_DELTA_CACHE_BYTES;
 use vmferry_core::report::{Outcome, Report};
 use vmferry_core::source::Side;
 use vmferry_runtime::{GuestDir, Outgoing, Request, RuntimeError};
@@ -35,6 +36,8 @@ impl LocalHost {
             tuning: request.tuning.clone(),
             streams: request.streams,
             verify: request.verify,
+            encoding: request.encoding,
+            delta_cache_bytes: request.delta_cache_bytes.unwrap_or(DEFAULT_DELTA_CACHE_BYTES),
         };
         let (id, to) = (new_id(name), request.destination.to_string());
         state_dir::set_marker(&member.dir, Marker::Leaving).map_err(Refusal::failed)?;

@@ -13,10 +13,10 @@ use std::io::Read;
 
 use vmferry_core::PageRun;
 
-pub use vmferry_core::encoding::ZSTD_LEVELS;
 use crate::checksum::{self, crc32};
 use crate::error::{Result, WireError};
 use crate::read::{At, read_some};
+pub use vmferry_core::encoding::ZSTD_LEVELS;
 
 /// How the pages of an [`EncodedPages`] frame were encoded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
