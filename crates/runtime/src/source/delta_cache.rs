@@ -200,7 +200,7 @@ mod tests {
         let mut cache = Checked::new(512);
         let mut state = 1u64;
         let mut hits = 0;
-        for step in 0..20_000u32 {
+        for step in 0..4_000u32 {
             state = state
                 .wrapping_mul(6_364_136_223_846_793_005)
                 .wrapping_add(1_442_695_040_888_963_407);
@@ -214,15 +214,15 @@ mod tests {
                 hits += cache.send(run, step / 100 + 1, (state >> 50) as u8);
             }
         }
-        assert!(hits > 1000, "{hits} hits");
+        assert!(hits > 500, "{hits} hits");
         assert!(cache.slots() <= 512);
     }
 
     #[test]
     fn a_hot_set_that_fits_is_found_although_the_first_round_filled_the_cache() {
         let mut cache = Checked::new(4096);
-        cache.send(PageRun::new(0, 100_000), 1, 1);
-        let hot = PageRun::new(50_000, 1000);
+        cache.send(PageRun::new(0, 8_000), 1, 1);
+        let hot = PageRun::new(7_000, 1000);
         let hits: Vec<_> = (2..7).map(|round| cache.send(hot, round, round as u8)).collect();
         assert_eq!(hits[2..], [1000, 1000, 1000], "{hits:?}");
     }
