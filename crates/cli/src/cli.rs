@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Parser, Subcommand};
 
 use crate::client::{Client, DEFAULT_SOCKET};
-use crate::commands::{attach, completions, host, migrate, resolve, run, status, stop};
+use crate::commands::{attach, bench, completions, host, migrate, resolve, run, status, stop};
 use crate::demo::DemoArgs;
 
 /// Moves running virtual machines between hosts.
@@ -55,6 +55,8 @@ pub(crate) enum Command {
     Doctor,
     /// Show a migration between two daemons of this machine
     Demo(DemoArgs),
+    /// Measure scenarios: strategies beside each other, again and again
+    Bench(bench::BenchArgs),
     /// Run the daemon of this host
     Host(host::HostArgs),
     /// Start a guest

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use thiserror::Error;
 use vmferry_api::ClientError;
+use vmferry_core::report::Outcome;
 
 /// Why something in the lab did not work.
 #[derive(Debug, Error)]
@@ -75,6 +76,43 @@ pub enum LabError {
         /// The file.
         path: PathBuf,
         /// What is wrong with it.
+        why: String,
+    },
+    /// Something a run needs is not there.
+    #[error("{0}")]
+    Missing(String),
+    /// A migration did not complete.
+    #[error("the migration did not complete ({outcome:?}): {why}")]
+    NotMoved {
+        /// How it ended.
+        outcome: Outcome,
+        /// What its report says.
+        why: String,
+    },
+    /// There is no scenario of this name.
+    #[error(
+        "there is no scenario {name:?}; there are {known}, or name a file with a path or the ending .toml"
+    )]
+    UnknownScenario {
+        /// The name.
+        name: String,
+        /// Those there are.
+        known: String,
+    },
+    /// A scenario that makes no sense.
+    #[error("{place}: {why}")]
+    BadScenario {
+        /// File, and line where it is known.
+        place: String,
+        /// What is wrong.
+        why: String,
+    },
+    /// A file that is not one of this scenario's results.
+    #[error("{} {why}; name another file, or let --fresh replace it", path.display())]
+    NotTheseResults {
+        /// The file.
+        path: PathBuf,
+        /// What it is instead.
         why: String,
     },
     /// A thread of the lab got lost.

@@ -117,6 +117,11 @@ impl Host {
         Ok(info.listen)
     }
 
+    /// The socket of its API.
+    pub fn socket(&self) -> &Path {
+        self.client.socket()
+    }
+
     /// What the daemon logged last, each line on one of its own and indented; empty where that is nothing.
     pub fn last_log_lines(&self) -> String {
         last_lines(&self.log, LOG_LINES)
@@ -159,21 +164,23 @@ impl Host {
     }
 
     /// Moves a guest to another host (which is filled in) and waits until that has ended, one way or another. `watch` sees
-    /// how it goes.
+    /// how it goes. One that takes longer than `limit` is cancelled and left to itself.
     ///
     /// # Errors
-    /// See [`Host::run`]. A migration that did not complete is a report.
+    /// See [`Host::run`]; and when the time is over. A migration that did not complete is a report.
     pub fn migrate(
         &self,
         guest: &str,
         destination: &Self,
         request: &MigrateRequest,
+        limit: Option<Duration>,
         mut watch: impl FnMut(&Progress),
     ) -> Result<Report> {
         let request = MigrateRequest {
             to: destination.endpoint.clone(),
             ..request.clone()
         };
+        let end = limit.map(|limit| Instant::now() + limit);
         let name = guest.to_owned();
         let started = self.ask(move |client| client.migrate(&name, &request))?;
         loop {
@@ -183,6 +190,15 @@ impl Host {
                 Stage::Sent { report } if migration.id == started.id => return Ok(*report),
                 Stage::Outgoing { progress, .. } => watch(&progress),
                 Stage::Sent { .. } | Stage::Incoming { .. } | Stage::Received { .. } => {}
+            }
+            if let (Some(limit), Some(end)) = (limit, end)
+                && Instant::now() > end
+            {
+                let name = guest.to_owned();
+                // Past the commit point that is refused, and nothing else can be done.
+                let _ = self.ask(move |client| client.cancel(&name));
+                let what = format!("the migration of {guest} to end");
+                return Err(LabError::TimedOut { what, limit });
             }
             self.interrupt.sleep(LOOK)?;
         }

@@ -2,9 +2,10 @@
 //!
 //! Hosts are real `vmferry host` daemons, each in a network namespace of its own where that is permitted, joined by a
 //! shaped link; the guest is a Linux in QEMU or the synthetic one. `vmferry demo` shows a migration in it, and
-//! [`bench`] measures scenarios in it. Everything a lab makes goes when it is dropped, also after Ctrl-C.
+//! [`mod@bench`] measures scenarios in it. Everything a lab makes goes when it is dropped, also after Ctrl-C.
 #![forbid(unsafe_code)]
 
+pub mod bench;
 mod error;
 pub mod guards;
 pub mod hosts;

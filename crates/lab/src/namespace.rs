@@ -240,9 +240,9 @@ mod tests {
         let mut gone = Command::new("true").spawn().unwrap();
         gone.wait().unwrap();
         let stale = Namespace::create("net", &gone.id().to_string()).unwrap();
-        let removed = remove_stale();
         let name = stale.name.clone();
-        assert!(removed.contains(&name), "{removed:?}");
+        // Somebody else's clean-up may have been faster.
+        remove_stale();
         assert!(!ip("netns list").unwrap().contains(&name));
     }
 }

@@ -172,7 +172,8 @@ fn start_and_follow(common: &Common, args: &MigrateArgs) -> Result<End> {
     )
 }
 
-fn request(args: &MigrateArgs) -> MigrateRequest {
+/// What the daemon is asked for.
+pub(super) fn request(args: &MigrateArgs) -> MigrateRequest {
     let default = Limits::default();
     let tuning = Tuning::default();
     MigrateRequest {

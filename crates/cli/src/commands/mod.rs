@@ -1,6 +1,7 @@
 //! The commands, one a file.
 
 pub(crate) mod attach;
+pub(crate) mod bench;
 pub(crate) mod completions;
 pub(crate) mod doctor;
 pub(crate) mod host;
@@ -23,6 +24,7 @@ pub(crate) fn run(cli: Cli) -> Result<ExitCode> {
     match cli.command {
         Command::Doctor => doctor::run(common),
         Command::Demo(args) => crate::demo::run(common, &args),
+        Command::Bench(args) => bench::run(common, &args),
         Command::Host(args) => host::run(common, &args),
         Command::Run(args) => run::run(common, args),
         Command::List => status::list(common),

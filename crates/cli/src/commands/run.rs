@@ -54,11 +54,7 @@ pub(crate) struct RunArgs {
 }
 
 pub(super) fn run(common: &Common, args: RunArgs) -> Result<ExitCode> {
-    let spec = match &args.synthetic {
-        Some(load) => synthetic(&args, load)?,
-        None => qemu(args),
-    };
-    let guest = common.client()?.run(&spec)?;
+    let guest = common.client()?.run(&spec(args)?)?;
     if common.json {
         output::json(&guest)?;
     } else {
@@ -74,6 +70,14 @@ pub(super) fn run(common: &Common, args: RunArgs) -> Result<ExitCode> {
         ))?;
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// The guest that was asked for.
+pub(super) fn spec(args: RunArgs) -> Result<GuestSpec> {
+    match &args.synthetic {
+        Some(load) => synthetic(&args, load),
+        None => Ok(qemu(args)),
+    }
 }
 
 fn synthetic(args: &RunArgs, load: &str) -> Result<GuestSpec> {

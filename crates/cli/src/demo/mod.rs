@@ -73,11 +73,9 @@ fn parse_link(text: &str) -> Result<Link, String> {
     if text == "none" {
         return Ok(Link(None));
     }
-    let digits = text.trim_end_matches(|letter: char| letter.is_ascii_alphabetic());
-    let known = ["bit", "kbit", "mbit", "gbit"].contains(&text[digits.len()..].to_ascii_lowercase().as_str());
-    match digits.parse::<u32>() {
-        Ok(1..) if known => Ok(Link(Some(text.to_owned()))),
-        _ => Err(format!(
+    match vmferry_lab::bench::scenario::is_rate(text) {
+        true => Ok(Link(Some(text.to_owned()))),
+        false => Err(format!(
             "{text:?} is no rate; write for example 1gbit, 100mbit or none"
         )),
     }

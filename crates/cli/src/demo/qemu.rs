@@ -83,8 +83,11 @@ impl Setup<'_> {
         let mut migrations = Vec::new();
         for (source, destination, strategy) in [(a, b, Strategy::PostCopyPush), (b, a, Strategy::PreCopy)] {
             let mut watch = Watch::start(source.name, destination.name, strategy);
-            let (report, window) =
-                timed(|| source.migrate(NAME, destination, &request(strategy), |look| watch.look(look)));
+            let (report, window) = timed(|| {
+                source.migrate(NAME, destination, &request(strategy), None, |look| {
+                    watch.look(look);
+                })
+            });
             let mut report = report?;
             watch.end(&report);
             self.interrupt.sleep(UNDER_LOAD)?;

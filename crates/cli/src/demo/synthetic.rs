@@ -48,7 +48,9 @@ fn move_there_and_back(spec: &GuestSpec, [a, b]: &[Host; 2], interrupt: &Interru
     for (source, destination, strategy) in [(a, b, Strategy::PostCopyPush), (b, a, Strategy::PreCopy)] {
         source.reset_gap(NAME)?;
         let mut watch = Watch::start(source.name, destination.name, strategy);
-        let mut report = source.migrate(NAME, destination, &request(strategy), |look| watch.look(look))?;
+        let mut report = source.migrate(NAME, destination, &request(strategy), None, |look| {
+            watch.look(look);
+        })?;
         watch.end(&report);
         let owner = if report.outcome == Outcome::Completed {
             destination

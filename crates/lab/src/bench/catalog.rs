@@ -1,0 +1,93 @@
+//! The scenarios that come with vmferry: part of the program, so that an installed one has them too.
+
+use std::path::Path;
+
+use super::scenario::Scenario;
+use crate::error::{LabError, Result};
+
+/// Name and text of each.
+const SCENARIOS: [(&str, &str); 5] = [
+    (
+        "filter-states",
+        include_str!("../../../../benches/scenarios/filter-states.toml"),
+    ),
+    (
+        "hybrid-parallel",
+        include_str!("../../../../benches/scenarios/hybrid-parallel.toml"),
+    ),
+    (
+        "idle-enlightened",
+        include_str!("../../../../benches/scenarios/idle-enlightened.toml"),
+    ),
+    (
+        "server-strategies",
+        include_str!("../../../../benches/scenarios/server-strategies.toml"),
+    ),
+    (
+        "write-loop-filter",
+        include_str!("../../../../benches/scenarios/write-loop-filter.toml"),
+    ),
+];
+
+/// Names of all scenarios, in order.
+pub fn names() -> impl Iterator<Item = &'static str> {
+    SCENARIOS.into_iter().map(|(name, _)| name)
+}
+
+/// The scenario of this name, or in the file of this path. Returns its name too.
+///
+/// # Errors
+/// When there is none, or it makes no sense.
+pub fn find(name: &str) -> Result<(String, Scenario)> {
+    if let Some((name, text)) = SCENARIOS.into_iter().find(|(known, _)| *known == name) {
+        return Ok((name.to_owned(), Scenario::parse(&format!("{name}.toml"), text)?));
+    }
+    let path = Path::new(name);
+    if !name.contains('/') && path.extension().is_none_or(|extension| extension != "toml") {
+        return Err(LabError::UnknownScenario {
+            name: name.to_owned(),
+            known: names().collect::<Vec<_>>().join(", "),
+        });
+    }
+    let text = std::fs::read_to_string(path).map_err(LabError::system(format!("read {name}")))?;
+    let stem = path
+        .file_stem()
+        .unwrap_or_default()
+        .to_string_lossy()
+        .into_owned();
+    Ok((stem, Scenario::parse(name, &text)?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_file_is_a_scenario_that_is_found() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../benches/scenarios");
+        let files = std::fs::read_dir(folder).unwrap().flatten();
+        let mut files: Vec<_> = files
+            .map(|file| file.file_name().into_string().unwrap())
+            .collect();
+        files.sort();
+        let known: Vec<_> = names().map(|name| format!("{name}.toml")).collect();
+        assert_eq!(files, known);
+        for name in names() {
+            let (found, scenario) = find(name).unwrap();
+            assert_eq!(found, name);
+            assert!(
+                !scenario.claims.iter().any(|claim| claim.text.is_empty()),
+                "{name}"
+            );
+            assert_ne!(scenario.hash(), scenario.clone().quick().hash(), "{name}");
+        }
+    }
+
+    #[test]
+    fn others_are_read_from_files() {
+        let error = find("no-such").unwrap_err().to_string();
+        assert!(error.contains("write-loop-filter"), "{error}");
+        let error = find("./no-such.toml").unwrap_err().chain();
+        assert!(error.contains("no-such.toml: No such file"), "{error}");
+    }
+}

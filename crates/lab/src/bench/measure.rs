@@ -1,0 +1,312 @@
+//! One run: hosts, link and guest are made for it, and go with it.
+
+use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+use vmferry_core::report::{Outcome, Progress, Report};
+use vmferry_guest::GuestSpec;
+
+use super::operations::{self, Counters, Moments, Operations};
+use super::plan::{CommandLine, GUEST, PlannedRun, guest_words};
+use super::scenario::{GuestKind, NO_LIMIT, Scenario};
+use crate::error::{LabError, Result};
+use crate::guards::{self, Interrupt};
+use crate::hosts::{Host, HostSetup};
+use crate::linux::{self, LinuxGuest};
+use crate::load::{Load, Settings};
+use crate::requirements;
+use crate::topology::Topology;
+
+/// Where guests arrive, in namespaces.
+const PORT: u16 = 7120;
+/// Lines of the guest's console that are shown when it failed.
+const CONSOLE_LINES: usize = 3;
+
+/// What a run measured.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Measured {
+    /// The migration's own report, `perceived_downtime_ms` filled in where there was a client.
+    pub report: Report,
+    /// Bytes that the source put on its link during the migration, by the network device's counter: headers, and what the
+    /// guest and its client said to each other meanwhile, included. Absent without a device of its own.
+    pub link_bytes: Option<u64>,
+    /// What the guest's client saw; absent where there was none.
+    pub operations: Option<Operations>,
+    /// How the link really was.
+    pub link: String,
+    /// The guest's specification.
+    pub guest: GuestSpec,
+}
+
+/// What all runs of a bench have in common.
+pub(crate) struct Workbench<'a> {
+    /// The `vmferry` program.
+    pub(crate) program: &'a Path,
+    /// The folder of the guest image.
+    pub(crate) image: Option<PathBuf>,
+    pub(crate) command: &'a dyn CommandLine,
+    pub(crate) interrupt: &'a Interrupt,
+    pub(crate) scenario: &'a Scenario,
+}
+
+/// Hosts and link of a run. Fields go in their order: the daemons before their network.
+struct Ground {
+    hosts: [Host; 2],
+    topology: Option<Topology>,
+    link: String,
+    folder: tempfile::TempDir,
+}
+
+impl Workbench<'_> {
+    /// Makes a run.
+    ///
+    /// # Errors
+    /// Why it has no figures.
+    pub(crate) fn measure(&self, run: &PlannedRun, watch: impl FnMut(&Progress)) -> Result<Measured> {
+        if run.guest.kind == GuestKind::Qemu
+            && let Some(missing) = requirements::missing_for_qemu(self.image.as_deref())
+        {
+            return Err(LabError::Missing(missing));
+        }
+        let ground = self.prepare(run)?;
+        let measured = match run.guest.kind {
+            GuestKind::Synth => self.measure_synthetic(run, &ground, watch),
+            GuestKind::Qemu => self.measure_linux(run, &ground, watch),
+        }?;
+        check(&measured)?;
+        Ok(measured)
+    }
+
+    fn prepare(&self, run: &PlannedRun) -> Result<Ground> {
+        let folder = guards::scratch_folder()?;
+        let rate = (run.key.link != NO_LIMIT).then_some(run.key.link.as_str());
+        let made = match requirements::missing_for_network() {
+            None => {
+                let taps = run.guest.memcached.is_some();
+                Topology::create(&std::process::id().to_string(), rate, taps)
+            }
+            Some(why) => Err(LabError::Missing(why)),
+        };
+        let (topology, link) = match (made, run.guest.kind) {
+            (Ok(topology), _) => {
+                let link = topology.link.clone();
+                (Some(topology), link)
+            }
+            // It needs no network of its own.
+            (Err(error), GuestKind::Synth) => (None, format!("loopback, not shaped ({})", error.chain())),
+            (Err(error), GuestKind::Qemu) => return Err(error),
+        };
+        let start = |name, index: usize| {
+            let end = topology.as_ref().map(|topology| &topology.hosts[index]);
+            let setup = HostSetup {
+                program: self.program,
+                folder: folder.path(),
+                address: end.map_or((Ipv4Addr::LOCALHOST, 0), |end| (end.address, PORT)),
+                namespace: end.map(|end| &end.namespace),
+                interrupt: self.interrupt,
+            };
+            Host::start(name, &setup)
+        };
+        let hosts = [start("a", 0)?, start("b", 1)?];
+        Ok(Ground {
+            hosts,
+            topology,
+            link,
+            folder,
+        })
+    }
+
+    fn measure_synthetic(
+        &self,
+        run: &PlannedRun,
+        ground: &Ground,
+        watch: impl FnMut(&Progress),
+    ) -> Result<Measured> {
+        let mut spec = self.spec(run, &[])?;
+        spec.config["seed"] = run.seed.into();
+        let [source, destination] = &ground.hosts;
+        source.run(&spec)?;
+        let counters = Counters::watch(&ground.hosts)?;
+        let (mut measured, moments) = self.migrate(run, ground, spec, watch, || source.reset_gap(GUEST))?;
+        if measured.report.outcome == Outcome::Completed {
+            let stats = destination.stats(GUEST)?;
+            // An idle guest has no client.
+            if stats.operations > 0 {
+                measured = measured.seen_by(counters.stop(&stats, &moments));
+            }
+        }
+        Ok(measured)
+    }
+
+    fn measure_linux(
+        &self,
+        run: &PlannedRun,
+        ground: &Ground,
+        watch: impl FnMut(&Progress),
+    ) -> Result<Measured> {
+        let (Some(image), Some(topology)) = (&self.image, &ground.topology) else {
+            return Err(LabError::Missing("no guest image or no network".into()));
+        };
+        let console = ground.folder.path().join("console");
+        let guest = LinuxGuest {
+            network: run.guest.memcached.is_some(),
+            memcached_mib: run.guest.memcached.as_ref().map(|memcached| memcached.mib),
+            load: run.guest.load.clone(),
+            agent: run.guest.agent,
+        };
+        let image = std::path::absolute(image).map_err(LabError::system("find the guest image"))?;
+        let spec = self.spec(run, &guest.args(&image, &console)?)?;
+        let source = &ground.hosts[0];
+        source.run(&spec)?;
+        let booted = linux::wait_for_text(source, GUEST, &console, "vmferry-guest: ready", self.interrupt);
+        booted.map_err(|error| with_console(error, &console))?;
+        let load = match &run.guest.memcached {
+            None => None,
+            Some(memcached) => {
+                linux::wait_for_memcached(source, GUEST, &topology.client, self.interrupt)?;
+                let settings = Settings {
+                    address: linux::memcached(),
+                    values: memcached.values,
+                    value_bytes: memcached.value_bytes,
+                    operations_per_s: memcached.operations_per_s.unwrap_or(u32::MAX),
+                    one_set_in: memcached.one_set_in,
+                };
+                Some(Load::start(settings, Some(&topology.client))?)
+            }
+        };
+        let (measured, moments) = self.migrate(run, ground, spec, watch, || Ok(()))?;
+        let printed = std::fs::read(&console).unwrap_or_default();
+        if let Some(found) = trouble(&String::from_utf8_lossy(&printed)) {
+            return Err(LabError::Guest(format!("says: {found}")));
+        }
+        Ok(match load {
+            Some(load) => measured.seen_by(operations::of_client(&load.stop(), &moments)),
+            None => measured,
+        })
+    }
+
+    fn spec(&self, run: &PlannedRun, qemu: &[String]) -> Result<GuestSpec> {
+        let words = guest_words(&run.guest, qemu).and_then(|words| self.command.guest(&words));
+        words.map_err(|why| LabError::Guest(format!("{:?} cannot be: {why}", run.guest.name)))
+    }
+
+    /// Warms up, moves the guest, cools down.
+    fn migrate(
+        &self,
+        run: &PlannedRun,
+        ground: &Ground,
+        guest: GuestSpec,
+        watch: impl FnMut(&Progress),
+        about_to_begin: impl FnOnce() -> Result<()>,
+    ) -> Result<(Measured, Moments)> {
+        let [source, destination] = &ground.hosts;
+        let end = ground.topology.as_ref().map(|topology| &topology.hosts[0]);
+        let sent = || end.map(crate::topology::HostEnd::sent_bytes).transpose();
+        let start = Instant::now();
+        self.interrupt
+            .sleep(Duration::from_secs_f64(self.scenario.warm_up_s))?;
+        about_to_begin()?;
+        let before = sent()?;
+        let began = Instant::now();
+        let limit = Duration::from_secs_f64(self.scenario.limit_s);
+        let report = source.migrate(GUEST, destination, &run.request, Some(limit), watch)?;
+        // The look that saw the end may have come late.
+        let ended = (began + Duration::from_secs_f64(report.total_ms.max(0.0) / 1e3)).min(Instant::now());
+        let link_bytes = before.zip(sent()?).map(|(before, after)| after - before);
+        self.interrupt
+            .sleep(Duration::from_secs_f64(self.scenario.cool_down_s))?;
+        let moments = Moments {
+            start,
+            migration: began..ended,
+            end: Instant::now(),
+        };
+        let measured = Measured {
+            report,
+            link_bytes,
+            operations: None,
+            link: ground.link.clone(),
+            guest,
+        };
+        Ok((measured, moments))
+    }
+}
+
+impl Measured {
+    fn seen_by(mut self, operations: Operations) -> Self {
+        self.report.perceived_downtime_ms = Some(operations.longest_gap_ms);
+        self.operations = Some(operations);
+        self
+    }
+}
+
+/// A run whose guest was not moved, or was damaged, has no figures.
+fn check(measured: &Measured) -> Result<()> {
+    let report = &measured.report;
+    if report.outcome != Outcome::Completed {
+        let why = report
+            .error
+            .clone()
+            .unwrap_or_else(|| "no reason was given".into());
+        return Err(LabError::NotMoved {
+            outcome: report.outcome,
+            why,
+        });
+    }
+    if let Some(verified) = report.verified
+        && verified.mismatches > 0
+    {
+        return Err(LabError::Guest(format!(
+            "is damaged: {} pages of {} differ at the destination",
+            verified.mismatches, verified.pages
+        )));
+    }
+    match &measured.operations {
+        Some(seen) if seen.errors > 0 => Err(LabError::Guest(format!(
+            "gave its client {} errors: {}",
+            seen.errors,
+            seen.descriptions.join("; ")
+        ))),
+        _ => Ok(()),
+    }
+}
+
+/// The first line in which a Linux guest complains.
+fn trouble(printed: &str) -> Option<&str> {
+    let bad = [
+        "CORRUPT",
+        "Kernel panic",
+        "guest-load: FAILED",
+        "unknown parameter",
+        "unknown load",
+    ];
+    printed
+        .lines()
+        .find(|line| bad.iter().any(|word| line.contains(word)))
+}
+
+fn with_console(error: LabError, console: &Path) -> LabError {
+    match (&error, crate::hosts::last_lines(console, CONSOLE_LINES)) {
+        (LabError::TimedOut { .. } | LabError::Guest(_), printed) if !printed.is_empty() => {
+            let printed = printed.split_whitespace().collect::<Vec<_>>().join(" ");
+            LabError::Guest(format!(
+                "did not boot ({error}); its console ends with: {printed}"
+            ))
+        }
+        _ => error,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_guest_that_complains_is_heard() {
+        let healthy = "vmferry-guest: ready\nguest-load: ok passes=3\n";
+        assert_eq!(trouble(healthy), None);
+        let line = "guest-load: CORRUPT page 5";
+        assert_eq!(trouble(&format!("{healthy}{line}\nguest-load: ok\n")), Some(line));
+    }
+}

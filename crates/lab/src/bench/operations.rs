@@ -1,0 +1,235 @@
+//! What the guest's client saw: operations over time, across the migration.
+
+use std::ops::Range;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+use vmferry_api::Client;
+use vmferry_guest_synth::Stats;
+
+use super::plan::GUEST;
+use crate::error::{LabError, Result};
+use crate::hosts::Host;
+use crate::load::Record;
+
+/// Length of a window of throughput.
+const WINDOW: Duration = Duration::from_millis(100);
+
+/// What a client saw from the warm-up to the end of the cool-down.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Operations {
+    /// Operations that ended well.
+    pub count: u64,
+    /// Operations that failed, and values that were not what was stored.
+    pub errors: u64,
+    /// The first errors in words.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub descriptions: Vec<String>,
+    /// Longest time between the ends of two operations, from the request on, milliseconds: the perceived downtime.
+    pub longest_gap_ms: f64,
+    /// Operations a second before the request.
+    pub before_per_s: f64,
+    /// From the request until the migration ended.
+    pub during_per_s: f64,
+    /// After that.
+    pub after_per_s: f64,
+    /// When the first window begins, milliseconds since the request.
+    pub windows_start_ms: f64,
+    /// Length of each, milliseconds.
+    pub window_ms: u64,
+    /// Operations that ended in each.
+    pub windows: Vec<f64>,
+}
+
+/// The moments of a run.
+#[derive(Clone, Debug)]
+pub(crate) struct Moments {
+    pub(crate) start: Instant,
+    pub(crate) migration: Range<Instant>,
+    pub(crate) end: Instant,
+}
+
+impl Moments {
+    /// Everything about a client whose operations up to a moment `until` counts.
+    fn operations(&self, until: impl Fn(Instant) -> f64) -> Operations {
+        let rate = |from: Instant, to: Instant| {
+            let seconds = to.saturating_duration_since(from).as_secs_f64();
+            if seconds > 0.0 {
+                (until(to) - until(from)) / seconds
+            } else {
+                0.0
+            }
+        };
+        let mut windows = Vec::new();
+        let mut at = self.start;
+        while at + WINDOW <= self.end {
+            let ended = until(at + WINDOW) - until(at);
+            // More digits would say nothing.
+            windows.push((ended * 10.0).round() / 10.0);
+            at += WINDOW;
+        }
+        Operations {
+            count: (until(self.end) - until(self.start)).round() as u64,
+            errors: 0,
+            descriptions: Vec::new(),
+            longest_gap_ms: 0.0,
+            before_per_s: rate(self.start, self.migration.start),
+            during_per_s: rate(self.migration.start, self.migration.end),
+            after_per_s: rate(self.migration.end, self.end),
+            windows_start_ms: -(self.migration.start - self.start).as_secs_f64() * 1e3,
+            window_ms: WINDOW.as_millis() as u64,
+            windows,
+        }
+    }
+}
+
+/// What the client of a memcached saw.
+pub(crate) fn of_client(record: &Record, moments: &Moments) -> Operations {
+    let seen = moments.operations(|at| record.timeline.operations(&(moments.start..at)) as f64);
+    let gap = record
+        .timeline
+        .longest_gap(&(moments.migration.start..moments.end));
+    Operations {
+        errors: record.errors(),
+        descriptions: record.descriptions.clone(),
+        longest_gap_ms: gap.as_secs_f64() * 1e3,
+        ..seen
+    }
+}
+
+/// Reads the counters of a synthetic guest again and again, wherever it is, until it is stopped or dropped.
+pub(crate) struct Counters {
+    shared: Arc<Shared>,
+    thread: Option<JoinHandle<()>>,
+}
+
+#[derive(Default)]
+struct Shared {
+    stop: AtomicBool,
+    /// Operations so far, at moments that never fall.
+    points: Mutex<Vec<(Instant, u64)>>,
+}
+
+impl Counters {
+    /// Begins with the guest at one of the hosts.
+    pub(crate) fn watch(hosts: &[Host; 2]) -> Result<Self> {
+        let sockets = [hosts[0].socket().to_owned(), hosts[1].socket().to_owned()];
+        let shared = Arc::new(Shared::default());
+        let thread = thread::Builder::new().name("lab-counters".into()).spawn({
+            let shared = Arc::clone(&shared);
+            move || shared.read_all(sockets)
+        });
+        Ok(Self {
+            shared,
+            thread: Some(thread.map_err(LabError::system("start a thread"))?),
+        })
+    }
+
+    /// Ends the reading. `last` is what the guest says of itself in the end.
+    pub(crate) fn stop(mut self, last: &Stats, moments: &Moments) -> Operations {
+        self.shared.stop.store(true, Ordering::Relaxed);
+        if let Some(Err(panic)) = self.thread.take().map(JoinHandle::join) {
+            std::panic::resume_unwind(panic);
+        }
+        let points = self.shared.points.lock().unwrap_or_else(PoisonError::into_inner);
+        let seen = moments.operations(|at| interpolate(&points, at));
+        Operations {
+            errors: last.violations,
+            descriptions: last.violations_seen.clone(),
+            longest_gap_ms: last.longest_gap_us as f64 / 1e3,
+            ..seen
+        }
+    }
+}
+
+impl Drop for Counters {
+    fn drop(&mut self) {
+        self.shared.stop.store(true, Ordering::Relaxed);
+    }
+}
+
+impl Shared {
+    fn read_all(&self, sockets: [PathBuf; 2]) {
+        // A host that cannot be asked is one without the guest.
+        let clients: Vec<Client> = sockets
+            .into_iter()
+            .filter_map(|socket| Client::new(socket).ok())
+            .collect();
+        while !self.stop.load(Ordering::Relaxed) {
+            // Where it is not, or not yet, it is unknown or counts less.
+            let counts = clients.iter().filter_map(|client| client.stats(GUEST).ok());
+            if let Some(count) = counts.map(|stats| stats.operations).max() {
+                let mut points = self.points.lock().unwrap_or_else(PoisonError::into_inner);
+                let count = points.last().map_or(count, |(_, last)| count.max(*last));
+                points.push((Instant::now(), count));
+            }
+            thread::sleep(WINDOW / 2);
+        }
+    }
+}
+
+/// The count at a moment, on a straight line between the points beside it.
+fn interpolate(points: &[(Instant, u64)], at: Instant) -> f64 {
+    let next = points.partition_point(|(moment, _)| *moment <= at);
+    match (next.checked_sub(1).map(|last| points[last]), points.get(next)) {
+        (None, None) => 0.0,
+        (Some((_, count)), None) | (None, Some(&(_, count))) => count as f64,
+        (Some((from, before)), Some(&(to, after))) => {
+            let share = (at - from).as_secs_f64() / (to - from).as_secs_f64();
+            before as f64 + (after - before) as f64 * share
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn moments(origin: Instant) -> Moments {
+        let at = |ms| origin + Duration::from_millis(ms);
+        Moments {
+            start: at(0),
+            migration: at(1000)..at(2000),
+            end: at(2500),
+        }
+    }
+
+    #[test]
+    fn counts_lie_on_lines_between_the_points() {
+        let origin = Instant::now();
+        let at = |ms| origin + Duration::from_millis(ms);
+        let points = [(at(100), 10), (at(200), 30), (at(300), 30)];
+        for (ms, count) in [(0, 10.0), (100, 10.0), (150, 20.0), (250, 30.0), (900, 30.0)] {
+            assert!((interpolate(&points, at(ms)) - count).abs() < 1e-6, "{ms}");
+        }
+        assert_eq!(interpolate(&[], origin), 0.0);
+    }
+
+    #[test]
+    fn rates_and_windows_are_told_apart_by_the_migration() {
+        let origin = Instant::now();
+        // 100 a second, and nothing while the guest moves.
+        let count = |at: Instant| {
+            let ms = (at - origin).as_millis() as f64;
+            if ms <= 1000.0 {
+                ms / 10.0
+            } else {
+                100.0 + (ms - 2000.0).max(0.0) / 10.0
+            }
+        };
+        let seen = moments(origin).operations(count);
+        assert_eq!(
+            (seen.before_per_s, seen.during_per_s, seen.after_per_s),
+            (100.0, 0.0, 100.0)
+        );
+        assert_eq!(
+            (seen.count, seen.windows.len(), seen.windows_start_ms),
+            (150, 25, -1000.0)
+        );
+        assert_eq!((seen.windows[0], seen.windows[15]), (10.0, 0.0));
+    }
+}

@@ -1,0 +1,235 @@
+//! Which runs there are, and in which order.
+
+use rand_xoshiro::SplitMix64;
+use rand_xoshiro::rand_core::{Rng as _, SeedableRng as _};
+use serde::{Deserialize, Serialize};
+use vmferry_api::MigrateRequest;
+use vmferry_guest::GuestSpec;
+
+use super::scenario::{self, Guest, GuestKind, Scenario, Variant};
+use crate::error::{LabError, Result};
+
+/// Reads words as the `vmferry` command does, so that scenarios speak its language and what it learns works in them at
+/// once.
+pub trait CommandLine {
+    /// What follows `vmferry run`.
+    ///
+    /// # Errors
+    /// What is wrong, in a line.
+    fn guest(&self, words: &[String]) -> std::result::Result<GuestSpec, String>;
+
+    /// What follows `vmferry migrate`.
+    ///
+    /// # Errors
+    /// What is wrong, in a line.
+    fn migration(&self, words: &[String]) -> std::result::Result<MigrateRequest, String>;
+}
+
+/// Name of the guest in every run.
+pub(crate) const GUEST: &str = "bench";
+
+/// Tells a run from the others of its scenario.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct RunKey {
+    /// Name of the guest.
+    pub guest: String,
+    /// Rate of the link that the scenario asks for.
+    pub link: String,
+    /// Name of the variant.
+    pub variant: String,
+    /// From 0.
+    pub repetition: u32,
+}
+
+/// A run to make.
+#[derive(Clone, Debug)]
+pub struct PlannedRun {
+    /// Which one it is.
+    pub key: RunKey,
+    /// Decides the content of its guest.
+    pub seed: u64,
+    /// The guest.
+    pub guest: Guest,
+    /// How it is moved; the destination is still to be filled in.
+    pub request: MigrateRequest,
+    /// The same as it would be typed.
+    pub words: Vec<String>,
+}
+
+/// The runs of a scenario with guests of these kinds, in order: one repetition after the other, and within each
+/// everything in an order of chance, so that what the machine does beside concerns all alike.
+///
+/// # Errors
+/// When the command does not understand an option, or a strategy does not exist.
+pub(super) fn plan(
+    name: &str,
+    scenario: &Scenario,
+    kinds: &[GuestKind],
+    command: &dyn CommandLine,
+) -> Result<Vec<PlannedRun>> {
+    let guests: Vec<_> = scenario
+        .guests
+        .iter()
+        .filter(|guest| kinds.contains(&guest.kind))
+        .collect();
+    let wrong = |why: String| LabError::BadScenario {
+        place: name.to_owned(),
+        why,
+    };
+    if guests.is_empty() {
+        return Err(wrong("it has no guest of the kind that was asked for".into()));
+    }
+    for guest in &guests {
+        let why = |why| wrong(format!("guest {:?}: {why}", guest.name));
+        let words = guest_words(guest, &[]).map_err(why)?;
+        command.guest(&words).map_err(why)?;
+    }
+    let mut variants = Vec::new();
+    for variant in &scenario.variants {
+        let why = |why| wrong(format!("variant {:?}: {why}", variant.name()));
+        let words = migrate_words(variant).map_err(why)?;
+        let request = command.migration(&words).map_err(why)?;
+        variants.push((variant, words, request));
+    }
+    let mut runs = Vec::new();
+    for repetition in 0..scenario.repetitions {
+        let seed = scenario.seed.wrapping_add(u64::from(repetition));
+        let mut block = Vec::new();
+        for guest in &guests {
+            for link in &scenario.links {
+                block.extend(variants.iter().map(|(variant, words, request)| PlannedRun {
+                    key: RunKey {
+                        guest: guest.name.clone(),
+                        link: link.clone(),
+                        variant: variant.name().to_owned(),
+                        repetition,
+                    },
+                    seed,
+                    guest: (*guest).clone(),
+                    request: request.clone(),
+                    words: words.clone(),
+                }));
+            }
+        }
+        shuffle(&mut block, seed);
+        runs.append(&mut block);
+    }
+    Ok(runs)
+}
+
+/// What would follow `vmferry run`; `qemu` goes to QEMU.
+pub(crate) fn guest_words(guest: &Guest, qemu: &[String]) -> std::result::Result<Vec<String>, String> {
+    let mut words = vec![
+        GUEST.to_owned(),
+        format!("--memory={}", guest.memory),
+        format!("--smp={}", guest.vcpus),
+    ];
+    words.extend(scenario::words(&guest.options)?);
+    if guest.agent {
+        words.push("--agent".to_owned());
+    }
+    match guest.kind {
+        GuestKind::Synth => {
+            let load = guest.load.as_deref().unwrap_or("idle");
+            words.push(format!("--synthetic={load}"));
+        }
+        GuestKind::Qemu => {
+            words.push("--".to_owned());
+            words.extend_from_slice(qemu);
+        }
+    }
+    Ok(words)
+}
+
+/// What would follow `vmferry migrate`; the destination is filled in later.
+fn migrate_words(variant: &Variant) -> std::result::Result<Vec<String>, String> {
+    let mut words = vec![
+        GUEST.to_owned(),
+        "--to=unix:/destination".to_owned(),
+        format!("--strategy={}", variant.strategy),
+    ];
+    words.extend(scenario::words(&variant.options)?);
+    Ok(words)
+}
+
+/// Fisher and Yates.
+fn shuffle<T>(items: &mut [T], seed: u64) {
+    let mut numbers = SplitMix64::seed_from_u64(seed);
+    for end in (1..items.len()).rev() {
+        let chosen = numbers.next_u64() % (end as u64 + 1);
+        items.swap(end, chosen as usize);
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use std::collections::BTreeSet;
+
+    use vmferry_core::Strategy;
+
+    use super::*;
+
+    /// Knows one option.
+    pub(crate) struct Plain;
+
+    impl CommandLine for Plain {
+        fn guest(&self, _: &[String]) -> std::result::Result<GuestSpec, String> {
+            Ok(GuestSpec {
+                name: GUEST.into(),
+                backend: "synth".into(),
+                config: serde_json::json!({}),
+            })
+        }
+
+        fn migration(&self, words: &[String]) -> std::result::Result<MigrateRequest, String> {
+            let strategy = words[2].strip_prefix("--strategy=").unwrap();
+            let strategy: Strategy = strategy.parse().map_err(|e| format!("{e}"))?;
+            match words.get(3) {
+                Some(unknown) if unknown != "--verify" => Err(format!("unexpected argument {unknown}")),
+                _ => Ok(MigrateRequest::new("x", strategy)),
+            }
+        }
+    }
+
+    fn scenario(options: &str) -> Scenario {
+        let text = format!(
+            "title = 't'\nlinks = ['1gbit', 'none']\nrepetitions = 3\n\
+             [[guest]]\nname = 's'\nkind = 'synth'\nmemory = '1M'\n\
+             [[guest]]\nname = 'q'\nkind = 'qemu'\nmemory = '1M'\n\
+             [[variant]]\nstrategy = 'pre-copy'\n[[variant]]\nstrategy = 'hybrid'\noptions = {{ {options} }}\n"
+        );
+        Scenario::parse("t.toml", &text).unwrap()
+    }
+
+    #[test]
+    fn repetitions_follow_each_other_and_are_mixed_within() {
+        let scenario = scenario("verify = true");
+        let both = [GuestKind::Synth, GuestKind::Qemu];
+        let runs = plan("t", &scenario, &both, &Plain).unwrap();
+        assert_eq!(runs.len(), 3 * 2 * 2 * 2);
+        let repetitions: Vec<_> = runs.iter().map(|run| run.key.repetition).collect();
+        assert!(repetitions.is_sorted());
+        assert_eq!(runs.iter().map(|run| &run.key).collect::<BTreeSet<_>>().len(), 24);
+        let order = |repetition| {
+            let block = runs.iter().filter(|run| run.key.repetition == repetition);
+            block
+                .map(|run| format!("{} {} {}", run.key.guest, run.key.link, run.key.variant))
+                .collect::<Vec<_>>()
+        };
+        assert_ne!(order(0), order(1));
+        let again = plan("t", &scenario, &both, &Plain).unwrap();
+        assert!(runs.iter().zip(&again).all(|(one, other)| one.key == other.key));
+        let synthetic = plan("t", &scenario, &[GuestKind::Synth], &Plain).unwrap();
+        assert_eq!(synthetic.len(), 12);
+    }
+
+    #[test]
+    fn an_option_that_the_command_does_not_know_is_named_with_its_variant() {
+        let error = plan("t", &scenario("turbo = 9"), &[GuestKind::Synth], &Plain);
+        let error = error.unwrap_err().to_string();
+        assert!(
+            error.contains("\"hybrid\"") && error.contains("--turbo"),
+            "{error}"
+        );
+    }
+}

@@ -1,0 +1,525 @@
+//! A scenario: what is measured, as a TOML file says it.
+//!
+//! ```toml
+//! title = "What it is about"
+//! repetitions = 5
+//! links = ["500mbit"]              # as `tc` reads rates, or "none"
+//!
+//! [[guest]]
+//! name = "synthetic"
+//! kind = "synth"                   # or "qemu"
+//! memory = "1G"
+//! load = "write:256M + fill:256M"  # as `vmferry run --synthetic` reads it; of QEMU's guest as its image does
+//!
+//! [[variant]]
+//! strategy = "pre-copy"            # or "all"
+//! options = { max-rounds = 30 }    # of `vmferry migrate`
+//!
+//! [[claim]]
+//! text = "what is said to hold"
+//! metric = "pages_sent"            # see `metric`
+//! variant = "pre-copy-filter"
+//! relative_to = "pre-copy"
+//! at_most = 0.4
+//! ```
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::{Deserialize, Serialize};
+use vmferry_core::Strategy;
+
+use crate::error::{LabError, Result};
+
+/// A link without a limit.
+pub(crate) const NO_LIMIT: &str = "none";
+/// Stands for every strategy there is.
+const ALL: &str = "all";
+
+/// What a file says.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Scenario {
+    /// What it is about, in a line.
+    pub title: String,
+    /// Where its question comes from.
+    #[serde(default)]
+    pub source: Option<String>,
+    /// How often everything is measured.
+    #[serde(default = "three")]
+    pub repetitions: u32,
+    /// Decides the order of runs and the content of guests.
+    #[serde(default)]
+    pub seed: u64,
+    /// Time under load before the migration, seconds.
+    #[serde(default = "two_seconds")]
+    pub warm_up_s: f64,
+    /// Time under load after it, seconds.
+    #[serde(default = "one_second")]
+    pub cool_down_s: f64,
+    /// A run that takes longer failed, seconds.
+    #[serde(default = "half_an_hour")]
+    pub limit_s: f64,
+    /// Rates of the link, as `tc` reads them, or `none` for no limit. Everything is measured at each.
+    pub links: Vec<String>,
+    /// What `--quick` changes.
+    #[serde(default)]
+    pub quick: Option<Quick>,
+    /// The guests. Everything is measured with each.
+    #[serde(rename = "guest")]
+    pub guests: Vec<Guest>,
+    /// What is compared.
+    #[serde(rename = "variant")]
+    pub variants: Vec<Variant>,
+    /// What is expected of it.
+    #[serde(default, rename = "claim")]
+    pub claims: Vec<Claim>,
+}
+
+/// What `--quick` changes: it shows that a scenario works, its figures say little.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Quick {
+    /// See [`Scenario::repetitions`].
+    pub repetitions: Option<u32>,
+    /// See [`Scenario::warm_up_s`].
+    pub warm_up_s: Option<f64>,
+    /// See [`Scenario::cool_down_s`].
+    pub cool_down_s: Option<f64>,
+    /// See [`Scenario::links`].
+    pub links: Option<Vec<String>>,
+}
+
+/// What executes a guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum GuestKind {
+    /// The synthetic guest.
+    Synth,
+    /// The Linux of the guest image, in QEMU.
+    Qemu,
+}
+
+/// A guest.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Guest {
+    /// Its name in results.
+    pub name: String,
+    /// What executes it.
+    pub kind: GuestKind,
+    /// RAM, as in `512M`.
+    pub memory: String,
+    /// Virtual CPUs.
+    #[serde(default = "one")]
+    pub vcpus: u32,
+    /// What it does, as `vmferry run --synthetic` or the guest image reads it.
+    #[serde(default)]
+    pub load: Option<String>,
+    /// Its memcached and the client of that.
+    #[serde(default)]
+    pub memcached: Option<Memcached>,
+    /// Whether the agent runs in it.
+    #[serde(default)]
+    pub agent: bool,
+    /// Further options of `vmferry run`, without their dashes.
+    #[serde(default)]
+    pub options: Options,
+    /// What `--quick` changes.
+    #[serde(default)]
+    pub quick: Option<GuestQuick>,
+}
+
+/// What `--quick` changes in a guest.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GuestQuick {
+    /// See [`Guest::memory`].
+    pub memory: Option<String>,
+    /// See [`Guest::load`].
+    pub load: Option<String>,
+    /// See [`Guest::memcached`].
+    pub memcached: Option<Memcached>,
+}
+
+/// A memcached in the guest, and a client outside that reads and writes over one connection and knows every value.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Memcached {
+    /// MiB that it may use for items.
+    pub mib: u64,
+    /// How many values there are.
+    pub values: u32,
+    /// Bytes of each.
+    pub value_bytes: usize,
+    /// Operations a second; as many as go where absent.
+    #[serde(default)]
+    pub operations_per_s: Option<u32>,
+    /// One operation of so many stores, the others read.
+    pub one_set_in: u64,
+}
+
+/// Options of a command, without their dashes.
+pub type Options = BTreeMap<String, OptionValue>;
+
+/// Value of an option.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum OptionValue {
+    /// A flag, given or not.
+    Flag(bool),
+    /// A whole number.
+    Integer(i64),
+    /// Another number.
+    Number(f64),
+    /// Anything else.
+    Text(String),
+}
+
+/// One of the things that are compared.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Variant {
+    /// Its name in results and claims; the strategy's where absent.
+    #[serde(default)]
+    pub name: Option<String>,
+    /// Strategy, or `all` for each there is.
+    pub strategy: String,
+    /// Further options of `vmferry migrate`, without their dashes.
+    #[serde(default)]
+    pub options: Options,
+}
+
+/// What is expected of a variant: of a metric, or of its ratio to that of another variant.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Claim {
+    /// In words.
+    pub text: String,
+    /// Which figure.
+    pub metric: String,
+    /// Whose.
+    pub variant: String,
+    /// The variant it is divided by.
+    #[serde(default)]
+    pub relative_to: Option<String>,
+    /// Largest value for which it holds.
+    #[serde(default)]
+    pub at_most: Option<f64>,
+    /// Smallest value for which it holds.
+    #[serde(default)]
+    pub at_least: Option<f64>,
+    /// Only for guests of this kind.
+    #[serde(default)]
+    pub guest: Option<GuestKind>,
+}
+
+impl Scenario {
+    /// Reads a scenario. `file` names it in errors.
+    ///
+    /// # Errors
+    /// What is wrong, and where.
+    pub fn parse(file: &str, text: &str) -> Result<Self> {
+        let wrong = |line: Option<usize>, why: String| LabError::BadScenario {
+            place: line.map_or_else(|| file.to_owned(), |line| format!("{file}:{line}")),
+            why,
+        };
+        let parsed: Self = toml::from_str(text).map_err(|error| {
+            let before = error.span().map(|span| &text[..span.start.min(text.len())]);
+            let line = before.map(|before| before.matches('\n').count() + 1);
+            wrong(line, error.message().replace('\n', " "))
+        })?;
+        let scenario = parsed.with_every_strategy();
+        scenario.check().map_err(|why| wrong(None, why))?;
+        Ok(scenario)
+    }
+
+    /// The scenario as `--quick` has it.
+    #[must_use]
+    pub fn quick(mut self) -> Self {
+        if let Some(quick) = self.quick.take() {
+            self.repetitions = quick.repetitions.unwrap_or(self.repetitions);
+            self.warm_up_s = quick.warm_up_s.unwrap_or(self.warm_up_s);
+            self.cool_down_s = quick.cool_down_s.unwrap_or(self.cool_down_s);
+            self.links = quick.links.unwrap_or(self.links);
+        }
+        for guest in &mut self.guests {
+            if let Some(quick) = guest.quick.take() {
+                guest.memory = quick.memory.unwrap_or_else(|| guest.memory.clone());
+                guest.load = quick.load.or_else(|| guest.load.take());
+                guest.memcached = quick.memcached.or_else(|| guest.memcached.take());
+            }
+        }
+        self
+    }
+
+    /// A number that scenarios have in common whose runs can stand beside each other: the repetitions do not count.
+    pub fn hash(&self) -> String {
+        let same = Self {
+            repetitions: 0,
+            ..self.clone()
+        };
+        let json = serde_json::to_string(&same).expect("a scenario has no map keys that are no strings");
+        format!("{:016x}", xxhash_rust::xxh3::xxh3_64(json.as_bytes()))
+    }
+
+    /// A variant of strategy `all` becomes one for each strategy.
+    fn with_every_strategy(mut self) -> Self {
+        let expand = |variant: Variant| -> Vec<Variant> {
+            if variant.strategy != ALL {
+                return vec![variant];
+            }
+            let of = |strategy: Strategy| Variant {
+                name: variant.name.as_ref().map(|name| format!("{strategy} {name}")),
+                strategy: strategy.to_string(),
+                options: variant.options.clone(),
+            };
+            Strategy::ALL.into_iter().map(of).collect()
+        };
+        self.variants = self.variants.into_iter().flat_map(expand).collect();
+        self
+    }
+
+    fn check(&self) -> std::result::Result<(), String> {
+        for (what, missing) in [
+            ("links", self.links.is_empty()),
+            ("[[guest]]", self.guests.is_empty()),
+            ("[[variant]]", self.variants.is_empty()),
+        ] {
+            if missing {
+                return Err(format!("{what} is missing: nothing would be measured"));
+            }
+        }
+        if self.repetitions == 0 {
+            return Err("repetitions is 0: nothing would be measured".into());
+        }
+        for (what, seconds) in [
+            ("warm_up_s", self.warm_up_s),
+            ("cool_down_s", self.cool_down_s),
+            ("limit_s", self.limit_s),
+        ] {
+            if !(0.0..=86_400.0).contains(&seconds) {
+                return Err(format!("{what} is {seconds}, expected 0 to 86400"));
+            }
+        }
+        for link in &self.links {
+            if !is_rate(link) {
+                return Err(format!(
+                    "link {link:?} is no rate; write for example 500mbit, 1gbit or none"
+                ));
+            }
+        }
+        all_different("guest", self.guests.iter().map(|guest| guest.name.as_str()))?;
+        all_different("variant", self.variants.iter().map(Variant::name))?;
+        all_different("link", self.links.iter().map(String::as_str))?;
+        self.guests.iter().try_for_each(Guest::check)?;
+        self.claims.iter().try_for_each(|claim| self.check_claim(claim))
+    }
+
+    fn check_claim(&self, claim: &Claim) -> std::result::Result<(), String> {
+        let text = &claim.text;
+        for name in std::iter::once(&claim.variant).chain(&claim.relative_to) {
+            if !self.variants.iter().any(|variant| variant.name() == name) {
+                let known: Vec<_> = self.variants.iter().map(Variant::name).collect();
+                return Err(format!(
+                    "the claim {text:?} is about variant {name:?}, and there are only {}",
+                    known.join(", ")
+                ));
+            }
+        }
+        match (claim.at_most, claim.at_least) {
+            (None, None) => Err(format!("the claim {text:?} has neither at_most nor at_least")),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Guest {
+    fn check(&self) -> std::result::Result<(), String> {
+        let name = &self.name;
+        if self.kind == GuestKind::Synth && (self.memcached.is_some() || self.agent) {
+            return Err(format!(
+                "guest {name:?} is synthetic: memcached and agent are for guests of kind \"qemu\""
+            ));
+        }
+        if let Some(memcached) = &self.memcached
+            && (memcached.values == 0 || memcached.one_set_in == 0)
+        {
+            return Err(format!(
+                "memcached of guest {name:?}: values and one_set_in have to be more than 0"
+            ));
+        }
+        words(&self.options).map(drop)
+    }
+}
+
+impl Variant {
+    /// Its name in results and claims.
+    pub fn name(&self) -> &str {
+        self.name.as_deref().unwrap_or(&self.strategy)
+    }
+}
+
+/// Whether `tc` reads it as a rate above zero; or `none`.
+pub fn is_rate(text: &str) -> bool {
+    let digits = text.trim_end_matches(|letter: char| letter.is_ascii_alphabetic());
+    let unit = text[digits.len()..].to_ascii_lowercase();
+    let known = ["bit", "kbit", "mbit", "gbit"].contains(&unit.as_str());
+    text == NO_LIMIT || known && digits.parse::<u32>().is_ok_and(|number| number > 0)
+}
+
+/// Options as words of a command line.
+pub(crate) fn words(options: &Options) -> std::result::Result<Vec<String>, String> {
+    let mut words = Vec::new();
+    for (name, value) in options {
+        if name.is_empty() || name.starts_with('-') {
+            return Err(format!("option {name:?} has to be written without its dashes"));
+        }
+        let value = match value {
+            OptionValue::Flag(false) => continue,
+            OptionValue::Flag(true) => None,
+            OptionValue::Integer(number) => Some(number.to_string()),
+            OptionValue::Number(number) => Some(number.to_string()),
+            OptionValue::Text(text) => Some(text.clone()),
+        };
+        words.push(match value {
+            None => format!("--{name}"),
+            Some(value) => format!("--{name}={value}"),
+        });
+    }
+    Ok(words)
+}
+
+fn all_different<'a>(what: &str, names: impl Iterator<Item = &'a str>) -> std::result::Result<(), String> {
+    let mut seen = BTreeSet::new();
+    for name in names {
+        if !seen.insert(name) {
+            return Err(format!("two entries of {what} are named {name:?}"));
+        }
+    }
+    Ok(())
+}
+
+fn one() -> u32 {
+    1
+}
+
+fn three() -> u32 {
+    3
+}
+
+fn one_second() -> f64 {
+    1.0
+}
+
+fn two_seconds() -> f64 {
+    2.0
+}
+
+fn half_an_hour() -> f64 {
+    1800.0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SMALL: &str = r#"
+title = "small"
+links = ["none"]
+[quick]
+repetitions = 1
+[[guest]]
+name = "a"
+kind = "synth"
+memory = "1G"
+load = "write:64M"
+quick = { memory = "64M" }
+[[variant]]
+strategy = "pre-copy"
+options = { max-rounds = 3, verify = true, downtime = "5ms" }
+[[variant]]
+strategy = "hybrid"
+[[claim]]
+text = "less"
+metric = "pages_sent"
+variant = "hybrid"
+relative_to = "pre-copy"
+at_most = 0.5
+"#;
+
+    fn refusal(text: &str) -> String {
+        Scenario::parse("small.toml", text).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn a_small_one_is_read_and_has_a_quick_form() {
+        let scenario = Scenario::parse("small.toml", SMALL).unwrap();
+        assert_eq!(
+            (scenario.repetitions, scenario.guests[0].memory.as_str()),
+            (3, "1G")
+        );
+        let options = words(&scenario.variants[0].options).unwrap();
+        assert_eq!(options, ["--downtime=5ms", "--max-rounds=3", "--verify"]);
+        let quick = scenario.clone().quick();
+        assert_eq!((quick.repetitions, quick.guests[0].memory.as_str()), (1, "64M"));
+        assert_eq!(quick.guests[0].load.as_deref(), Some("write:64M"));
+        assert_ne!(quick.hash(), scenario.hash());
+        let longer = Scenario {
+            repetitions: 9,
+            ..scenario.clone()
+        };
+        assert_eq!(longer.hash(), scenario.hash());
+    }
+
+    #[test]
+    fn all_stands_for_every_strategy() {
+        let text = SMALL.replace("strategy = \"hybrid\"", "strategy = \"all\"\nname = \"again\"");
+        let text = text.replace("variant = \"hybrid\"", "variant = \"hybrid again\"");
+        let scenario = Scenario::parse("small.toml", &text).unwrap();
+        assert_eq!(scenario.variants.len(), 1 + Strategy::ALL.len());
+        assert!(
+            scenario
+                .variants
+                .iter()
+                .any(|variant| variant.name() == "post-copy again" && variant.strategy == "post-copy")
+        );
+    }
+
+    #[test]
+    fn what_is_wrong_is_named_with_its_line() {
+        let error = refusal(&SMALL.replace("memory = \"1G\"", "memroy = \"1G\""));
+        assert!(
+            error.contains("small.toml:9") && error.contains("memroy"),
+            "{error}"
+        );
+        let error = refusal(&SMALL.replace("title = \"small\"", "title ="));
+        assert!(error.contains("small.toml:2"), "{error}");
+        let error = refusal(&SMALL.replace("\"synth\"", "\"xen\""));
+        assert!(error.contains("small.toml:8") && error.contains("xen"), "{error}");
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_refused() {
+        for (from, to, named) in [
+            ("links = [\"none\"]", "links = []", "links"),
+            ("links = [\"none\"]", "links = [\"fast\"]", "fast"),
+            (
+                "title = \"small\"",
+                "title = \"small\"\nrepetitions = 0",
+                "repetitions",
+            ),
+            (
+                "title = \"small\"",
+                "title = \"small\"\nwarm_up_s = -1",
+                "warm_up_s",
+            ),
+            ("strategy = \"hybrid\"", "strategy = \"pre-copy\"", "\"pre-copy\""),
+            ("variant = \"hybrid\"", "variant = \"hybird\"", "hybird"),
+            ("at_most = 0.5", "", "at_most"),
+            ("load = \"write:64M\"", "agent = true", "synthetic"),
+        ] {
+            let error = refusal(&SMALL.replace(from, to));
+            assert!(error.contains(named), "{to}: {error}");
+        }
+    }
+}
