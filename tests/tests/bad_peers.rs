@@ -12,8 +12,8 @@ use vmferry_tests::daemon::PORT;
 use vmferry_tests::{Hosts, TestGuest, eventually, need, shared_turn};
 use vmferry_wire::version::VersionRange;
 use vmferry_wire::{
-    Hello, HelloReply, Offer, PageHeader, SPOKEN, SessionToken, StreamRole, ToDestination, ToSource, crc32,
-    read_control, write_control,
+    Coding, EncodedPages, Hello, HelloReply, Offer, PageEncoder, PageHeader, SPOKEN, SessionToken,
+    StreamRole, ToDestination, ToSource, crc32, read_control, write_control,
 };
 
 const CONTROL: StreamRole = StreamRole::Control { resume: false };
@@ -207,13 +207,23 @@ fn a_source_that_breaks_the_protocol_ends_its_session_only() {
     );
 
     let raw = |first, count| [header(first, count), garbage(1, 2 * 4096)].concat();
-    let page_streams: [(&str, Vec<u8>); 6] = [
+    let page_streams: [(&str, Vec<u8>); 9] = [
         ("garbage for a page frame", garbage(3, 64 << 10)),
         ("a page behind the end of RAM", raw(PAGES, 1)),
         ("a run that reaches over the end of RAM", raw(PAGES - 1, 2)),
         ("a run of more pages than a frame may have", raw(0, 4096)),
         ("a run whose end is beyond all numbers", raw(u64::MAX - 1, 4)),
         ("a run of no pages", raw(0, 0)),
+        ("garbage for lz4", encoded(Coding::Lz4, &garbage(6, 900))),
+        (
+            "a frame of zstd that claims terabytes",
+            encoded(Coding::Zstd, &bomb()),
+        ),
+        // Decodes, but not to what the checksum says: the pages were never sent.
+        (
+            "a difference to what was never sent",
+            encoded(Coding::Delta, &no_change()),
+        ),
     ];
     for (seed, (what, bytes)) in (10..).zip(page_streams) {
         let fake = FakeSource::offer(&hosts, seed);
@@ -242,6 +252,31 @@ fn header(first: u64, count: u32) -> Vec<u8> {
     let checksum = crc32(&header[..28]);
     header[28..].copy_from_slice(&checksum.to_le_bytes());
     header.to_vec()
+}
+
+/// A frame of two pages with this payload.
+fn encoded(coding: Coding, payload: &[u8]) -> Vec<u8> {
+    let frame = EncodedPages {
+        run: PageRun::new(40, 2),
+        round: 1,
+        coding,
+        len: payload.len() as u32,
+        crc: crc32(payload),
+    };
+    [&PageHeader::encoded(frame).encode()[..], payload].concat()
+}
+
+/// The begin of a zstd frame of 2^40 bytes, and a block that repeats a byte.
+fn bomb() -> Vec<u8> {
+    let mut frame = vec![0x28, 0xb5, 0x2f, 0xfd, 0xe0];
+    frame.extend((1u64 << 40).to_le_bytes());
+    frame.extend([0x03, 0x00, 0x00, 0x41]);
+    frame
+}
+
+fn no_change() -> Vec<u8> {
+    let pages = [7; 2 * 4096];
+    PageEncoder::default().delta(&pages, &pages).unwrap().to_vec()
 }
 
 /// What a destination that is none of ours does with a connection.

@@ -28,8 +28,10 @@ const CANDIDATES: [Codec; 4] = [Codec::Raw, Codec::Lz4, Codec::Zstd(1), Codec::Z
 const WINDOW: Duration = Duration::from_millis(100);
 /// And on how many batches of each stream at least.
 const WINDOW_BATCHES: u32 = 2;
-/// How often pages are encoded only to be measured.
+/// How often pages are encoded only to be measured,
 const SAMPLE_EVERY: Duration = Duration::from_millis(100);
+/// and how many times as long as that took it is left alone afterwards.
+const SAMPLE_REST: u32 = 100;
 /// How long a measurement of the link counts.
 const LINK_FRESH: Duration = Duration::from_secs(10);
 /// After a change of codec so much is under way still in the old one, in the buffers of both sockets.
@@ -94,7 +96,9 @@ pub struct SentWith {
 #[derive(Debug)]
 pub struct Chooser {
     asked: Encoding,
-    processors: usize,
+    processors: f64,
+    /// Bytes a second that the operator allows.
+    allowed: Option<f64>,
     candidates: [Candidate; CANDIDATES.len()],
     /// Index of the candidate in use.
     current: usize,
@@ -153,7 +157,8 @@ impl Chooser {
     pub fn new(asked: Encoding, processors: usize) -> Self {
         Self {
             asked,
-            processors: processors.max(1),
+            processors: processors.max(1) as f64,
+            allowed: None,
             candidates: Default::default(),
             current: 0,
             link: None,
@@ -168,6 +173,16 @@ impl Chooser {
             next_sample: Duration::ZERO,
             sampled_last: 0,
         }
+    }
+
+    /// The operator allows so many bytes a second on the link.
+    pub fn limit_bandwidth(&mut self, bytes_per_s: Option<u64>) {
+        self.allowed = bytes_per_s.map(|bytes_per_s| bytes_per_s as f64);
+    }
+
+    /// The streams may use so much of the processors.
+    pub fn limit_processors(&mut self, processors: f64) {
+        self.processors = processors;
     }
 
     /// How to send the next batch.
@@ -230,6 +245,7 @@ impl Chooser {
         if let Some(index) = CANDIDATES.iter().position(|&candidate| candidate == codec) {
             self.candidates[index].costs.measured(sample);
             self.stretched(sample.cpu, wall);
+            self.next_sample += wall * SAMPLE_REST;
         }
     }
 
@@ -261,8 +277,9 @@ impl Chooser {
         } else {
             WAITING_SHARE
         };
-        self.waits = window.waiting_s >= enough * window.busy_s;
-        if self.waits {
+        let waiting = window.waiting_s >= enough * window.busy_s;
+        self.waits = waiting || self.allowed.is_some_and(|allowed| allowed < window.bytes_per_s());
+        if waiting {
             let seen = Some(Seen {
                 bytes_per_s: window.bytes_per_s(),
                 at: now,
@@ -276,7 +293,7 @@ impl Chooser {
                 *link = link.filter(|seen| seen.bytes_per_s > reached);
             }
         }
-        let processors = f64::from(window.streams.count_ones()).min(self.processors as f64);
+        let processors = f64::from(window.streams.count_ones()).min(self.processors);
         let mut best: Option<(usize, f64)> = None;
         for index in 0..CANDIDATES.len() {
             let Some(rate) = self.rate(now, index, processors) else {
@@ -318,10 +335,9 @@ impl Chooser {
             .link
             .filter(fresh)
             .or(self.link.filter(fresh));
-        let by_processors = processors / busy.max(f64::MIN_POSITIVE);
-        Some(link.map_or(by_processors, |link| {
-            by_processors.min(link.bytes_per_s / ratio.max(1e-6))
-        }))
+        let by_link = link.map_or(f64::INFINITY, |link| link.bytes_per_s);
+        let by_link = by_link.min(self.allowed.unwrap_or(f64::INFINITY)) / ratio.max(1e-6);
+        Some((processors / busy.max(f64::MIN_POSITIVE)).min(by_link))
     }
 }
 

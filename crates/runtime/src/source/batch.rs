@@ -14,7 +14,7 @@ use crate::usage::thread_cpu;
 /// Pages of one encoded frame at most: 256 KiB stay in the processor's cache between copy, encoder and checksum.
 const FRAME_PAGES: u64 = 64;
 /// Pages that are encoded only to be measured.
-const SAMPLE_PAGES: u64 = 32;
+const SAMPLE_PAGES: u64 = 16;
 /// Fewer say little.
 const LEAST_SAMPLE_PAGES: u64 = 4;
 /// A difference that is longer than this share of its pages is held against the codec.
