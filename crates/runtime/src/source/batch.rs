@@ -178,43 +178,43 @@ impl BatchEncoder {
     /// Copies the pages of `runs` and cuts them into parts.
     fn cut(&mut self, ram: &GuestRam, runs: &[PageRun], round: u32, versions: Option<&DeltaCache>) {
         self.parts.clear();
-        self.had.clear();
         let bytes: u64 = runs.iter().map(|run| run.bytes()).sum();
         self.copy.resize(bytes as usize, 0);
-        self.old
-            .resize(if versions.is_some() { bytes as usize } else { 0 }, 0);
-        let mut at = 0;
+        let mut begins = 0;
         for &run in runs {
-            let range = at..at + run.bytes() as usize;
-            let from = self.had.len();
-            ram.read(run, &mut self.copy[range.clone()]);
-            if let Some(versions) = versions {
-                let (new, old) = (&self.copy[range.clone()], &mut self.old[range.clone()]);
-                versions.exchange(run, round, new, old, &mut self.had);
+            let ends = begins + run.bytes() as usize;
+            ram.read(run, &mut self.copy[begins..ends]);
+            for (page, at) in run.pages().zip((begins..ends).step_by(PAGE)) {
+                let kind = uniform_byte(&self.copy[at..at + PAGE]).map_or(Kind::New, Kind::Uniform);
+                add(&mut self.parts, page, at, kind, at > begins);
             }
-            for (index, page) in run.pages().enumerate() {
-                let at = range.start + index * PAGE;
-                let kind = match uniform_byte(&self.copy[at..at + PAGE]) {
-                    Some(byte) => Kind::Uniform(byte),
-                    None if self.had.get(from + index) == Some(&true) => Kind::Known,
-                    None => Kind::New,
-                };
-                self.add(page, at, kind, index > 0);
-            }
-            at = range.end;
+            begins = ends;
+        }
+        if let Some(versions) = versions {
+            self.tell_known(round, versions);
         }
     }
 
-    /// Adds a page to the last part, if it belongs there, or begins another one.
-    fn add(&mut self, page: u64, at: usize, kind: Kind, follows: bool) {
-        match self.parts.last_mut() {
-            Some(part) if follows && part.kind == kind && part.run.count < FRAME_PAGES => part.run.count += 1,
-            _ => self.parts.push(Part {
-                run: PageRun::single(page),
-                at,
-                kind,
-            }),
+    /// Looks which of the new pages have a version before, which goes beside them, and keeps the new versions.
+    fn tell_known(&mut self, round: u32, versions: &DeltaCache) {
+        self.old.resize(self.copy.len(), 0);
+        let mut told = Vec::with_capacity(self.parts.len());
+        for part in &self.parts {
+            let range = part.at..part.at + part.run.bytes() as usize;
+            if let Kind::Uniform(_) = part.kind {
+                versions.forget(part.run);
+                told.push(*part);
+                continue;
+            }
+            self.had.clear();
+            let (new, old) = (&self.copy[range.clone()], &mut self.old[range.clone()]);
+            versions.exchange(part.run, round, new, old, &mut self.had);
+            for ((page, at), had) in part.run.pages().zip(range.step_by(PAGE)).zip(&self.had) {
+                let kind = if *had { Kind::Known } else { Kind::New };
+                add(&mut told, page, at, kind, at > part.at);
+            }
         }
+        self.parts = told;
     }
 
     /// Measures `encode`, which appends frames of pages of so many bytes.
@@ -272,6 +272,18 @@ impl BatchEncoder {
         }
         self.counts.delta += part.run.count;
         self.payload_bytes += delta_len as u64;
+    }
+}
+
+/// Adds a page to the last part, where it `follows` it and is of its kind, or begins another one.
+fn add(parts: &mut Vec<Part>, page: u64, at: usize, kind: Kind, follows: bool) {
+    match parts.last_mut() {
+        Some(part) if follows && part.kind == kind && part.run.count < FRAME_PAGES => part.run.count += 1,
+        _ => parts.push(Part {
+            run: PageRun::single(page),
+            at,
+            kind,
+        }),
     }
 }
 
