@@ -210,22 +210,6 @@ fn it_follows_the_link() {
     world.settles_on(Codec::Raw, 12.0);
 }
 
-/// The cap is kept between batches, where no stream is seen waiting.
-#[test]
-fn a_cap_of_the_bandwidth_is_a_slow_link() {
-    let mut world = World::new(40_000.0);
-    world.settles_on(Codec::Raw, 2.0);
-    world.chooser.limit_bandwidth(Some(10_000_000));
-    world.run(1.0);
-    assert_eq!(world.run(1.0).1, Codec::Zstd(5), "{world:?}");
-    world.chooser.limit_processors(0.05);
-    world.run(1.0);
-    assert_eq!(world.run(1.0).1, Codec::Zstd(1), "{world:?}");
-    world.chooser.limit_bandwidth(None);
-    world.run(1.0);
-    assert_eq!(world.run(1.0).1, Codec::Raw, "{world:?}");
-}
-
 #[test]
 fn it_follows_the_content() {
     let mut world = World::new(1000.0);

@@ -97,8 +97,6 @@ pub struct SentWith {
 pub struct Chooser {
     asked: Encoding,
     processors: f64,
-    /// Bytes a second that the operator allows.
-    allowed: Option<f64>,
     candidates: [Candidate; CANDIDATES.len()],
     /// Index of the candidate in use.
     current: usize,
@@ -158,7 +156,6 @@ impl Chooser {
         Self {
             asked,
             processors: processors.max(1) as f64,
-            allowed: None,
             candidates: Default::default(),
             current: 0,
             link: None,
@@ -173,16 +170,6 @@ impl Chooser {
             next_sample: Duration::ZERO,
             sampled_last: 0,
         }
-    }
-
-    /// The operator allows so many bytes a second on the link.
-    pub fn limit_bandwidth(&mut self, bytes_per_s: Option<u64>) {
-        self.allowed = bytes_per_s.map(|bytes_per_s| bytes_per_s as f64);
-    }
-
-    /// The streams may use so much of the processors.
-    pub fn limit_processors(&mut self, processors: f64) {
-        self.processors = processors;
     }
 
     /// How to send the next batch.
@@ -277,9 +264,8 @@ impl Chooser {
         } else {
             WAITING_SHARE
         };
-        let waiting = window.waiting_s >= enough * window.busy_s;
-        self.waits = waiting || self.allowed.is_some_and(|allowed| allowed < window.bytes_per_s());
-        if waiting {
+        self.waits = window.waiting_s >= enough * window.busy_s;
+        if self.waits {
             let seen = Some(Seen {
                 bytes_per_s: window.bytes_per_s(),
                 at: now,
@@ -335,9 +321,9 @@ impl Chooser {
             .link
             .filter(fresh)
             .or(self.link.filter(fresh));
-        let by_link = link.map_or(f64::INFINITY, |link| link.bytes_per_s);
-        let by_link = by_link.min(self.allowed.unwrap_or(f64::INFINITY)) / ratio.max(1e-6);
-        Some((processors / busy.max(f64::MIN_POSITIVE)).min(by_link))
+        let by_processors = processors / busy.max(f64::MIN_POSITIVE);
+        let by_link = link.map_or(f64::INFINITY, |link| link.bytes_per_s / ratio.max(1e-6));
+        Some(by_processors.min(by_link))
     }
 }
 
