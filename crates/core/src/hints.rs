@@ -150,6 +150,18 @@ impl Hints {
         pages
     }
 
+    /// The pages of each class, in the order of [`Class::ALL`].
+    pub fn by_class(&self) -> Vec<PageBitmap> {
+        let mut classes = vec![PageBitmap::new(self.pages()); Class::ALL.len()];
+        let mut at = 0;
+        for same in self.classes.chunk_by(|a, b| a == b) {
+            let run = PageRun::new(at, same.len() as u64);
+            classes[usize::from(same[0])].insert_run(run);
+            at = run.end();
+        }
+        classes
+    }
+
     /// How many pages each class has, in the order of [`Class::ALL`].
     pub fn counts(&self) -> [u64; Class::ALL.len()] {
         let mut counts = [0; Class::ALL.len()];
@@ -194,6 +206,9 @@ mod tests {
             [PageRun::new(15, 5)]
         );
         assert_eq!(hints.counts()[usize::from(Class::Other.number())], 80);
+        for (class, pages) in Class::ALL.into_iter().zip(hints.by_class()) {
+            assert_eq!(pages, hints.pages_of(class));
+        }
         assert!(format!("{hints:?}").contains("\"free\": 15"));
     }
 }

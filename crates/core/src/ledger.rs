@@ -66,13 +66,13 @@ impl Ledger {
     }
 
     /// Drops pages the guest does not use, unless an old version crossed (it must read as zero or stay
-    /// current, never be stale). Answers how many were pending.
-    pub fn drop_free(&mut self, free: &PageBitmap) -> u64 {
+    /// current, never be stale). Answers which were pending.
+    pub fn drop_free(&mut self, free: &PageBitmap) -> PageBitmap {
         let mut dropped = free.clone();
         dropped.subtract(&self.sent);
         dropped.intersect_with(&self.pending);
         self.pending.subtract(&dropped);
-        dropped.count()
+        dropped
     }
 
     /// After a broken connection: the destination says what it lacks, whatever was claimed.
@@ -114,7 +114,7 @@ mod tests {
     fn a_free_page_is_dropped_unless_an_old_version_crossed() {
         let mut ledger = half_sent();
         // 0 would be stale there, 2 is current there, 9 is a hole.
-        assert_eq!(ledger.drop_free(&set(&[0, 2, 4, 5, 9])), 2);
+        assert_eq!(ledger.drop_free(&set(&[0, 2, 4, 5, 9])), set(&[4, 5]));
         assert_eq!(ledger.pending(), &set(&[0, 1, 6, 7]));
     }
 

@@ -29,6 +29,8 @@ pub enum Strategy {
     Hybrid,
     /// The same without the learned working set in the round; the set goes first after the resume.
     HybridLearning,
+    /// Device state and free list at the stop, pages by class as the guest's agent has it.
+    Enlightened,
 }
 
 /// A strategy nobody knows.
@@ -38,7 +40,7 @@ pub struct UnknownStrategy(String);
 
 impl Strategy {
     /// All of them.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::StopAndCopy,
         Self::PreCopy,
         Self::PreCopyFilter,
@@ -46,6 +48,7 @@ impl Strategy {
         Self::PostCopyPush,
         Self::Hybrid,
         Self::HybridLearning,
+        Self::Enlightened,
     ];
 
     /// Its name on the command line and in reports.
@@ -58,6 +61,7 @@ impl Strategy {
             Self::PostCopyPush => "post-copy-push",
             Self::Hybrid => "hybrid",
             Self::HybridLearning => "hybrid-learning",
+            Self::Enlightened => "enlightened",
         }
     }
 
@@ -76,6 +80,7 @@ impl Strategy {
             Self::PostCopyPush => Box::new(policy::post_copy_push::PostCopyPush::default()),
             Self::Hybrid => Box::new(policy::hybrid::Hybrid::default()),
             Self::HybridLearning => Box::new(policy::hybrid_learning::HybridLearning::new(tuning, pages)),
+            Self::Enlightened => Box::new(policy::enlightened::Enlightened::new(tuning.agent_timeout)),
         }
     }
 

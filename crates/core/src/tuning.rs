@@ -1,4 +1,4 @@
-//! Parameters of the algorithms that learn from samples of dirty pages.
+//! Parameters of the algorithms that learn from samples of dirty pages, or ask the guest.
 
 use std::time::Duration;
 
@@ -11,10 +11,12 @@ pub const MAX_REGIONS: u32 = 1024;
 pub const MAX_SAMPLES: u32 = 10_000;
 /// Longest time between two samples.
 pub const MAX_INTERVAL: Duration = Duration::from_secs(10);
+/// Longest time that a guest may take to answer.
+pub const MAX_AGENT_TIMEOUT: Duration = Duration::from_secs(60);
 /// Regions where none were asked for: the best of the data-filter paper's section 5.3.
 const DEFAULT_REGIONS: u64 = 256;
 
-/// How `hybrid-learning` and `pre-copy-filter` learn.
+/// How `hybrid-learning` and `pre-copy-filter` learn, and how `enlightened` asks the guest.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Tuning {
@@ -32,10 +34,15 @@ pub struct Tuning {
     pub hot_percent: u32,
     /// A page belongs to a state's working set when it is dirty in this share of the state's samples, in percent.
     pub frequent_percent: u32,
+    /// How long the guest's agent may take to answer; after that the guest moves without its hints.
+    pub agent_timeout: Duration,
+    /// Processes of the guest that ran within this time are active: their pages go before those of others.
+    pub active_within: Duration,
 }
 
 impl Default for Tuning {
-    /// 20 samples 50 ms apart, the newest as heavy as all before, 256 regions.
+    /// 20 samples 50 ms apart, the newest as heavy as all before, 256 regions. The agent has 2 s, and active is what ran
+    /// within 16 s, as in the paper.
     fn default() -> Self {
         Self {
             alpha: 0.5,
@@ -44,6 +51,8 @@ impl Default for Tuning {
             regions: None,
             hot_percent: 25,
             frequent_percent: 50,
+            agent_timeout: Duration::from_secs(2),
+            active_within: Duration::from_secs(16),
         }
     }
 }
@@ -71,6 +80,9 @@ pub enum BadTuning {
         /// Pages of the guest.
         pages: u64,
     },
+    /// The time for the agent.
+    #[error("the guest's agent cannot have {} ms to answer; choose more than 0 and at most {} ms", .0.as_secs_f64() * 1e3, MAX_AGENT_TIMEOUT.as_millis())]
+    AgentTimeout(Duration),
     /// A share.
     #[error("{name} is a share: {percent} is not between 1 and 100 percent")]
     Percent {
@@ -95,6 +107,9 @@ impl Tuning {
         }
         if self.interval.is_zero() || self.interval > MAX_INTERVAL {
             return Err(BadTuning::Interval(self.interval));
+        }
+        if self.agent_timeout.is_zero() || self.agent_timeout > MAX_AGENT_TIMEOUT {
+            return Err(BadTuning::AgentTimeout(self.agent_timeout));
         }
         if let Some(regions) = self.regions {
             if !(1..=MAX_REGIONS).contains(&regions) {
@@ -182,6 +197,13 @@ mod tests {
             why.contains("300 regions do not divide") && why.contains("such as 256"),
             "{why}"
         );
+        for agent_timeout in [Duration::ZERO, Duration::from_secs(61)] {
+            let why = refused(&Tuning {
+                agent_timeout,
+                ..default()
+            });
+            assert!(why.contains("at most 60000 ms"), "{why}");
+        }
         let why = refused(&Tuning {
             hot_percent: 0,
             ..default()

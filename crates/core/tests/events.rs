@@ -111,6 +111,7 @@ mod source_events {
             paused_at: Duration::ZERO,
             pages: none(),
             discarded: None,
+            free: None,
         }
     }
 }

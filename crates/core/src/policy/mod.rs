@@ -12,16 +12,18 @@
 //! | `pre-copy-filter` | a round of [`RoundPages::PendingExcept`] the forecast, with `sample_every` 50 ms | takes pages back, holds others back: [`RoundChange`] | send pending | address order |
 //! | `hybrid` | one round of all, then switch over | - | leave pending | dirtied pages (all that is left), near faults first |
 //! | `hybrid-learning` | [`LiveStep::Wait`] for each sample, one round except the WWS, switch over | - | leave pending | near faults, then the hottest pages |
-//! | `enlightened` | switch over | - | leave pending, [`StopPlan::LeavePending::free`] pages dropped | by class of the guest's hints |
+//! | `enlightened` | switch over | - | leave pending, [`StopPlan::LeavePending::free`] pages dropped | near faults, then by class of the guest's [`Hints`] |
 //! | `auto` | delegates to what the forecast picked; may change its delegate between rounds | delegates | delegates | delegates |
 
 use std::time::Duration;
 
 use crate::bitmap::PageBitmap;
+use crate::hints::Hints;
 use crate::ledger::Ledger;
 use crate::pages::PageRun;
 use crate::rates::Rates;
 
+pub mod enlightened;
 pub mod hybrid;
 pub mod hybrid_learning;
 mod near_faults;
@@ -144,6 +146,16 @@ pub trait Policy: Send {
     /// What the hosts have to provide.
     fn needs(&self) -> Needs;
 
+    /// Whether, and how long at most, to wait for what the guest says about its pages ([`Policy::enlightened`]) before
+    /// [`Policy::live`] is asked.
+    fn wants_hints(&self) -> Option<Duration> {
+        None
+    }
+
+    /// What the guest says about its pages, or why it said nothing of use. It may be wrong: an order of pages is all it
+    /// is good for.
+    fn enlightened(&mut self, _answer: Result<Hints, String>) {}
+
     /// What next, while the guest runs at the source.
     fn live(&mut self, view: &View<'_>) -> LiveStep;
 
@@ -151,6 +163,10 @@ pub trait Policy: Send {
     fn sampled(&mut self, _view: &View<'_>) -> RoundChange {
         RoundChange::default()
     }
+
+    /// The guest is stopped and does not use these pages: they may be dropped. Comes right before [`Policy::stop`], where
+    /// it is known, for policies that want hints.
+    fn found_free(&mut self, _free: PageBitmap) {}
 
     /// The guest is stopped and the last scan is in the ledger: what crosses now?
     fn stop(&mut self, view: &View<'_>) -> StopPlan;

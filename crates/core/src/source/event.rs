@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use crate::bitmap::PageBitmap;
 use crate::handover::{Claim, Epoch};
+use crate::hints::Hints;
 use crate::pages::PageRun;
 use crate::report::{FaultReport, Verified};
 use crate::tracking::ScanPoint;
@@ -16,6 +17,9 @@ pub enum Event {
         /// Page streams it takes.
         streams: usize,
     },
+    /// What came of asking the guest about its pages. The driver asks by itself at the beginning where the policy wants
+    /// to know ([`Source::wants_hints`](super::Source::wants_hints)), as if told [`Command::Enlighten`].
+    Enlightened(Enlightenment),
     /// Tracking is armed; `data` are the pages that hold anything. The guest was paused for `paused`.
     Armed {
         /// Pages that hold data.
@@ -33,6 +37,8 @@ pub enum Event {
         pages: PageBitmap,
         /// Pages that became holes behind the tracker's back: they read as zero now.
         discarded: Option<PageBitmap>,
+        /// Where that was asked for and could be told: the pages that the guest does not use now.
+        free: Option<PageBitmap>,
     },
     /// A retracted stop: the guest runs at the source again.
     Resumed,
@@ -77,6 +83,29 @@ pub enum Event {
     Tick,
 }
 
+/// What came of asking the guest about its pages.
+#[derive(Debug)]
+pub enum Enlightenment {
+    /// It said what they are used for.
+    Told {
+        /// By its own account.
+        hints: Hints,
+        /// Which pages are free can be told exactly while it stands still ([`Command::Stop`]). Else only those of
+        /// [`Hints::free`] that were not written since tracking was armed are free.
+        exact: bool,
+    },
+    /// It answers, but which pages are free cannot be told exactly: it has to be asked while writes are tracked.
+    Inexact {
+        /// Why not.
+        why: String,
+    },
+    /// It said nothing of use.
+    Nothing {
+        /// Why.
+        why: String,
+    },
+}
+
 /// One of the two hosts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Side {
@@ -102,6 +131,9 @@ pub struct Summary {
 /// Something to do, in the order given.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Command {
+    /// Ask the guest what its pages are used for, while writes are tracked; answer [`Event::Enlightened`]. The guest and
+    /// everything else go on meanwhile.
+    Enlighten,
     /// Pause, arm tracking, look which pages hold data, resume; answer [`Event::Armed`].
     Arm,
     /// Scan; answer [`Event::Scanned`].
@@ -111,6 +143,8 @@ pub enum Command {
     Stop {
         /// Whether tracking is armed.
         scan: bool,
+        /// Whether to look which pages the guest does not use.
+        free: bool,
     },
     /// Let the stopped guest go on here; answer [`Event::Resumed`].
     Retract,
@@ -121,7 +155,8 @@ pub enum Command {
     },
     /// Save the device state and send it; answer [`Event::StateSent`].
     SendState,
-    /// Send the hash of every page of the stopped guest.
+    /// Send the hash of every page of the stopped guest; pages that were [dropped](super::Source::dropped) count as
+    /// zero.
     SendHashes,
     /// Ask the destination to load; it answers [`Event::Ready`].
     SendPrepare(Epoch),

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::asking::Free;
 use super::event::{Batch, Command, Event};
 use super::recorder::RoundJudged;
 use super::state::{Round, State};
@@ -22,19 +23,17 @@ impl Source {
                     return Err(self.unexpected(&found, "at least one and no more than were offered"));
                 }
                 self.setup.streams = streams;
-                if !self.needs.tracking {
-                    return Ok(self.decide(now));
-                }
-                self.state = State::Arming;
-                Ok(vec![Command::Arm])
+                Ok(self.accepted(now))
             }
             (State::Arming, Event::Armed { data, paused }) => {
                 self.recorder.data_found(&data);
                 self.recorder.micro_stop(paused);
                 self.ledger = Ledger::new(data);
                 self.last_scan_at = now;
-                Ok(self.decide(now))
+                self.tracked = true;
+                Ok(self.armed(now))
             }
+            (State::Asking { until, .. }, Event::Tick) if now >= *until => Ok(self.asked_in_vain(now)),
             (State::Scanning, Event::Scanned(pages)) => {
                 self.record_scan(now, pages, ScanPoint::Live);
                 if let Some(mut judged) = self.judged.take() {
@@ -72,7 +71,7 @@ impl Source {
     }
 
     /// Asks the policy what comes next while the guest runs.
-    fn decide(&mut self, now: Duration) -> Vec<Command> {
+    pub(super) fn decide(&mut self, now: Duration) -> Vec<Command> {
         let step = self.policy.live(&view(
             now,
             &self.ledger,
@@ -92,7 +91,8 @@ impl Source {
             LiveStep::SwitchOver => {
                 self.state = State::Stopping;
                 vec![Command::Stop {
-                    scan: self.needs.tracking,
+                    scan: self.tracked,
+                    free: matches!(self.free, Free::AtStop),
                 }]
             }
             LiveStep::Abort(reason) => self.fail(now, Outcome::Failed, reason),

@@ -2,6 +2,7 @@
 //! carries out. Page streams and the fault stream ask it directly ([`Source::next_batch`],
 //! [`Source::demanded`]): it is the one place that knows which page is whose turn.
 
+mod asking;
 mod event;
 mod live;
 mod pushing;
@@ -13,7 +14,7 @@ use std::time::Duration;
 
 use thiserror::Error;
 
-pub use event::{Batch, Command, Demand, Event, SentBatch, Side, Summary};
+pub use event::{Batch, Command, Demand, Enlightenment, Event, SentBatch, Side, Summary};
 pub use state::Ownership;
 
 use crate::bitmap::PageBitmap;
@@ -24,6 +25,7 @@ use crate::policy::{Faults, Needs, Pick, Policy, View, in_address_order};
 use crate::rates::Rates;
 use crate::report::{Outcome, PhaseReport, Progress, RoundReport};
 use crate::tracking::{ScanPoint, Tracking};
+use asking::{Answer, Free};
 use recorder::{Recorder, RoundJudged};
 use state::State;
 
@@ -89,6 +91,15 @@ pub struct Source {
     /// Of these, the ones to push first after a reconnect: the guest waits for them.
     urgent: PageBitmap,
     recorder: Recorder,
+    /// What the guest says about its pages.
+    answer: Answer,
+    free: Free,
+    /// Tracking is armed.
+    tracked: bool,
+    /// The driver was restarted past the commit point.
+    recovered: bool,
+    /// Pages that were dropped because the guest does not use them; unknown after a restart.
+    dropped: Option<PageBitmap>,
     /// Of the round that ended last, until the scan of its end has come.
     judged: Option<RoundJudged>,
 }
@@ -97,6 +108,10 @@ impl Source {
     /// A migration that begins now: the offer is about to be sent.
     pub fn new(setup: Setup, policy: Box<dyn Policy>) -> Self {
         let needs = policy.needs();
+        let answer = match policy.wants_hints() {
+            Some(_) => Answer::Awaited,
+            None => Answer::NotAwaited,
+        };
         Self {
             setup,
             policy,
@@ -111,6 +126,11 @@ impl Source {
             demanded: PageBitmap::new(setup.pages),
             urgent: PageBitmap::new(setup.pages),
             recorder: Recorder::new(State::Offered.phase()),
+            answer,
+            free: Free::Unknown,
+            tracked: false,
+            recovered: false,
+            dropped: None,
             judged: None,
         }
     }
@@ -126,6 +146,8 @@ impl Source {
         let mut source = Self::new(setup, policy);
         let post_copy = source.needs.faults != Faults::None;
         source.state = State::Severed { post_copy };
+        source.answer = Answer::NotAwaited;
+        source.recovered = true;
         source
             .recorder
             .note("taken up again after a restart of the source's daemon".into());
@@ -148,6 +170,7 @@ impl Source {
         match &self.state {
             State::Waiting { until } => Some(*until),
             State::Round(round) => round.next_sample,
+            State::Asking { until, .. } => Some(*until),
             _ => None,
         }
     }
@@ -233,6 +256,7 @@ impl Source {
             | Event::Scanned(_)
             | Event::Resumed
             | Event::Tick) => self.live_event(now, event),
+            event @ Event::Enlightened(_) => self.asking_event(now, event),
             event @ (Event::Stopped { .. }
             | Event::StateSent { .. }
             | Event::RoundReceived { .. }
@@ -378,6 +402,9 @@ impl Source {
         self.last_scan_at = now;
         self.last_scan = self.tracking.record(scanned, point);
         self.ledger.dirtied(&self.last_scan);
+        if let Free::Listed(free) = &mut self.free {
+            free.subtract(&self.last_scan);
+        }
     }
 
     fn unexpected(&self, found: &str, expected: &'static str) -> SourceError {

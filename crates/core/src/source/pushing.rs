@@ -89,8 +89,10 @@ impl Source {
             post_copy,
             all_sent: true,
         };
-        // What crossed before the resume was compared before the commit.
-        let hashes = (self.setup.verify && post_copy).then_some(Command::SendHashes);
+        // What crossed before the resume was compared before the commit. After a restart nobody knows any more which
+        // pages were dropped, and so have to be zero.
+        let comparable = self.wants_hints().is_none() || !self.recovered;
+        let hashes = (self.setup.verify && post_copy && comparable).then_some(Command::SendHashes);
         hashes.into_iter().chain([Command::SendAllPushed]).collect()
     }
 

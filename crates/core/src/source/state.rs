@@ -10,7 +10,7 @@ use crate::report::Outcome;
 /// Where a migration stands, seen from the source. Who may run the guest stands beside each state.
 ///
 /// ```text
-/// Offered -> Arming -> Round <-> Scanning -> Stopping -> StopCopy -> Preparing -> HandingOver
+/// Offered -> (Asking) -> Arming -> Round <-> Scanning -> Stopping -> StopCopy -> Preparing -> HandingOver
 ///               \       ^ Waiting ^            |  ^ Retracting            (commit point) |
 ///                \______|_________|____________|                                          v
 ///                                                  Released <- Pushing <-> Severed <- Committing
@@ -19,6 +19,13 @@ use crate::report::Outcome;
 pub(super) enum State {
     /// The offer was sent. *Source runs the guest.*
     Offered,
+    /// The guest is being asked about its pages. *Source.*
+    Asking {
+        /// How long its answer is waited for.
+        until: Duration,
+        /// Tracking was armed before it was asked.
+        tracked: bool,
+    },
     /// Tracking is being armed. *Source.*
     Arming,
     /// A live scan is under way, at the end of a round or a wait. *Source.*
@@ -161,6 +168,7 @@ impl State {
     pub(super) fn phase(&self) -> &'static str {
         match self {
             Self::Offered => "prepare destination",
+            Self::Asking { .. } => "ask the guest",
             Self::Arming => "arm tracking",
             Self::Scanning => "scan",
             Self::Waiting { .. } => "sample",

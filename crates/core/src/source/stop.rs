@@ -21,8 +21,9 @@ impl Source {
                     paused_at,
                     pages,
                     discarded,
+                    free,
                 },
-            ) => Ok(self.stopped(now, paused_at, pages, discarded)),
+            ) => Ok(self.stopped(now, paused_at, pages, discarded, free)),
             (State::StopCopy(stop), Event::StateSent { bytes }) => {
                 stop.state_outstanding = false;
                 self.recorder.device_state_bytes = bytes;
@@ -92,9 +93,10 @@ impl Source {
         paused_at: Duration,
         pages: PageBitmap,
         discarded: Option<PageBitmap>,
+        free: Option<PageBitmap>,
     ) -> Vec<Command> {
         self.recorder.paused_at = Some(paused_at);
-        if self.needs.tracking {
+        if self.tracked {
             self.record_scan(now, pages, ScanPoint::Stopped);
         } else {
             self.recorder.data_found(&pages);
@@ -103,6 +105,7 @@ impl Source {
         if let Some(discarded) = discarded {
             self.ledger.discarded(&discarded);
         }
+        self.found_free(free);
         let view = super::view(
             now,
             &self.ledger,
@@ -116,7 +119,9 @@ impl Source {
             StopPlan::SendPending => self.stop_and_send(now),
             StopPlan::LeavePending { free } => {
                 if let Some(free) = free {
-                    self.recorder.counts.free += self.ledger.drop_free(&free);
+                    let dropped = self.ledger.drop_free(&free);
+                    self.recorder.counts.free += dropped.count();
+                    self.dropped = Some(dropped);
                 }
                 self.stop_and_leave()
             }

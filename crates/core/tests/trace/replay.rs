@@ -192,12 +192,13 @@ impl Replay {
                 })
             }
             Command::Scan => Some(Event::Scanned(scan())),
-            Command::Stop { scan: tracked } => {
+            Command::Stop { scan: tracked, .. } => {
                 self.runs_here = false;
                 Some(Event::Stopped {
                     paused_at: self.now,
                     pages: if tracked { scan() } else { PageBitmap::full(pages) },
                     discarded: None,
+                    free: None,
                 })
             }
             Command::Retract => {

@@ -1,7 +1,5 @@
 //! The guest: its memory as versions of pages, at each side, and what it wrote itself.
 
-use std::sync::{Arc, Mutex};
-
 use vmferry_core::{PageBitmap, PageRun};
 
 use crate::chooser::Chooser;
@@ -50,8 +48,6 @@ pub(crate) struct Guest {
     pub truth: Vec<u32>,
     /// Pages it does not use: what they hold does not matter.
     pub free: PageBitmap,
-    /// The same as an agent reads it.
-    pub hints: Arc<Mutex<PageBitmap>>,
     /// Direct reads under way: submitted, not completed.
     pub io: Vec<u64>,
     /// The pages it writes most.
@@ -66,7 +62,6 @@ impl Guest {
         let mut guest = Self {
             truth: vec![0; pages as usize],
             free: PageBitmap::new(pages),
-            hints: Arc::new(Mutex::new(PageBitmap::new(pages))),
             io: Vec::new(),
             hot: PageRun::new(chooser.below(pages - hot_pages + 1), hot_pages),
             next_version: 1,
@@ -98,12 +93,10 @@ impl Guest {
 
     pub(crate) fn free(&mut self, page: u64) {
         self.free.insert(page);
-        self.hints.lock().unwrap().insert(page);
     }
 
     pub(crate) fn allocate(&mut self, page: u64) {
         self.free.remove(page);
-        self.hints.lock().unwrap().remove(page);
     }
 }
 

@@ -2,6 +2,7 @@
 //! deliver in any order, connections that break, daemons that are restarted, disks that are full. Whatever
 //! happens, the guest ends at one side with the memory it wrote.
 
+mod agent;
 mod checks;
 mod chooser;
 mod destination_host;
@@ -9,7 +10,6 @@ mod destination_streams;
 mod guest;
 mod network;
 mod pager;
-mod policies;
 mod source_host;
 mod source_streams;
 mod world;
@@ -19,8 +19,10 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
 use proptest::prelude::*;
 
+use agent::Agent;
 use chooser::Chooser;
-use world::{Algorithm, Scenario, World};
+use vmferry_core::Strategy;
+use world::{Scenario, World};
 
 /// Runs of the deterministic loop.
 const SEEDS: u64 = 60_000;
@@ -58,13 +60,21 @@ fn every_seeded_world_ends_with_one_guest() {
     }
     eprintln!("{all:#?}");
     if last - first >= SEEDS {
-        for algorithm in Algorithm::ALL {
+        for algorithm in Strategy::ALL {
             for ended in ["Completed", "Failed"] {
                 let key = format!("{algorithm:?} {ended}");
                 assert!(all.contains_key(&key), "no world {key}");
             }
         }
-        for what in ["reconnected", "severed", "source restarted", "filtered"] {
+        for what in [
+            "reconnected",
+            "severed",
+            "source restarted",
+            "filtered",
+            "dropped exactly",
+            "dropped by a list",
+            "agent silent",
+        ] {
             assert!(all.contains_key(what), "no world {what}");
         }
     }
@@ -89,6 +99,12 @@ fn tally(from: u64, to: u64) -> BTreeMap<String, u32> {
             (world.checks.severed, "severed"),
             (world.checks.source_restarts > 0, "source restarted"),
             (world.checks.filtered, "filtered"),
+            (world.dropped(Agent::Exact), "dropped exactly"),
+            (world.dropped(Agent::Inexact), "dropped by a list"),
+            (
+                world.scenario.agent == Agent::Silent && world.completed(),
+                "agent silent",
+            ),
         ] {
             if seen {
                 count(what.into());

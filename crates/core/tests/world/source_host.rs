@@ -8,6 +8,7 @@ use vmferry_core::handover::{Claim, Epoch, Record};
 use vmferry_core::report::Outcome;
 use vmferry_core::source::{Command, Event, Setup, Source, SourceError};
 
+use crate::agent::Asked;
 use crate::chooser::Chooser;
 use crate::guest::{Memory, Tracker, drain_io};
 use crate::network::ToDestination;
@@ -20,6 +21,7 @@ pub(crate) const EPOCH: Epoch = Epoch(5);
 pub(crate) enum Input {
     Peer { connection: u64, event: Event },
     Commands(Vec<Command>),
+    Local(Event),
     Connected(usize),
 }
 
@@ -43,6 +45,10 @@ pub(crate) struct SourceHost {
     pub connection: Option<usize>,
     pub number: u64,
     pub senders: Vec<Sender>,
+    /// The guest's agent is being asked.
+    pub asked: Option<Asked>,
+    /// Pages that the machine dropped.
+    pub dropped: PageBitmap,
     /// Threads that try to reconnect.
     pub dialling: u32,
 }
@@ -71,6 +77,8 @@ impl SourceHost {
             connection: None,
             number: 0,
             senders: Vec::new(),
+            asked: None,
+            dropped: PageBitmap::new(pages),
             dialling: 0,
         }
     }
@@ -109,6 +117,14 @@ impl World {
 
     /// Dials and offers.
     pub(crate) fn source_offers(&mut self) {
+        if self
+            .source
+            .machine
+            .as_ref()
+            .is_some_and(|m| m.wants_hints().is_some())
+        {
+            self.source.asked = Some(Asked::Unread { tracked: false });
+        }
         let connection = self.network.connect();
         self.destination.greeting = Some(connection);
         self.begin_source_connection(connection);
@@ -190,18 +206,28 @@ impl World {
             Command::Scan => self
                 .local_failure("scan")
                 .map(|()| Some(Event::Scanned(self.source.tracker.scan()))),
-            Command::Stop { scan } => self.stop(scan).map(Some),
+            Command::Enlighten => {
+                self.source.asked = Some(Asked::Unread { tracked: true });
+                Ok(None)
+            }
+            Command::Stop { scan, free } => self.stop(scan, free).map(Some),
             Command::Retract => self.local_failure("resume").map(|()| {
                 self.resume_at_source();
                 Some(Event::Resumed)
             }),
-            Command::SendSwitch { pending } => self.send(ToDestination::Switch(pending)).map(|()| None),
+            Command::SendSwitch { pending } => {
+                self.spoil_dropped();
+                self.send(ToDestination::Switch(pending)).map(|()| None)
+            }
             Command::SendState => self
                 .local_failure("save")
                 .and_then(|()| self.send(ToDestination::State))
                 .map(|()| Some(Event::StateSent { bytes: 1000 })),
             Command::SendHashes => {
-                let hashes = self.source.memory.version.clone();
+                let mut hashes = self.source.memory.version.clone();
+                for page in self.source.dropped.pages() {
+                    hashes[page as usize] = 0;
+                }
                 self.send(ToDestination::Hashes(hashes)).map(|()| None)
             }
             Command::SendPrepare(epoch) => self.send(ToDestination::Prepare(epoch)).map(|()| None),
@@ -305,18 +331,20 @@ impl World {
         })
     }
 
-    fn stop(&mut self, scan: bool) -> Result<Event, String> {
+    fn stop(&mut self, scan: bool, free: bool) -> Result<Event, String> {
         self.source.paused = true;
         self.local_failure("pause")?;
         let paused_at = self.now;
         drain_io(&mut self.guest, &mut self.source.memory, &mut self.chooser);
         self.source.running = false;
         let data = self.source.memory.data.clone();
+        let free = if free { self.free_at_stop() } else { None };
         if !scan {
             return Ok(Event::Stopped {
                 paused_at,
                 pages: data,
                 discarded: None,
+                free,
             });
         }
         let discarded = self.scenario.habits.discards.then(|| {
@@ -328,6 +356,7 @@ impl World {
             paused_at,
             pages: self.source.tracker.scan(),
             discarded,
+            free,
         })
     }
 
@@ -350,6 +379,7 @@ impl World {
                 events.push_back(event);
             }
             Input::Peer { .. } => {}
+            Input::Local(event) => events.push_back(event),
             Input::Commands(commands) => self.source_executes(commands, &mut events),
             Input::Connected(connection) => {
                 self.begin_source_connection(connection);
@@ -429,6 +459,7 @@ impl World {
         self.source.dialling = 0;
         self.source.mailbox.clear();
         self.source.answers.clear();
+        self.source.asked = None;
         self.source.over = Some(Some(outcome));
         self.source.error = error;
         if let Some(machine) = self.source.machine.take() {
@@ -459,6 +490,7 @@ impl World {
         source.senders.clear();
         source.mailbox.clear();
         source.answers.clear();
+        source.asked = None;
         source.tracker.armed = false;
         self.checks.source_restarts += 1;
     }
@@ -469,7 +501,7 @@ impl World {
         match self.source.journal.last() {
             Some(Record::HandedOver { .. }) => {
                 assert!(!self.source.running, "a guest that was handed over runs");
-                let policy = self.scenario.policy(&self.guest);
+                let policy = self.scenario.policy();
                 self.source.machine = Some(Source::recovered(self.source_setup(), policy));
                 self.source.over = None;
                 self.source.paused = true;

@@ -8,55 +8,37 @@ use vmferry_core::report::Outcome;
 use vmferry_core::source::{Event, Side, Source};
 use vmferry_core::{AtLimit, Limits, Strategy, Tuning};
 
+use crate::agent::Agent;
 use crate::checks::Checks;
 use crate::chooser::Chooser;
 use crate::destination_host::DestinationHost;
 use crate::guest::{Guest, Habits, Memory, act_at_source};
 use crate::network::Network;
-use crate::policies::Enlightened;
 use crate::source_host::SourceHost;
 
 /// No run takes more steps, whatever happens.
 const MOST_STEPS: u32 = 200_000;
-
-/// The algorithm of a run: one of ours, or a sketch of one to come.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Algorithm {
-    Ours(Strategy),
-    Enlightened,
-}
-
-impl Algorithm {
-    pub(crate) const ALL: [Self; 8] = [
-        Self::Ours(Strategy::StopAndCopy),
-        Self::Ours(Strategy::PreCopy),
-        Self::Ours(Strategy::PreCopyFilter),
-        Self::Ours(Strategy::PostCopy),
-        Self::Ours(Strategy::PostCopyPush),
-        Self::Ours(Strategy::Hybrid),
-        Self::Ours(Strategy::HybridLearning),
-        Self::Enlightened,
-    ];
-}
 
 /// What is given in a run.
 #[derive(Clone, Debug)]
 pub(crate) struct Scenario {
     pub pages: u64,
     pub streams: usize,
-    pub algorithm: Algorithm,
+    pub algorithm: Strategy,
     pub limits: Limits,
     pub tuning: Tuning,
     pub verify: bool,
     pub habits: Habits,
     /// Hosts do their work beside and answer later.
     pub slow: bool,
+    /// What sits in the guest.
+    pub agent: Agent,
 }
 
 impl Scenario {
     /// A scenario by chance.
     pub(crate) fn choose(chooser: &mut Chooser) -> Self {
-        let algorithm = Algorithm::ALL[chooser.below(8) as usize];
+        let algorithm = Strategy::ALL[chooser.below(Strategy::ALL.len() as u64) as usize];
         let pages = match chooser.below(12) {
             0 => 600 + chooser.below(600),
             _ => 1 + chooser.below(120),
@@ -74,44 +56,37 @@ impl Scenario {
             samples: 1 + chooser.below(6) as u32,
             interval: Duration::from_micros(200 + chooser.below(1_000)),
             regions: (chooser.below(3) == 0).then(|| divisor(pages, chooser)),
+            agent_timeout: Duration::from_millis(2),
             ..Tuning::default()
         };
         tuning.check(pages).expect("a world begins with what makes sense");
-        let frees = algorithm == Algorithm::Enlightened;
+        let frees = algorithm == Strategy::Enlightened;
         Self {
             pages,
             streams: 1 + chooser.below(3) as usize,
             algorithm,
             limits,
             tuning,
-            // The source's hashes know nothing of pages that were dropped.
-            verify: chooser.below(3) == 0 && !frees,
+            verify: chooser.below(3) == 0,
             habits: Habits {
                 pinned_io: chooser.below(3) == 0,
                 discards: chooser.below(3) == 0,
                 frees,
             },
             slow: chooser.below(2) == 0,
+            agent: match frees {
+                true => Agent::choose(chooser),
+                false => Agent::Silent,
+            },
         }
     }
 
-    pub(crate) fn policy(&self, guest: &Guest) -> Box<dyn Policy> {
-        match self.algorithm {
-            Algorithm::Ours(strategy) => strategy.policy(&self.limits, &self.tuning, self.pages),
-            Algorithm::Enlightened => Box::new(Enlightened::new(guest.hints.clone())),
-        }
+    pub(crate) fn policy(&self) -> Box<dyn Policy> {
+        self.algorithm.policy(&self.limits, &self.tuning, self.pages)
     }
 
     pub(crate) fn faults(&self) -> Faults {
-        match self.algorithm {
-            Algorithm::Ours(strategy) => {
-                strategy
-                    .policy(&self.limits, &self.tuning, self.pages)
-                    .needs()
-                    .faults
-            }
-            _ => Faults::MissingAndStale,
-        }
+        self.policy().needs().faults
     }
 }
 
@@ -138,7 +113,7 @@ impl World {
             verify: scenario.verify,
             epoch: crate::source_host::EPOCH,
         };
-        let machine = Source::new(setup, scenario.policy(&guest));
+        let machine = Source::new(setup, scenario.policy());
         Self {
             source: SourceHost::new(memory, machine),
             destination: DestinationHost::new(scenario.pages),
@@ -175,7 +150,7 @@ impl World {
 
     /// One of the threads of the world goes on.
     fn step(&mut self) -> bool {
-        const KINDS: u64 = 17;
+        const KINDS: u64 = 18;
         let first = self.chooser.below(KINDS);
         (0..KINDS).any(|kind| match (first + kind) % KINDS {
             0 => self.source_takes_input(),
@@ -192,6 +167,7 @@ impl World {
             13 => self.destination_loads(),
             14 => self.destination_admits() || self.destination_responds_from_log(),
             15 => self.destination_times_out(),
+            16 => self.agent_answers(),
             _ => self.daemons_restart(),
         })
     }
