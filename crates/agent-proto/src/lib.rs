@@ -19,7 +19,8 @@ pub use frame::{FRAME_HEADER_BYTES, MAX_PAYLOAD_BYTES};
 pub use kernel::{Extent, FreeRule, Kernel, StructPages};
 pub use map::{FrameRun, MapChunk, MapCoder, MapReader, Use};
 pub use message::{
-    Answer, Body, Call, LastRun, Load, Request, read_answer, read_request, write_answer, write_request,
+    Answer, Body, Call, FrameRange, LastRun, Load, Request, read_answer, read_request, write_answer,
+    write_request,
 };
 
 /// Name of the virtio-serial port.

@@ -8,8 +8,10 @@ use serde::{Deserialize, Deserializer, Serialize};
 use crate::error::{ProtoError, Result};
 use crate::frame;
 use crate::kernel::{Kernel, MAX_TEXT_BYTES, bound};
-use crate::map::MapChunk;
+use crate::map::{MAX_FRAMES, MapChunk};
 
+/// The most ranges of frames in a question.
+pub const MAX_RANGES: usize = 4096;
 /// The most processes in an answer.
 pub const MAX_LAST_RUNS: usize = 1024;
 /// The most bytes of a process's name.
@@ -45,6 +47,27 @@ pub enum Call {
     LastRuns,
     /// Where does the kernel keep its `struct page`s? Answered by [`Body::Kernel`].
     Kernel,
+    /// As [`Call::Classify`], of these frames only; all others are absent from the answer.
+    ClassifyIn {
+        /// Processes that ran within so many milliseconds are active.
+        active_within_ms: u32,
+        /// At most [`MAX_RANGES`] of them.
+        frames: Vec<FrameRange>,
+    },
+    /// As [`Call::Free`], of these frames only.
+    FreeIn {
+        /// At most [`MAX_RANGES`] of them.
+        frames: Vec<FrameRange>,
+    },
+}
+
+/// Consecutive page frames.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FrameRange {
+    /// Number of the first one.
+    pub first: u64,
+    /// How many.
+    pub count: u64,
 }
 
 /// What the agent answers.
@@ -110,6 +133,7 @@ pub struct LastRun {
 /// # Errors
 /// What the port answers.
 pub fn write_request(writer: &mut impl Write, request: &Request) -> Result<()> {
+    request.check()?;
     frame::write(writer, &encode(request, "a request")?)
 }
 
@@ -118,7 +142,7 @@ pub fn write_request(writer: &mut impl Write, request: &Request) -> Result<()> {
 /// # Errors
 /// When the port ends, or what comes is no request.
 pub fn read_request(reader: &mut impl Read) -> Result<Request> {
-    decode(&frame::read(reader)?, "a request")
+    decode_request(&frame::read(reader)?)
 }
 
 /// Writes an answer.
@@ -151,9 +175,30 @@ pub fn decode_answer(payload: &[u8]) -> Result<Answer> {
 /// The request in the payload of a frame.
 ///
 /// # Errors
-/// When it does not decode.
+/// When it does not decode or is beyond a bound.
 pub fn decode_request(payload: &[u8]) -> Result<Request> {
-    decode(payload, "a request")
+    let request: Request = decode(payload, "a request")?;
+    request.check()?;
+    Ok(request)
+}
+
+impl Request {
+    fn check(&self) -> Result<()> {
+        let (Call::ClassifyIn { frames, .. } | Call::FreeIn { frames }) = &self.call else {
+            return Ok(());
+        };
+        bound("ranges of frames", frames.len() as u64, MAX_RANGES as u64)?;
+        frames.iter().try_for_each(|range| {
+            let end = range.first.saturating_add(range.count);
+            match end > MAX_FRAMES {
+                true => Err(ProtoError::Beyond {
+                    frame: end,
+                    limit: MAX_FRAMES,
+                }),
+                false => Ok(()),
+            }
+        })
+    }
 }
 
 impl Answer {

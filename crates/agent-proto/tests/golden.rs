@@ -4,8 +4,8 @@
 use std::fmt::Write as _;
 
 use vmferry_agent_proto::{
-    Answer, Body, Call, Extent, FreeRule, Kernel, LastRun, Load, MapChunk, Request, StructPages, read_answer,
-    read_request, write_answer, write_request,
+    Answer, Body, Call, Extent, FrameRange, FreeRule, Kernel, LastRun, Load, MapChunk, Request, StructPages,
+    read_answer, read_request, write_answer, write_request,
 };
 
 const VERSION_1: &str = include_str!("golden/version-1.txt");
@@ -35,7 +35,17 @@ fn line(written: &mut String, name: &str, bytes: &[u8]) {
     writeln!(written, "{name}: {hex}").unwrap();
 }
 
-fn calls() -> [(&'static str, Call); 6] {
+fn calls() -> [(&'static str, Call); 8] {
+    let frames = vec![
+        FrameRange {
+            first: 256,
+            count: 1024,
+        },
+        FrameRange {
+            first: 1 << 20,
+            count: 1,
+        },
+    ];
     [
         ("ping", Call::Ping { version: 1 }),
         (
@@ -48,6 +58,14 @@ fn calls() -> [(&'static str, Call); 6] {
         ("load", Call::Load),
         ("last runs", Call::LastRuns),
         ("kernel", Call::Kernel),
+        (
+            "classify in",
+            Call::ClassifyIn {
+                active_within_ms: 16_000,
+                frames: frames.clone(),
+            },
+        ),
+        ("free in", Call::FreeIn { frames }),
     ]
 }
 

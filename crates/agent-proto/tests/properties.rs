@@ -4,6 +4,7 @@ use proptest::prelude::*;
 use vmferry_agent_proto::message::{decode_answer, decode_request};
 use vmferry_agent_proto::{
     Answer, Body, FrameRun, MapChunk, MapCoder, MapReader, Use, read_answer, read_request, write_answer,
+    write_request,
 };
 use vmferry_core::hints::Class;
 
@@ -52,7 +53,9 @@ proptest! {
     fn noise_is_refused_or_within_all_bounds(bytes in prop::collection::vec(any::<u8>(), 0..2000)) {
         let _ = read_request(&mut bytes.as_slice());
         let _ = read_answer(&mut bytes.as_slice());
-        let _ = decode_request(&bytes);
+        if let Ok(request) = decode_request(&bytes) {
+            write_request(&mut Vec::new(), &request).unwrap();
+        }
         if let Ok(answer) = decode_answer(&bytes) {
             write_answer(&mut Vec::new(), &answer).unwrap();
         }

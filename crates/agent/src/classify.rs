@@ -9,7 +9,7 @@ use vmferry_core::hints::Class;
 use crate::error::{AgentError, Result};
 use crate::flags;
 use crate::proc::iomem::{Frames, PhysicalMemory};
-use crate::proc::{self, maps};
+use crate::proc::{self, cmdline, maps};
 
 /// Entries of a table read at once.
 const TABLE_ENTRIES: usize = 64 << 10;
@@ -21,18 +21,16 @@ const MAX_PAGES_OF_PROCESS: u64 = 8 << 20;
 pub(crate) struct FrameMap(Vec<Use>);
 
 impl FrameMap {
-    /// The use of all frames, where the processes `active` are those that ran lately.
-    pub(crate) fn classify(active: &[u32]) -> Result<Self> {
+    /// The use of all frames, or of those `within`, where the processes `active` are those that ran lately.
+    pub(crate) fn classify(active: &[u32], within: Option<&[Frames]>) -> Result<Self> {
         let memory = physical_memory()?;
         let mut map = Self(vec![Use::Absent; memory.end() as usize]);
-        let (all_flags, all_counts) = (Table::open("/proc/kpageflags")?, Table::open("/proc/kpagecount")?);
-        let mut counts = Vec::new();
-        for range in &memory.ram {
-            all_flags.read(*range, |first, flags| {
-                all_counts.read_into(first, flags.len(), &mut counts)?;
-                for (index, &flags) in flags.iter().enumerate() {
-                    let frame = first + index as u64;
-                    let mappings = counts.get(index).copied().unwrap_or(0);
+        let all_flags = Table::open("/proc/kpageflags")?;
+        let mut all_counts = Counts::open()?;
+        for range in wanted(&memory, within) {
+            all_flags.read(range, |first, flags| {
+                let counts = all_counts.of(first, flags)?;
+                for ((frame, &flags), &mappings) in (first..).zip(flags).zip(counts) {
                     map.0[frame as usize] = flags::use_of(frame, flags, mappings);
                 }
                 Ok(())
@@ -42,16 +40,17 @@ impl FrameMap {
         for &pid in active {
             map.raise_process(pid);
         }
+        map.keep_what_is_checked()?;
         Ok(map)
     }
 
-    /// Only the free frames; all others are absent.
-    pub(crate) fn free() -> Result<Self> {
+    /// Only the free frames, of all or of those `within`; all others are absent.
+    pub(crate) fn free(within: Option<&[Frames]>) -> Result<Self> {
         let memory = physical_memory()?;
         let mut map = Self(vec![Use::Absent; memory.end() as usize]);
         let table = Table::open("/proc/kpageflags")?;
-        for range in &memory.ram {
-            table.read(*range, |first, flags| {
+        for range in wanted(&memory, within) {
+            table.read(range, |first, flags| {
                 for (frame, &flags) in (first..).zip(flags) {
                     if flags::is_free(frame, flags) {
                         map.0[frame as usize] = Use::Is(Class::Free);
@@ -60,7 +59,17 @@ impl FrameMap {
                 Ok(())
             })?;
         }
+        map.keep_what_is_checked()?;
         Ok(map)
+    }
+
+    /// Where the kernel checks what free pages hold, none is free to be dropped.
+    fn keep_what_is_checked(&mut self) -> Result<()> {
+        if cmdline::checks_free_pages(&proc::read("/proc/cmdline")?) {
+            let free = self.0.iter_mut().filter(|each| **each == Use::Is(Class::Free));
+            free.for_each(|each| *each = Use::Is(Class::Other));
+        }
+        Ok(())
     }
 
     /// Hands the map out in chunks.
@@ -172,6 +181,62 @@ fn physical_memory() -> Result<PhysicalMemory> {
     Ok(memory)
 }
 
+/// The frames of memory, or those of them that somebody wants to know about.
+fn wanted(memory: &PhysicalMemory, within: Option<&[Frames]>) -> Vec<Frames> {
+    let Some(within) = within else {
+        return memory.ram.clone();
+    };
+    let common = |a: &Frames, b: &Frames| {
+        let (first, end) = (a.first.max(b.first), a.end.min(b.end));
+        (first < end).then_some(Frames { first, end })
+    };
+    let of_one = |ram| within.iter().filter_map(move |range| common(ram, range));
+    memory.ram.iter().flat_map(of_one).collect()
+}
+
+/// `/proc/kpagecount`, read only where it decides: the kernel looks every entry up, which takes as long as its flags.
+struct Counts {
+    table: Table,
+    counts: Vec<u64>,
+    part: Vec<u64>,
+}
+
+impl Counts {
+    /// Frames between two that matter which are read along rather than left out.
+    const GAP: usize = 64;
+
+    fn open() -> Result<Self> {
+        Ok(Self {
+            table: Table::open("/proc/kpagecount")?,
+            counts: Vec::new(),
+            part: Vec::new(),
+        })
+    }
+
+    /// How often each of the frames from `first` on, which have these flags, is mapped, as far as that matters.
+    fn of(&mut self, first: u64, flags: &[u64]) -> Result<&[u64]> {
+        self.counts.clear();
+        self.counts.resize(flags.len(), 0);
+        let matters = |at: &usize| flags::depends_on_mappings(flags[*at]);
+        let mut next = (0..flags.len()).find(matters);
+        while let Some(start) = next {
+            let mut end = start + 1;
+            next = None;
+            for at in (start + 1..flags.len()).filter(matters) {
+                if at > end + Self::GAP {
+                    next = Some(at);
+                    break;
+                }
+                end = at + 1;
+            }
+            self.table
+                .read_into(first + start as u64, end - start, &mut self.part)?;
+            self.counts[start..start + self.part.len()].copy_from_slice(&self.part);
+        }
+        Ok(&self.counts)
+    }
+}
+
 /// A file of 64-bit entries, one a frame or a page.
 struct Table {
     path: String,
@@ -275,6 +340,50 @@ mod tests {
                 .unwrap();
         }
         assert!(reader.is_finished() && back == uses);
+    }
+
+    #[test]
+    fn only_what_somebody_wants_to_know_of_memory_is_looked_at() {
+        let frames = |first, end| Frames { first, end };
+        let memory = PhysicalMemory {
+            ram: vec![frames(1, 159), frames(256, 1000)],
+            ..PhysicalMemory::default()
+        };
+        assert_eq!(wanted(&memory, None), memory.ram);
+        let within = [frames(0, 10), frames(100, 300), frames(990, 5000), frames(20, 20)];
+        assert_eq!(
+            wanted(&memory, Some(&within)),
+            [
+                frames(1, 10),
+                frames(100, 159),
+                frames(256, 300),
+                frames(990, 1000)
+            ]
+        );
+    }
+
+    #[test]
+    fn counts_are_read_where_they_matter() {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        for entry in 0..1000u64 {
+            file.write_all(&entry.to_ne_bytes()).unwrap();
+        }
+        let table = Table::open(file.path().display().to_string()).unwrap();
+        let mut counts = Counts {
+            table,
+            counts: Vec::new(),
+            part: Vec::new(),
+        };
+        let buddy = 1 << 10;
+        let mut flags = vec![buddy; 400];
+        for at in [5, 6, 70, 300] {
+            flags[at] = 0;
+        }
+        let got = counts.of(100, &flags).unwrap();
+        for at in [5, 6, 70, 300] {
+            assert_eq!(got[at], 100 + at as u64);
+        }
+        assert_eq!((got[0], got[200], got[301]), (0, 0, 0), "not read");
     }
 
     #[test]

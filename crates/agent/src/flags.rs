@@ -38,6 +38,15 @@ pub(crate) fn is_free(frame: u64, flags: u64) -> bool {
     flags & bit::BUDDY != 0 && flags & (bit::HWPOISON | bit::OFFLINE) == 0 && frame >= FIRST_FREE_FRAME
 }
 
+/// Whether the number of its mappings decides what a frame with these flags is, in [`use_of`].
+pub(crate) fn depends_on_mappings(flags: u64) -> bool {
+    let told =
+        bit::NOPAGE | bit::BUDDY | bit::HWPOISON | bit::OFFLINE | bit::RESERVED | bit::PGTABLE | bit::SLAB;
+    let users = bit::ANON | bit::SWAPCACHE | bit::HUGE | bit::MMAP;
+    let files = bit::LRU | bit::MAPPEDTODISK | bit::SWAPBACKED | bit::UNEVICTABLE | bit::THP;
+    flags & (told | users | files) == 0
+}
+
 /// What a frame is, as far as its flags and the number of its mappings show. Those of files and processes can still
 /// become more urgent by who uses them.
 pub(crate) fn use_of(frame: u64, flags: u64, mappings: u64) -> Use {
@@ -116,6 +125,22 @@ mod tests {
         assert_eq!(class(0x6c), Class::FileActive);
         assert_eq!(class(0x4_0000_002c), Class::FileInactive);
         assert_eq!(use_of(FRAME, 1 << 20, 0), Use::Absent);
+    }
+
+    #[test]
+    fn mappings_matter_exactly_where_they_make_a_difference() {
+        for bits in 0..1u64 << 18 {
+            // All flags that are known, one bit of `bits` each.
+            let known = [
+                5, 6, 7, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 22, 26, 32, 34,
+            ];
+            let flags = known
+                .iter()
+                .enumerate()
+                .fold(0, |flags, (index, bit)| flags | (bits >> index & 1) << bit);
+            let differs = use_of(FRAME, flags, 0) != use_of(FRAME, flags, 1);
+            assert_eq!(depends_on_mappings(flags), differs, "{flags:#x}");
+        }
     }
 
     #[test]

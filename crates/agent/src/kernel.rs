@@ -11,7 +11,7 @@ use vmferry_agent_proto::kernel::MAX_EXTENTS;
 use vmferry_agent_proto::{Extent, FreeRule, Kernel, StructPages};
 
 use crate::error::{AgentError, Result};
-use crate::proc;
+use crate::proc::{self, cmdline};
 use kcore::{Kcore, Segment};
 use page_tables::PageTables;
 use vmcoreinfo::VmcoreInfo;
@@ -41,6 +41,12 @@ pub(crate) fn describe() -> Result<Kernel> {
 }
 
 fn find_struct_pages() -> Result<StructPages> {
+    if cmdline::checks_free_pages(&proc::read("/proc/cmdline")?) {
+        return Err(AgentError::Strange {
+            path: "/proc/cmdline",
+            problem: "the kernel checks what its free pages hold, so none may be dropped".into(),
+        });
+    }
     let kcore = Kcore::open(KCORE)?;
     let info = VmcoreInfo::parse(kcore.note())
         .ok_or_else(|| strange("it has no VMCOREINFO with the layout of a struct page"))?;

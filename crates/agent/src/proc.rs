@@ -1,5 +1,6 @@
 //! Files below `/proc`, parsed. Every parser is a function of the file's text.
 
+pub(crate) mod cmdline;
 pub(crate) mod iomem;
 pub(crate) mod load;
 pub(crate) mod maps;

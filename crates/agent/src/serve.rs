@@ -6,15 +6,16 @@ use std::time::Duration;
 
 use vmferry_agent_proto::message::MAX_LAST_RUNS;
 use vmferry_agent_proto::{
-    Answer, Body, Call, LastRun, ProtoError, Request, VERSION, read_request, write_answer,
+    Answer, Body, Call, FrameRange, LastRun, ProtoError, Request, VERSION, read_request, write_answer,
 };
 
 use crate::activity::{self, Activity, Ran};
 use crate::classify::FrameMap;
 use crate::error::{AgentError, Result};
+use crate::kernel;
 use crate::port::{self, Wait};
+use crate::proc::iomem::Frames;
 use crate::proc::{self, load};
-use crate::{classify, kernel};
 
 /// Where the ports are.
 const PORTS: &str = "/sys/class/virtio-ports";
@@ -72,9 +73,20 @@ fn answer(
         Call::Classify { active_within_ms } => {
             let within = Duration::from_millis(active_within_ms.into());
             let active = active_processes(&activity.last_runs(), within);
-            FrameMap::classify(&active)?.chunks(|chunk| send(Body::Map(chunk)))?;
+            FrameMap::classify(&active, None)?.chunks(|chunk| send(Body::Map(chunk)))?;
         }
-        Call::Free => classify::FrameMap::free()?.chunks(|chunk| send(Body::Map(chunk)))?,
+        Call::ClassifyIn {
+            active_within_ms,
+            ref frames,
+        } => {
+            let within = Duration::from_millis(active_within_ms.into());
+            let active = active_processes(&activity.last_runs(), within);
+            FrameMap::classify(&active, Some(&ranges(frames)))?.chunks(|chunk| send(Body::Map(chunk)))?;
+        }
+        Call::Free => FrameMap::free(None)?.chunks(|chunk| send(Body::Map(chunk)))?,
+        Call::FreeIn { ref frames } => {
+            FrameMap::free(Some(&ranges(frames)))?.chunks(|chunk| send(Body::Map(chunk)))?;
+        }
         Call::Load => {
             let (loadavg, meminfo) = (proc::read("/proc/loadavg")?, proc::read("/proc/meminfo")?);
             let load = load::parse(&loadavg, &meminfo).ok_or_else(|| AgentError::Strange {
@@ -92,6 +104,14 @@ fn answer(
         Call::Kernel => send(Body::Kernel(kernel::describe()?))?,
     }
     Ok(())
+}
+
+fn ranges(frames: &[FrameRange]) -> Vec<Frames> {
+    let range = |range: &FrameRange| Frames {
+        first: range.first,
+        end: range.first + range.count,
+    };
+    frames.iter().map(range).collect()
 }
 
 /// The processes that ran within a time.

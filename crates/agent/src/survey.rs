@@ -16,7 +16,7 @@ const ACTIVE_WITHIN: Duration = Duration::from_secs(16);
 pub(crate) fn print() -> Result<()> {
     let start = Instant::now();
     let active = active_processes(&Activity::default().last_runs(), ACTIVE_WITHIN);
-    let map = FrameMap::classify(&active)?;
+    let map = FrameMap::classify(&active, None)?;
     let took = start.elapsed();
     let mut coded_bytes = 0;
     let _ = map.chunks(|chunk| {

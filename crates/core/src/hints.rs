@@ -103,6 +103,15 @@ impl Hints {
         }
     }
 
+    /// Hints that know which pages are free and nothing else.
+    pub fn with_free(free: PageBitmap) -> Self {
+        let mut hints = Self::new(free.len());
+        for run in free.runs() {
+            hints.classes[run.first as usize..run.end() as usize].fill(Class::Free.number());
+        }
+        Self { free, ..hints }
+    }
+
     /// Says that the pages of `run` are of `class`.
     ///
     /// # Panics
@@ -191,6 +200,13 @@ mod tests {
         }
         assert_eq!(Class::of_number(10), None);
         assert!(Class::KernelCode < Class::PageTables && Class::Other < Class::Free);
+    }
+
+    #[test]
+    fn free_pages_may_be_known_beforehand() {
+        let mut known = Hints::new(100);
+        known.set(PageRun::new(10, 20), Class::Free);
+        assert_eq!(Hints::with_free(known.free().clone()), known);
     }
 
     #[test]

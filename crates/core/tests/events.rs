@@ -49,7 +49,7 @@ fn none() -> PageBitmap {
 }
 
 mod source_events {
-    use vmferry_core::source::Event;
+    use vmferry_core::source::{Enlightenment, Event};
 
     use super::*;
 
@@ -62,6 +62,12 @@ mod source_events {
         vec![
             ("accepted", accepted()),
             ("no streams", Event::Accepted { streams: 0 }),
+            (
+                "enlightened",
+                Event::Enlightened(Enlightenment::Nothing {
+                    why: "no port".into(),
+                }),
+            ),
             ("armed", armed()),
             ("scanned", Event::Scanned(none())),
             ("stopped", stopped()),
@@ -617,6 +623,7 @@ fn what_the_source_said_over_an_older_connection_does_not_count() {
 const SOURCE_TABLE: &str = "\
 xEEEEEEEEEEEEEEEEEE. accepted
 EEEEEEEEEEEEEEEEEEE. no streams
+.................... enlightened
 ExEEEEEEEEEEEEEEEEE. armed
 EEExxEEEEEEEEEEEEEE. scanned
 EEEEExEEEEEEEEEEEEE. stopped

@@ -15,7 +15,7 @@ pub mod guest;
 pub mod ram;
 
 pub use backend::{Backend, GuestSpec};
-pub use enlightened::Enlightened;
+pub use enlightened::{Enlightened, FreeKnowledge, GuestLoad, ProcessRan};
 pub use error::{GuestError, Result};
 pub use guest::{
     DirtyTracker, FaultMode, Guest, GuestState, Installed, MigrateIn, MigrateOut, PageFaults, Vm,

@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 
 use thiserror::Error;
 use vmferry_agent_proto::{
-    Body, Call, FrameRun, MapReader, ProtoError, Request, StructPages, VERSION, read_answer, write_request,
+    Body, Call, FrameRun, LastRun, Load, MapReader, ProtoError, Request, StructPages, VERSION, read_answer,
+    write_request,
 };
 
 /// Why there is no answer to use.
@@ -66,6 +67,11 @@ impl Read for Timed {
 }
 
 impl Client {
+    /// Begins anew: from now on calls have `timeout`.
+    pub(crate) fn renew(&mut self, timeout: Duration) {
+        self.socket.get_mut().deadline = Instant::now() + timeout;
+    }
+
     /// Connects, and agrees on a version.
     pub(crate) fn connect(path: &Path, timeout: Duration) -> Result<Self, Fault> {
         let socket = UnixStream::connect(path).map_err(Fault::Connect)?;
@@ -85,13 +91,29 @@ impl Client {
         }
     }
 
-    /// Where the guest's kernel has its `struct page`s.
-    pub(crate) fn kernel(&mut self) -> Result<StructPages, Fault> {
+    /// Where the guest's kernel has its `struct page`s, or why that is not known.
+    pub(crate) fn kernel(&mut self) -> Result<Result<StructPages, String>, Fault> {
         match self.ask(Call::Kernel)? {
-            Body::Kernel(kernel) => kernel
+            Body::Kernel(kernel) => Ok(kernel
                 .struct_pages
-                .ok_or_else(|| Fault::Refused(format!("{} (Linux {})", kernel.why_not, kernel.release))),
+                .ok_or_else(|| format!("{} (Linux {})", kernel.why_not, kernel.release))),
             other => Err(unexpected("the kernel", &other)),
+        }
+    }
+
+    /// How busy the guest is.
+    pub(crate) fn load(&mut self) -> Result<Load, Fault> {
+        match self.ask(Call::Load)? {
+            Body::Load(load) => Ok(load),
+            other => Err(unexpected("a load", &other)),
+        }
+    }
+
+    /// When the guest's processes ran last, the latest first.
+    pub(crate) fn last_runs(&mut self) -> Result<Vec<LastRun>, Fault> {
+        match self.ask(Call::LastRuns)? {
+            Body::LastRuns(runs) => Ok(runs),
+            other => Err(unexpected("a list of processes", &other)),
         }
     }
 

@@ -4,6 +4,7 @@
 //! has, and the pages it can call free are its own.
 
 mod client;
+mod ranges;
 mod struct_pages;
 
 use std::path::{Path, PathBuf};
@@ -11,25 +12,35 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use tracing::{debug, warn};
-use vmferry_agent_proto::{Call, FrameRun, StructPages, Use};
+use vmferry_agent_proto::{Call, FrameRun, LastRun, Use};
 use vmferry_core::hints::Class;
 use vmferry_core::{Hints, PAGE_SIZE, PageBitmap};
-use vmferry_guest::{Enlightened, Guest as _, GuestError, Result};
+use vmferry_guest::{Enlightened, FreeKnowledge, Guest as _, GuestError, GuestLoad, ProcessRan, Result};
 
 use crate::guest::QemuGuest;
 use crate::physical::GuestPhysicalMap;
+use crate::qmp::{Cursor, Event};
 use client::{Client, Fault};
 use struct_pages::FreeFinder;
 
 /// Comparisons of what the host reads with what the guest's kernel says, until one holds: the guest runs meanwhile.
 const CALIBRATIONS: u32 = 3;
-/// One in so many of all pages may differ in a comparison.
+/// One in so many of all pages compared may differ.
 const DIFFERENCE: u64 = 200;
 
 /// What is known of the agent of a guest.
 #[derive(Default)]
 pub(crate) struct AgentState {
-    finder: Mutex<Option<FreeFinder>>,
+    calibrated: Mutex<Option<Calibrated>>,
+    /// The connection, where there is one in order. It is kept: an agent that sees nobody has to look now and then.
+    client: Mutex<Option<Client>>,
+}
+
+/// Free pages can be told by the account of the guest's kernel.
+struct Calibrated {
+    finder: FreeFinder,
+    /// The kernel has not changed if the guest was not reset since.
+    since: Cursor,
 }
 
 /// The socket of the agent's port within the guest's directory.
@@ -54,66 +65,154 @@ pub(crate) fn port_args(socket: &str) -> [String; 6] {
 
 impl Enlightened for QemuGuest {
     fn enlighten(&self, active_within: Duration, timeout: Duration) -> Result<Hints> {
-        let map = self.physical_map()?;
         let active_within_ms = u32::try_from(active_within.as_millis()).unwrap_or(u32::MAX);
-        let call = Call::Classify { active_within_ms };
-        self.agent_client(timeout)
-            .and_then(|mut client| ask_for_map(&mut client, call, &map, self.ram().layout().pages()))
-            .map_err(|fault| self.agent_error(fault, timeout))
+        let found = self.calibrated().as_ref().map(|known| {
+            let free = known.finder.find(self.ram());
+            (free, known.finder.map().clone())
+        });
+        let asked = match found {
+            // The agent looks only at what is in use: that is where the time goes in a guest with much memory.
+            Some((Ok(free), map)) => self.with_agent(timeout, |client| {
+                let frames = ranges::outside(&free, &map);
+                let call = Call::ClassifyIn {
+                    active_within_ms,
+                    frames,
+                };
+                ask_for_map(client, call, &map, Hints::with_free(free))
+            }),
+            _ => {
+                let map = self.physical_map()?;
+                let unknown = Hints::new(self.ram().layout().pages());
+                let call = Call::Classify { active_within_ms };
+                self.with_agent(timeout, |client| ask_for_map(client, call, &map, unknown))
+            }
+        };
+        asked.map_err(|fault| self.agent_error(fault, timeout))
     }
 
-    fn calibrate(&self, timeout: Duration) -> Result<()> {
+    fn calibrate(&self, timeout: Duration) -> Result<FreeKnowledge> {
+        *self.calibrated() = None;
+        let since = self.qmp.events().now();
         let map = self.physical_map()?;
         let finder = self
-            .agent_client(timeout)
-            .and_then(|mut client| self.calibrated(&mut client, map))
+            .with_agent(timeout, |client| self.trusted_finder(client, map))
             .map_err(|fault| self.agent_error(fault, timeout))?;
-        *self.finder() = Some(finder);
-        Ok(())
+        match finder {
+            Ok(finder) => {
+                *self.calibrated() = Some(Calibrated { finder, since });
+                Ok(FreeKnowledge::Exact)
+            }
+            Err(why) => Ok(FreeKnowledge::Listed { why }),
+        }
     }
 
     fn free_while_paused(&self) -> Option<PageBitmap> {
-        let found = self.finder().as_ref()?.find(self.ram());
+        let mut calibrated = self.calibrated();
+        let known = calibrated.as_ref()?;
+        let is_reset = |event: &Event| event.name == "RESET";
+        if self.qmp.events().may_have_come(known.since, is_reset) {
+            *calibrated = None;
+            return None;
+        }
+        let found = known.finder.find(self.ram());
         found
             .inspect_err(|why| warn!(guest = %self.spec.name, %why, "free pages cannot be told"))
             .ok()
     }
+
+    fn load(&self, timeout: Duration) -> Result<GuestLoad> {
+        let load = self
+            .with_agent(timeout, Client::load)
+            .map_err(|fault| self.agent_error(fault, timeout))?;
+        Ok(GuestLoad {
+            load_averages: load.averages_percent.map(|percent| f64::from(percent) / 100.0),
+            memory_total_bytes: load.total_kib.saturating_mul(1024),
+            memory_free_bytes: load.free_kib.saturating_mul(1024),
+            memory_available_bytes: load.available_kib.saturating_mul(1024),
+        })
+    }
+
+    fn last_runs(&self, timeout: Duration) -> Result<Vec<ProcessRan>> {
+        let runs = self
+            .with_agent(timeout, Client::last_runs)
+            .map_err(|fault| self.agent_error(fault, timeout))?;
+        let ran = |run: LastRun| ProcessRan {
+            pid: run.pid,
+            name: run.name,
+            ago_ms: run.ago_ms,
+        };
+        Ok(runs.into_iter().map(ran).collect())
+    }
 }
 
 impl QemuGuest {
-    fn agent_client(&self, timeout: Duration) -> std::result::Result<Client, Fault> {
-        Client::connect(&socket_path(&self.dir), timeout)
+    /// Lets `talk` talk to the agent.
+    fn with_agent<T>(
+        &self,
+        timeout: Duration,
+        talk: impl FnOnce(&mut Client) -> std::result::Result<T, Fault>,
+    ) -> std::result::Result<T, Fault> {
+        let mut kept = self.agent.client.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut client = match kept.take() {
+            Some(mut client) => {
+                client.renew(timeout);
+                client
+            }
+            None => Client::connect(&socket_path(&self.dir), timeout)?,
+        };
+        let said = talk(&mut client);
+        // After anything else the rest of an answer may still come.
+        if matches!(said, Ok(_) | Err(Fault::Refused(_))) {
+            *kept = Some(client);
+        }
+        said
     }
 
     /// A finder of free pages whose answer was found right: what it finds between two answers of the guest's kernel is
-    /// what both say.
-    fn calibrated(
+    /// what both say. Else why there is none.
+    fn trusted_finder(
         &self,
         client: &mut Client,
         map: GuestPhysicalMap,
-    ) -> std::result::Result<FreeFinder, Fault> {
-        let struct_pages: StructPages = client.kernel()?;
-        let pages = self.ram().layout().pages();
-        let finder = FreeFinder::new(struct_pages, map).map_err(Fault::Lie)?;
+    ) -> std::result::Result<std::result::Result<FreeFinder, String>, Fault> {
+        let finder = match client
+            .kernel()?
+            .and_then(|struct_pages| FreeFinder::new(struct_pages, map))
+        {
+            Ok(finder) => finder,
+            Err(why) => return Ok(Err(why)),
+        };
+        let nothing = || Hints::new(self.ram().layout().pages());
+        let (frames, compared) = ranges::sample(finder.map(), nothing().pages());
+        let call = || Call::FreeIn {
+            frames: frames.clone(),
+        };
         let mut last = (0, 0);
         for _ in 0..CALIBRATIONS {
-            let before = ask_for_map(client, Call::Free, finder.map(), pages)?;
-            let found = finder.find(self.ram()).map_err(Fault::Lie)?;
-            let after = ask_for_map(client, Call::Free, finder.map(), pages)?;
+            let before = ask_for_map(client, call(), finder.map(), nothing())?;
+            let mut found = match finder.find(self.ram()) {
+                Ok(found) => found,
+                Err(why) => return Ok(Err(why)),
+            };
+            let after = ask_for_map(client, call(), finder.map(), nothing())?;
+            found.intersect_with(&compared);
             last = differences(before.free(), &found, after.free());
             debug!(guest = %self.spec.name, too_many = last.0, too_few = last.1, free = found.count(), "calibrated");
-            if last.0.max(last.1) <= pages / DIFFERENCE {
-                return Ok(finder);
+            if last.0.max(last.1) <= compared.count() / DIFFERENCE {
+                return Ok(Ok(finder));
             }
         }
-        Err(Fault::Lie(format!(
+        Ok(Err(format!(
             "by its own words its kernel's account shows {} pages too many as free and {} too few",
             last.0, last.1
         )))
     }
 
-    fn finder(&self) -> std::sync::MutexGuard<'_, Option<FreeFinder>> {
-        self.agent.finder.lock().unwrap_or_else(PoisonError::into_inner)
+    fn calibrated(&self) -> std::sync::MutexGuard<'_, Option<Calibrated>> {
+        self.agent
+            .calibrated
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     fn agent_error(&self, fault: Fault, timeout: Duration) -> GuestError {
@@ -139,14 +238,13 @@ fn differences(before: &PageBitmap, found: &PageBitmap, after: &PageBitmap) -> (
     (too_many.count(), too_few.count())
 }
 
-/// The classes of the pages, by a call whose answer is a map.
+/// The classes of the pages, by a call whose answer is a map; `hints` is what is known without it.
 fn ask_for_map(
     client: &mut Client,
     call: Call,
     map: &GuestPhysicalMap,
-    pages: u64,
+    mut hints: Hints,
 ) -> std::result::Result<Hints, Fault> {
-    let mut hints = Hints::new(pages);
     let mut stranger = None;
     client.map(call, map.end() / PAGE_SIZE, |run| {
         if let Use::Is(class) = run.is

@@ -10,8 +10,8 @@ use vmferry_guest::GuestRam;
 
 use crate::physical::GuestPhysicalMap;
 
-/// Pages of structures read at once.
-const READ_PAGES: u64 = 256;
+/// Most pages of structures read at once: 4 MiB of memory.
+const READ_PAGES: u64 = 16;
 /// Nothing below 1 MiB is called free: firmware keeps things there.
 const FIRST_FREE_FRAME: u64 = (1 << 20) / PAGE_SIZE;
 
@@ -51,17 +51,16 @@ impl FreeFinder {
         for extent in &self.struct_pages.extents {
             let (mut frame, end) = (extent.first_frame, extent.first_frame + extent.frames);
             let mut address = extent.address;
-            // A block's other pages are not looked at.
-            let mut next = frame;
+            // A block's other pages are not looked at, and their structures not read where that is worth it: from small
+            // reads, which grow while no large block comes.
+            let (mut next, mut most) = (frame, 1);
             while frame < end {
                 let first = self
                     .map
                     .page_at(address)
                     .ok_or_else(|| format!("there are no struct pages at {address:#x}"))?;
                 let inside = address % PAGE_SIZE;
-                let wanted = (inside + (end - frame) * size)
-                    .div_ceil(PAGE_SIZE)
-                    .min(READ_PAGES);
+                let wanted = (inside + (end - frame) * size).div_ceil(PAGE_SIZE).min(most);
                 let count = self.map.contiguous(address, wanted);
                 let bytes = &mut buffer[..(count * PAGE_SIZE) as usize];
                 ram.read(PageRun::new(first, count), bytes);
@@ -77,8 +76,10 @@ impl FreeFinder {
                         self.insert(&mut free, at, next);
                     }
                 }
-                frame += taken;
-                address += taken * size;
+                let skipped = next.min(end).saturating_sub(frame + taken);
+                most = if skipped > 0 { 1 } else { READ_PAGES.min(most * 2) };
+                frame += taken + skipped;
+                address += (taken + skipped) * size;
             }
         }
         Ok(free)

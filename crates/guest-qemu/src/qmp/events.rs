@@ -107,6 +107,16 @@ impl EventLog {
         }
     }
 
+    /// Whether an event that `wanted` accepts came after `cursor`, or may have: the connection was lost meanwhile, or
+    /// events were forgotten.
+    pub fn may_have_come(&self, cursor: Cursor, wanted: impl Fn(&Event) -> bool) -> bool {
+        let state = self.lock();
+        let skip = cursor.events.saturating_sub(state.forgotten) as usize;
+        cursor.events < state.forgotten
+            || state.disconnects != cursor.disconnects
+            || state.events.iter().skip(skip).any(wanted)
+    }
+
     pub(super) fn push(&self, event: Event) {
         let mut state = self.lock();
         if state.events.len() == MAX_EVENTS {
@@ -164,6 +174,11 @@ mod tests {
         }
         log.push(event("LAST"));
         assert_eq!(log.lock().events.len(), MAX_EVENTS);
+        assert!(log.may_have_come(cursor, |_| false), "some were forgotten");
+        let cursor = log.now();
+        log.push(event("RESET"));
+        assert!(log.may_have_come(cursor, |e| e.name == "RESET"));
+        assert!(!log.may_have_come(log.now(), |_| true));
         assert!(
             log.wait(cursor, Duration::ZERO, "LAST", |e| e.name == "LAST")
                 .is_ok()

@@ -2,8 +2,8 @@
 
 use std::sync::LazyLock;
 
-use vmferry_core::PAGE_SIZE;
 use vmferry_core::report::Verified;
+use vmferry_core::{PAGE_SIZE, PageBitmap};
 use vmferry_guest::GuestRam;
 
 use crate::link::chain;
@@ -23,12 +23,16 @@ pub(crate) fn zero_hash() -> u128 {
 }
 
 /// Hands the hashes of all pages to `send`, in order, with the number of the first page of each part. Holes
-/// are not touched: reading one would allocate it.
+/// are not touched: reading one would allocate it. Pages that were dropped read as zero at the destination.
 pub(crate) fn hashes(
     ram: &GuestRam,
+    dropped: Option<&PageBitmap>,
     mut send: impl FnMut(u64, Vec<u128>) -> Result<(), String>,
 ) -> Result<(), String> {
-    let data = ram.data_pages().map_err(|e| chain(&e))?;
+    let mut data = ram.data_pages().map_err(|e| chain(&e))?;
+    if let Some(dropped) = dropped {
+        data.subtract(dropped);
+    }
     let zero = zero_hash();
     let pages = ram.layout().pages();
     for first in (0..pages).step_by(CHUNK as usize) {

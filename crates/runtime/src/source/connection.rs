@@ -200,7 +200,8 @@ impl Driver {
 
     pub(super) fn send_hashes(&mut self) -> Result<(), String> {
         let ram = self.vm.ram().clone();
-        crate::destination::compare::hashes(&ram, |first, hashes| {
+        let dropped = self.shared.source().dropped().cloned();
+        crate::destination::compare::hashes(&ram, dropped.as_ref(), |first, hashes| {
             self.send(&ToDestination::PageHashes { first, hashes })
         })
     }

@@ -41,6 +41,8 @@ pub(super) enum Input {
         /// What follows.
         commands: Vec<Command>,
     },
+    /// From this host.
+    Local(Event),
     /// A reconnect succeeded.
     Connected(BoxedStream),
 }
@@ -100,8 +102,11 @@ impl Driver {
         if recovered {
             self.paused = true;
             self.execute(Command::Reconnect, &mut events);
-        } else if let Err(reason) = self.offer() {
-            events.push_back(Event::Failed(reason));
+        } else {
+            if shared.source().wants_hints().is_some() {
+                self.ask_guest(false);
+            }
+            events.extend(self.offer().err().map(Event::Failed));
         }
         loop {
             while let Some(event) = events.pop_front() {
@@ -126,6 +131,7 @@ impl Driver {
                     self.execute_all(commands, &mut events);
                 }
                 Some(Input::Peer { .. } | Input::Commands { .. }) => {}
+                Some(Input::Local(event)) => events.push_back(event),
                 Some(Input::Connected(control)) => events.extend(self.ask_owner(control)),
                 None => events.push_back(Event::Tick),
             }
@@ -191,9 +197,13 @@ impl Driver {
     fn execute(&mut self, command: Command, events: &mut VecDeque<Event>) {
         tracing::debug!(command = ?CommandName(&command), "source");
         let answer = match command {
+            Command::Enlighten => {
+                self.ask_guest(true);
+                Ok(None)
+            }
             Command::Arm => self.arm().map(Some),
             Command::Scan => self.scan().map(|dirty| Some(Event::Scanned(dirty))),
-            Command::Stop { scan } => self.stop(scan).map(Some),
+            Command::Stop { scan, free } => self.stop(scan, free).map(Some),
             Command::Retract => self.resume().map(|()| Some(Event::Resumed)),
             Command::SendSwitch { pending } => {
                 // From now on pages at the destination may be the guest's own.

@@ -1,5 +1,6 @@
 //! The source of a migration.
 
+mod asking;
 mod batch;
 mod closing;
 mod connection;

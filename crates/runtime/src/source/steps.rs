@@ -33,17 +33,22 @@ impl Driver {
         Ok(dirty)
     }
 
-    pub(super) fn stop(&mut self, scan: bool) -> Result<Event, String> {
+    pub(super) fn stop(&mut self, scan: bool, free: bool) -> Result<Event, String> {
         self.vm.before_stop().map_err(|e| chain(&e))?;
         let paused_at = self.shared.now();
         self.paused = true;
         self.vm.pause().map_err(|e| chain(&e))?;
+        let free = match self.vm.enlightened() {
+            Some(guest) if free => guest.free_while_paused(),
+            _ => None,
+        };
         let data = || self.vm.ram().data_pages().map_err(|e| chain(&e));
         if !scan {
             return Ok(Event::Stopped {
                 paused_at,
                 pages: data()?,
                 discarded: None,
+                free,
             });
         }
         let discarded = match self.vm.may_discard_pages() {
@@ -58,6 +63,7 @@ impl Driver {
             paused_at,
             pages: self.scan()?,
             discarded,
+            free,
         })
     }
 
