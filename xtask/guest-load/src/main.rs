@@ -6,21 +6,25 @@
 
 #![forbid(unsafe_code)]
 
+mod churn;
 mod disk;
 mod memory;
 mod pattern;
 
 use std::collections::HashMap;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 const USAGE: &str = "usage: guest-load write --mib N --rate-mib-s R (0: as fast as it goes)
-       guest-load disk --device PATH --mib N";
+       guest-load disk --device PATH --mib N
+       guest-load churn --folder PATH --mib N";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let outcome = match Load::parse(&arguments) {
         Some(Load::Memory { mib, rate_mib_s }) => memory::run(mib, rate_mib_s),
         Some(Load::Disk { device, mib }) => disk::run(&device, mib),
+        Some(Load::Churn { folder, mib }) => churn::run(mib, &folder),
         None => Err(USAGE.to_owned()),
     };
     let Err(error) = outcome;
@@ -32,6 +36,7 @@ fn main() -> ExitCode {
 enum Load {
     Memory { mib: usize, rate_mib_s: usize },
     Disk { device: String, mib: usize },
+    Churn { folder: PathBuf, mib: usize },
 }
 
 impl Load {
@@ -61,6 +66,10 @@ impl Load {
                 device: values.get("--device")?.to_string(),
                 mib: positive("--mib")?,
             }),
+            "churn" => Some(Self::Churn {
+                folder: values.get("--folder")?.into(),
+                mib: positive("--mib")?,
+            }),
             _ => None,
         }
     }
@@ -75,7 +84,7 @@ mod tests {
     }
 
     #[test]
-    fn both_loads_are_understood() {
+    fn all_loads_are_understood() {
         assert_eq!(
             parse("write --mib 64 --rate-mib-s 0"),
             Some(Load::Memory {
@@ -88,6 +97,11 @@ mod tests {
             mib: 8,
         };
         assert_eq!(parse("disk --device /dev/vda --mib 8"), Some(disk));
+        let churn = Load::Churn {
+            folder: "/tmp".into(),
+            mib: 8,
+        };
+        assert_eq!(parse("churn --folder /tmp --mib 8"), Some(churn));
     }
 
     #[test]
@@ -98,6 +112,7 @@ mod tests {
             "write --mib 0 --rate-mib-s 1",
             "write --mib 1",
             "disk --mib 1",
+            "churn --mib 1",
             "sleep --mib 1",
             "disk --mib",
         ] {

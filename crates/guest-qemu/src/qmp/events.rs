@@ -175,9 +175,9 @@ mod tests {
         log.push(event("LAST"));
         assert_eq!(log.lock().events.len(), MAX_EVENTS);
         assert!(log.may_have_come(cursor, |_| false), "some were forgotten");
-        let cursor = log.now();
+        let before = log.now();
         log.push(event("RESET"));
-        assert!(log.may_have_come(cursor, |e| e.name == "RESET"));
+        assert!(log.may_have_come(before, |e| e.name == "RESET"));
         assert!(!log.may_have_come(log.now(), |_| true));
         assert!(
             log.wait(cursor, Duration::ZERO, "LAST", |e| e.name == "LAST")
