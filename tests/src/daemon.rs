@@ -100,8 +100,11 @@ impl Hosts {
             "--memory",
             &format!("{memory}M"),
             "--json",
-            "--",
         ]);
+        if guest.spec.config["agent"] == true {
+            command.arg("--agent");
+        }
+        command.arg("--");
         command.args(args.iter().map(|arg| arg.as_str().expect("a text")));
         let started = Answer::of(&mut command).expect_json();
         guest.console.wait_for("guest-load: ok");

@@ -46,4 +46,20 @@ impl TestGuest {
             console: Console::new(&console),
         }
     }
+
+    /// The same with a port for the agent.
+    ///
+    /// # Panics
+    /// Never: the specification was made here.
+    #[must_use]
+    pub fn with_agent(self) -> Self {
+        let config = QemuConfig {
+            agent: true,
+            ..QemuConfig::from_spec(&self.spec).expect("it was made here")
+        };
+        Self {
+            spec: config.into_spec(self.spec.name),
+            ..self
+        }
+    }
 }

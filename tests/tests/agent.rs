@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use vmferry_agent_proto::{Answer, Body, MapChunk, read_request, write_answer};
 use vmferry_core::hints::{Class, Hints};
 use vmferry_guest::{Enlightened as _, Guest as _};
-use vmferry_guest_qemu::{QemuBackend, QemuConfig, QemuGuest};
+use vmferry_guest_qemu::{QemuBackend, QemuGuest};
 use vmferry_tests::{TestGuest, need, turn};
 
 const RAM_MIB: u64 = 256;
@@ -31,12 +31,8 @@ impl Drop for Running {
 }
 
 fn boot(dir: &Path, load: &str) -> (Running, vmferry_tests::Console) {
-    let TestGuest { spec, console } = TestGuest::new("vm", dir, RAM_MIB, load, &[]);
-    let config = QemuConfig {
-        agent: true,
-        ..QemuConfig::from_spec(&spec).unwrap()
-    };
-    let guest = QemuBackend.start(&config.into_spec("vm"), dir).unwrap();
+    let TestGuest { spec, console } = TestGuest::new("vm", dir, RAM_MIB, load, &[]).with_agent();
+    let guest = QemuBackend.start(&spec, dir).unwrap();
     (Running(guest), console)
 }
 

@@ -16,8 +16,8 @@ use tokio::net::UnixStream;
 use vmferry_guest::GuestSpec;
 
 use crate::{
-    AttachRequest, Done, ErrorBody, GuestInfo, HostInfo, MigrateRequest, Migration, Owner, ResolveRequest,
-    Started, StoredReport,
+    AgentInfo, AgentRequest, AttachRequest, Done, ErrorBody, GuestInfo, HostInfo, MigrateRequest, Migration,
+    Owner, ResolveRequest, Started, StoredReport,
 };
 
 /// The daemon's socket where nothing else is said.
@@ -230,6 +230,14 @@ impl Client {
     pub fn cancel(&self, name: &str) -> Result<()> {
         self.post::<Done>(&guest_path(name, "/cancel"), &Done {})
             .map(drop)
+    }
+
+    /// Asks the agent in a guest.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub fn agent(&self, name: &str, request: &AgentRequest) -> Result<AgentInfo> {
+        self.post(&guest_path(name, "/agent"), request)
     }
 
     /// Settles who owns a guest.

@@ -12,6 +12,7 @@
 //! | `POST /v1/guests/{name}/stats/reset-gap` | | [`Done`]: its longest gap is measured anew |
 //! | `POST /v1/guests/{name}/migrate` | [`MigrateRequest`] | [`Started`] |
 //! | `GET /v1/guests/{name}/migration` | | [`Migration`]: the one under way, else the last one |
+//! | `POST /v1/guests/{name}/agent` | [`AgentRequest`] | [`AgentInfo`]: what the agent in it says |
 //! | `POST /v1/guests/{name}/cancel` | | [`Done`] |
 //! | `POST /v1/guests/{name}/resolve` | [`ResolveRequest`] | [`Done`] |
 //! | `GET /v1/reports` | | list of [`StoredReport`], newest last |
@@ -29,7 +30,7 @@ use serde::{Deserialize, Serialize};
 use vmferry_core::report::{Progress, Report};
 use vmferry_core::sampling::SamplingReport;
 use vmferry_core::{Encoding, Limits, Strategy, Tuning};
-use vmferry_guest::GuestState;
+use vmferry_guest::{GuestLoad, GuestState, ProcessRan};
 
 /// A daemon.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -149,6 +150,29 @@ impl MigrateRequest {
             delta_cache_bytes: None,
         }
     }
+}
+
+/// Ask the agent in a guest.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AgentRequest {
+    /// How long it may take, in milliseconds.
+    pub timeout_ms: u64,
+    /// Whether to say how far the guest could be ballooned down.
+    #[serde(default)]
+    pub balloon: bool,
+}
+
+/// What the agent in a guest says.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct AgentInfo {
+    /// How busy the guest is.
+    pub load: GuestLoad,
+    /// When its processes ran last, the latest first.
+    pub last_runs: Vec<ProcessRan>,
+    /// Memory that a balloon could take without making the guest swap, in bytes, where that was asked for: nine tenths of
+    /// what it could have without swapping. A hint, on which nothing acts.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub balloon_bytes: Option<u64>,
 }
 
 /// A migration that was started.

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Parser, Subcommand};
 
 use crate::client::{Client, DEFAULT_SOCKET};
-use crate::commands::{attach, bench, completions, host, migrate, resolve, run, status, stop};
+use crate::commands::{agent, attach, bench, completions, host, migrate, resolve, run, status, stop};
 use crate::demo::DemoArgs;
 
 /// Moves running virtual machines between hosts.
@@ -69,6 +69,8 @@ pub(crate) enum Command {
     Migrate(migrate::MigrateArgs),
     /// Show the host, or a guest and its migration
     Status(status::StatusArgs),
+    /// Ask the agent in a guest how it does
+    Agent(agent::AgentArgs),
     /// Cancel the migration of a guest
     Cancel(status::CancelArgs),
     /// Settle by hand who owns a guest after a broken handover

@@ -76,6 +76,19 @@ fn post_copy_push() {
     assert!(report.rounds.is_empty(), "no page crosses during the stop");
 }
 
+/// A synthetic guest has no agent.
+#[test]
+fn enlightened_without_an_agent_goes_on_as_post_copy_push() {
+    let report = moves(Strategy::Enlightened, Limits::default());
+    assert_eq!((report.pages.resent, report.pages.free), (0, 0));
+    let note = report.notes.iter().find(|note| note.contains("post-copy-push"));
+    assert!(
+        note.is_some_and(|note| note.contains("vmferry run --agent")),
+        "{:?}",
+        report.notes
+    );
+}
+
 #[test]
 fn pre_copy_filter() {
     let limits = Limits {

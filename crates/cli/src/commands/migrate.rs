@@ -35,15 +35,17 @@ pub(crate) struct MigrateArgs {
     /// Where to: HOST, HOST:PORT, tcp:HOST:PORT or unix:/PATH
     #[arg(long, value_name = "HOST")]
     to: Endpoint,
-    /// Algorithm: stop-and-copy, pre-copy, pre-copy-filter, post-copy, post-copy-push, hybrid or
-    /// hybrid-learning
+    /// Algorithm: stop-and-copy, pre-copy, pre-copy-filter, post-copy, post-copy-push, hybrid,
+    /// hybrid-learning or enlightened
     ///
     /// stop-and-copy: everything while the guest is stopped. pre-copy: rounds while it runs, until the rest crosses
     /// within --downtime. pre-copy-filter: the same, but rounds leave out pages that a model of the guest's writes expects to
     /// be dirtied again. post-copy: it resumes at the destination at once and fetches pages when it needs them.
     /// post-copy-push: the same, and all pages are pushed, those around a fault first. hybrid: one round while it
     /// runs, then it resumes at the destination and what it dirtied follows. hybrid-learning: the same, but the pages it
-    /// writes most are learned beforehand and cross only after the resume.
+    /// writes most are learned beforehand and cross only after the resume. enlightened: the guest's agent says what its
+    /// pages are used for; it resumes at the destination at once, free pages never cross, and all others follow in the
+    /// order of their worth. Without an agent it moves as by post-copy-push.
     #[arg(long, short, default_value = "pre-copy")]
     strategy: Strategy,
     /// Goal for the downtime of pre-copy, as in 300ms [default: 300ms]
@@ -79,6 +81,12 @@ pub(crate) struct MigrateArgs {
     /// Regions that pre-copy-filter cuts RAM into; they have to divide it [default: 256, if need be uneven]
     #[arg(long, value_name = "N")]
     regions: Option<u32>,
+    /// How long the guest's agent may take to answer, for enlightened; then it moves without [default: 2s]
+    #[arg(long, value_name = "TIME", value_parser = units::parse_duration)]
+    agent_timeout: Option<Duration>,
+    /// Processes that ran within this time count as active, for enlightened [default: 16s]
+    #[arg(long, value_name = "TIME", value_parser = units::parse_duration)]
+    active_within: Option<Duration>,
     /// Streams for pages; chosen from the number of cores where absent
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64))]
     streams: Option<u16>,
@@ -192,6 +200,8 @@ pub(super) fn request(args: &MigrateArgs) -> MigrateRequest {
             samples: args.samples.unwrap_or(tuning.samples),
             interval: args.interval.unwrap_or(tuning.interval),
             regions: args.regions,
+            agent_timeout: args.agent_timeout.unwrap_or(tuning.agent_timeout),
+            active_within: args.active_within.unwrap_or(tuning.active_within),
             ..tuning
         },
         streams: args.streams,

@@ -1,5 +1,6 @@
 //! The commands, one a file.
 
+pub(crate) mod agent;
 pub(crate) mod attach;
 pub(crate) mod bench;
 pub(crate) mod completions;
@@ -31,6 +32,7 @@ pub(crate) fn run(cli: Cli) -> Result<ExitCode> {
         Command::Attach(args) => attach::run(common, args),
         Command::Migrate(args) => migrate::run(common, &args),
         Command::Status(args) => status::status(common, &args),
+        Command::Agent(args) => agent::run(common, &args),
         Command::Cancel(args) => status::cancel(common, &args),
         Command::Resolve(args) => resolve::run(common, &args),
         Command::Stop(args) => stop::run(common, &args),

@@ -41,6 +41,12 @@ pub(crate) struct RunArgs {
     /// Give it QEMU's default devices (VGA, a network card, ...) beside those you name
     #[arg(long, conflicts_with = "synthetic")]
     default_devices: bool,
+    /// Give it a port for vmferry-agent, which then says what its pages are used for
+    ///
+    /// The port is a virtio-serial port called org.vmferry.agent.0. The agent is a static program to start as root in a Linux
+    /// guest. `vmferry migrate --strategy enlightened` and `vmferry agent` ask it.
+    #[arg(long, conflicts_with = "synthetic")]
+    agent: bool,
     /// Run a synthetic guest under this load
     ///
     /// idle, write:SIZE[,rate=SIZE], key-value:SIZE[,rate=N][,get=PERCENT][,value=SIZE][,zipf=X],
@@ -102,6 +108,7 @@ fn qemu(args: RunArgs) -> GuestSpec {
         cpu: args.cpu,
         smp: args.smp.unwrap_or(defaults.smp),
         default_devices: args.default_devices,
+        agent: args.agent,
         ..defaults
     }
     .into_spec(args.name)

@@ -23,8 +23,8 @@ use vmferry_guest_synth::Stats;
 use super::host::LocalHost;
 use super::refusal::Refusal;
 use crate::api::{
-    AttachRequest, Done, GuestInfo, HostInfo, MigrateRequest, Migration, ResolveRequest, Started,
-    StoredReport,
+    AgentInfo, AgentRequest, AttachRequest, Done, GuestInfo, HostInfo, MigrateRequest, Migration,
+    ResolveRequest, Started, StoredReport,
 };
 
 /// What handlers answer.
@@ -158,6 +158,7 @@ fn routes(api: Api) -> Router {
         .route("/v1/guests/{name}/stats/reset-gap", post(reset_gap))
         .route("/v1/guests/{name}/migrate", post(migrate))
         .route("/v1/guests/{name}/migration", get(migration))
+        .route("/v1/guests/{name}/agent", post(agent))
         .route("/v1/guests/{name}/cancel", post(cancel))
         .route("/v1/guests/{name}/resolve", post(resolve))
         .route("/v1/reports", get(reports))
@@ -220,6 +221,14 @@ async fn migrate(
 
 async fn migration(State(api): State<Api>, UrlPath(name): UrlPath<String>) -> Answer<Migration> {
     blocking(move || api.host.migration(&name)).await
+}
+
+async fn agent(
+    State(api): State<Api>,
+    UrlPath(name): UrlPath<String>,
+    Body(request): Body<AgentRequest>,
+) -> Answer<AgentInfo> {
+    blocking(move || api.host.ask_agent(&name, &request)).await
 }
 
 async fn cancel(State(api): State<Api>, UrlPath(name): UrlPath<String>) -> Answer<Done> {

@@ -3,6 +3,7 @@
 //! Nothing of a migration is decided here. Page paths run on threads of `vmferry-runtime`; `tokio` serves the API and
 //! nothing else.
 
+mod agent;
 mod api;
 mod host;
 mod incoming;
