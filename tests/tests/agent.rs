@@ -145,7 +145,7 @@ fn a_guest_without_an_agent_is_told() {
         .enlighten(ACTIVE_WITHIN, Duration::from_millis(300))
         .unwrap_err();
     assert!(
-        said(&error).contains("no answer within 300ms"),
+        said(&error).contains("no answer within 300 ms"),
         "{}",
         said(&error)
     );

@@ -271,7 +271,7 @@ fn an_answer_that_does_not_come_is_not_waited_for() {
     assert_eq!(announced(&commands), &PageBitmap::full(PAGES));
     let notes = source.measured().notes;
     assert!(
-        notes.iter().any(|note| note.contains("no answer within 2s")),
+        notes.iter().any(|note| note.contains("no answer within 2000 ms")),
         "{notes:?}"
     );
 }

@@ -100,7 +100,7 @@ mod tests {
         let text = render(&info);
         for part in [
             "1.50 0.25 0.00",
-            "64.0 MiB of 256",
+            "64 MiB of 256",
             "could take 115",
             "0.500 s ago  p1",
             "and 2 more",

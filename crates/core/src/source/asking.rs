@@ -30,6 +30,8 @@ pub(super) enum Free {
     Unknown,
     /// It can be told at the stop.
     AtStop,
+    /// Only by a list made while writes are tracked, for this reason.
+    ToBeListed(String),
     /// These were free when the guest was asked, and were not written since.
     Listed(PageBitmap),
 }
@@ -96,7 +98,7 @@ impl Source {
     /// The time for the guest's answer is over.
     pub(super) fn asked_in_vain(&mut self, now: Duration) -> Vec<Command> {
         let timeout = self.wants_hints().unwrap_or_default();
-        let why = format!("no answer within {timeout:?}");
+        let why = format!("no answer within {} ms", timeout.as_millis());
         self.enlightened(now, Enlightenment::Nothing { why })
     }
 
@@ -104,17 +106,20 @@ impl Source {
         let tracked = matches!(self.state, State::Asking { tracked: true, .. });
         match answer {
             Enlightenment::Told { hints, exact } => {
-                self.free = match (exact, tracked) {
-                    (true, _) => Free::AtStop,
-                    (false, true) => Free::Listed(hints.free().clone()),
-                    (false, false) => Free::Unknown,
+                self.free = match std::mem::take(&mut self.free) {
+                    _ if exact => Free::AtStop,
+                    Free::ToBeListed(why) if tracked => {
+                        self.recorder.note(format!(
+                            "free pages are those by the guest's own list that were not written since: {why}"
+                        ));
+                        Free::Listed(hints.free().clone())
+                    }
+                    _ => Free::Unknown,
                 };
                 self.policy.enlightened(Ok(hints));
             }
             Enlightenment::Inexact { why } if !tracked => {
-                self.recorder.note(format!(
-                    "free pages are those by the guest's own list that were not written since: {why}"
-                ));
+                self.free = Free::ToBeListed(why);
                 self.state = State::Arming;
                 return vec![Command::Arm];
             }
@@ -137,7 +142,7 @@ impl Source {
     /// The guest is stopped: which pages does it not use?
     pub(super) fn found_free(&mut self, at_stop: Option<PageBitmap>) {
         let free = match std::mem::take(&mut self.free) {
-            Free::Unknown => return,
+            Free::Unknown | Free::ToBeListed(_) => return,
             Free::Listed(free) => Some(free),
             Free::AtStop => at_stop,
         };

@@ -218,8 +218,9 @@ impl QemuGuest {
     fn agent_error(&self, fault: Fault, timeout: Duration) -> GuestError {
         let operation = match &fault {
             Fault::Silent => format!(
-                "asking the agent in {} (no answer within {timeout:?}; is vmferry-agent running in it?)",
-                self.spec.name
+                "asking the agent in {} (no answer within {} ms; is vmferry-agent running in it?)",
+                self.spec.name,
+                timeout.as_micros().div_ceil(1000)
             ),
             _ => format!("asking the agent in {}", self.spec.name),
         };
