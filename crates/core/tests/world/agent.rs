@@ -56,7 +56,7 @@ impl World {
             None => return false,
             Some(asked) if self.chooser.below(4) > 0 => self.source.asked = Some(asked),
             Some(Asked::Unread { tracked }) => {
-                self.source.asked = Some(Asked::Read(self.agent_looks(tracked)))
+                self.source.asked = Some(Asked::Read(self.agent_looks(tracked)));
             }
             Some(Asked::Read(answer)) => self
                 .source
