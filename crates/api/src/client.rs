@@ -16,8 +16,8 @@ use tokio::net::UnixStream;
 use vmferry_guest::GuestSpec;
 
 use crate::{
-    AgentInfo, AgentRequest, AttachRequest, Done, ErrorBody, GuestInfo, HostInfo, MigrateRequest, Migration,
-    Owner, ResolveRequest, Started, StoredReport,
+    AgentInfo, AgentRequest, AttachRequest, Done, ErrorBody, GuestInfo, HostInfo, LimitsRequest,
+    MigrateRequest, Migration, Owner, ResolveRequest, Started, StoredReport,
 };
 
 /// The daemon's socket where nothing else is said.
@@ -238,6 +238,14 @@ impl Client {
     /// See [`ClientError`].
     pub fn agent(&self, name: &str, request: &AgentRequest) -> Result<AgentInfo> {
         self.post(&guest_path(name, "/agent"), request)
+    }
+
+    /// Changes the limits of the migration of a guest that is under way.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub fn limit(&self, name: &str, request: &LimitsRequest) -> Result<()> {
+        self.post::<Done>(&guest_path(name, "/limits"), request).map(drop)
     }
 
     /// Settles who owns a guest.

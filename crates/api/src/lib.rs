@@ -13,6 +13,7 @@
 //! | `POST /v1/guests/{name}/migrate` | [`MigrateRequest`] | [`Started`] |
 //! | `GET /v1/guests/{name}/migration` | | [`Migration`]: the one under way, else the last one |
 //! | `POST /v1/guests/{name}/agent` | [`AgentRequest`] | [`AgentInfo`]: what the agent in it says |
+//! | `POST /v1/guests/{name}/limits` | [`LimitsRequest`] | [`Done`]: they hold for the migration under way |
 //! | `POST /v1/guests/{name}/cancel` | | [`Done`] |
 //! | `POST /v1/guests/{name}/resolve` | [`ResolveRequest`] | [`Done`] |
 //! | `GET /v1/reports` | | list of [`StoredReport`], newest last |
@@ -238,6 +239,37 @@ pub struct Arrival {
     pub outstanding_pages: u64,
     /// Faults served so far.
     pub faults: u64,
+}
+
+/// Change the limits of a migration under way. What is absent stays as it is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LimitsRequest {
+    /// Bandwidth of all page streams.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bandwidth_bytes_per_s: Option<Cap>,
+    /// CPU time of the page streams at the source, in percent of one core.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu_percent: Option<Cap>,
+}
+
+/// A cap: `"none"`, or `{"to": 25000000}`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Cap {
+    /// No cap any more.
+    None,
+    /// This one.
+    To(u64),
+}
+
+impl From<Cap> for Option<u64> {
+    fn from(cap: Cap) -> Self {
+        match cap {
+            Cap::None => None,
+            Cap::To(value) => Some(value),
+        }
+    }
 }
 
 /// Settle by hand who owns a guest past the commit point.

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Parser, Subcommand};
 
 use crate::client::{Client, DEFAULT_SOCKET};
-use crate::commands::{agent, attach, bench, completions, host, migrate, resolve, run, status, stop};
+use crate::commands::{agent, attach, bench, completions, host, limit, migrate, resolve, run, status, stop};
 use crate::demo::DemoArgs;
 
 /// Moves running virtual machines between hosts.
@@ -71,6 +71,8 @@ pub(crate) enum Command {
     Status(status::StatusArgs),
     /// Ask the agent in a guest how it does
     Agent(agent::AgentArgs),
+    /// Change the limits of a migration under way
+    Limit(limit::LimitArgs),
     /// Cancel the migration of a guest
     Cancel(status::CancelArgs),
     /// Settle by hand who owns a guest after a broken handover

@@ -58,6 +58,16 @@ pub(crate) fn line(progress: &Progress) -> String {
     if progress.rate_bytes_per_s > 0.0 {
         parts.push(units::rate(progress.rate_bytes_per_s));
     }
+    let limits = [
+        progress.bandwidth_limit_bytes_per_s.map(units::bandwidth),
+        progress
+            .cpu_limit_percent
+            .map(|percent| format!("{percent}% of a core")),
+    ];
+    let limits: Vec<_> = limits.into_iter().flatten().collect();
+    if !limits.is_empty() {
+        parts.push(format!("limited to {}", limits.join(" and ")));
+    }
     if progress.dirty_bytes_per_s > 0.0 {
         parts.push(format!("dirtied at {}", units::rate(progress.dirty_bytes_per_s)));
     }
@@ -109,11 +119,26 @@ mod tests {
             rate_bytes_per_s: 112.0 * 1048576.0,
             dirty_bytes_per_s: 12.5 * 1048576.0,
             eta_ms: Some(285.0),
-            faults: 0,
+            ..Progress::default()
         };
         assert_eq!(
             line(&progress),
             "push, round 3, 512 MiB sent, 112 MiB/s, dirtied at 12.5 MiB/s, 32 MiB remaining, ETA 285 ms, after 2.5 s"
+        );
+    }
+
+    #[test]
+    fn limits_in_force_are_shown() {
+        let progress = Progress {
+            phase: "push".into(),
+            bandwidth_limit_bytes_per_s: Some(25_000_000),
+            cpu_limit_percent: Some(50),
+            ..Progress::default()
+        };
+        let line = line(&progress);
+        assert!(
+            line.contains(", limited to 200 Mbit/s and 50% of a core, "),
+            "{line}"
         );
     }
 

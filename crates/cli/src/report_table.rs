@@ -4,9 +4,9 @@ use std::fmt::Write as _;
 
 use serde_json::Value;
 use vmferry_core::PAGE_SIZE;
-use vmferry_core::report::{Outcome, PageCounts, Report, Verified};
+use vmferry_core::report::{LimitsReport, Outcome, PageCounts, Report, Verified};
 
-use crate::units::{count, millis, rate, size};
+use crate::units::{bandwidth, count, millis, rate, size};
 use crate::{encoding_table, table};
 
 /// The report as a table, with a line that says how it ended above it.
@@ -111,6 +111,9 @@ fn summary(report: &Report) -> String {
             size(memory.destination)
         ),
     );
+    if let Some(limits) = limits(&report.limits) {
+        row("limits", limits);
+    }
     row("verified", verified(report.verified));
     table::render(table)
 }
@@ -181,6 +184,31 @@ fn faults(report: &Report) -> String {
             millis(faults.max_us / 1e3)
         ),
     }
+}
+
+/// What was set, and what it cost. The goal of the downtime is no limit.
+fn limits(limits: &LimitsReport) -> Option<String> {
+    let mut parts = Vec::new();
+    if let Some(rate) = limits.bandwidth_bytes_per_s {
+        parts.push(format!("bandwidth {}", bandwidth(rate)));
+    }
+    if limits.bandwidth_waited_ms > 0.0 {
+        parts.push(format!(
+            "waited {} for bandwidth",
+            millis(limits.bandwidth_waited_ms)
+        ));
+    }
+    if let Some(percent) = limits.cpu_percent {
+        let by = limits.cpu_by.as_deref().unwrap_or("own pacing");
+        parts.push(format!("CPU {percent}% of a core by {by}"));
+    }
+    if limits.cpu_waited_ms > 0.0 {
+        parts.push(format!("waited {} for CPU", millis(limits.cpu_waited_ms)));
+    }
+    if let Some(timeout_ms) = limits.timeout_ms {
+        parts.push(format!("handover within {}", millis(timeout_ms)));
+    }
+    (!parts.is_empty()).then(|| parts.join(", "))
 }
 
 fn verified(verified: Option<Verified>) -> String {

@@ -18,6 +18,17 @@ pub enum UnitError {
     /// Not a percentage.
     #[error("{0:?} is no percentage; write a number, as in 3% or 0.5%")]
     Percent(String),
+    /// Not a bandwidth.
+    #[error(
+        "{0:?} is no bandwidth; write a number and a unit, in bits as in 200mbit or 10gbit, or in bytes as in 25MB/s or 24MiB/s"
+    )]
+    Bandwidth(String),
+    /// Bits, or bytes?
+    #[error("{0:?} may be bits or bytes; write {1}bit or {1}B/s")]
+    BitsOrBytes(String, String),
+    /// Not a share of CPU.
+    #[error("{0:?} is no share of CPU; write percent of one core, as in 50%")]
+    Cpu(String),
 }
 
 /// Bytes in a text such as `512M`, `4G`, `1.5GiB` or `4096`. Units count by 1024.
@@ -74,6 +85,66 @@ pub fn parse_percent(text: &str) -> Result<f64, UnitError> {
     let number = text.trim();
     let number = number.strip_suffix('%').unwrap_or(number).trim_end();
     number.parse().map_err(|_| UnitError::Percent(text.to_owned()))
+}
+
+/// Bytes a second in a text such as `200mbit`, `1.5 Gbit/s`, `100Mbps` (bits), `25MB/s` (bytes, counting by 1000) or
+/// `24MiB/s` (by 1024).
+///
+/// # Errors
+/// [`UnitError::Bandwidth`] when it is none, [`UnitError::BitsOrBytes`] when its unit does not say which.
+pub fn parse_bandwidth(text: &str) -> Result<u64, UnitError> {
+    let wrong = || UnitError::Bandwidth(text.to_owned());
+    let (number, unit) = split_number(text);
+    let (unit, a_second) = match unit.strip_suffix("/s").or_else(|| unit.strip_suffix("ps")) {
+        Some(unit) => (unit, true),
+        None => (unit, false),
+    };
+    let (unit, bits) = if let Some(unit) = strip_any(unit, &["bits", "bit", "Bit"]) {
+        (unit, true)
+    } else if let Some(unit) = unit.strip_suffix('B') {
+        (unit, false)
+    } else if let Some(unit) = unit.strip_suffix('b').filter(|_| a_second) {
+        (unit, true)
+    } else {
+        let prefix = unit.trim_end_matches(['b', 'i']);
+        let known = power(prefix).is_some() && scaled(number, 1).is_some();
+        return Err(match known {
+            true => UnitError::BitsOrBytes(text.to_owned(), format!("{number}{}", prefix.to_uppercase())),
+            false => wrong(),
+        });
+    };
+    let factor = match unit.strip_suffix('i') {
+        Some(unit) if !unit.is_empty() => 1 << (10 * power(unit).ok_or_else(wrong)?),
+        _ => 1000u64.pow(power(unit).ok_or_else(wrong)?),
+    };
+    let amount = scaled(number, factor).ok_or_else(wrong)?;
+    Ok(if bits { amount / 8 } else { amount })
+}
+
+/// The share in a text such as `50%`: percent of one core.
+///
+/// # Errors
+/// [`UnitError::Cpu`] when it is none.
+pub fn parse_cpu(text: &str) -> Result<u32, UnitError> {
+    let number = text.trim().strip_suffix('%').map(str::trim_end);
+    number
+        .and_then(|number| number.parse().ok())
+        .ok_or_else(|| UnitError::Cpu(text.to_owned()))
+}
+
+/// A bandwidth cap as links are named: `200 Mbit/s`.
+pub fn bandwidth(bytes_per_s: u64) -> String {
+    let mut number = bytes_per_s as f64 * 8.0;
+    let mut index = 0;
+    while number >= 999.5 && index + 1 < UNITS.len() {
+        number /= 1000.0;
+        index += 1;
+    }
+    match index {
+        0 => format!("{number:.0} bit/s"),
+        1 => format!("{} kbit/s", three_digits(number)),
+        _ => format!("{} {}bit/s", three_digits(number), UNITS[index].0),
+    }
 }
 
 /// `512 MiB`, `1.25 GiB`, `17 B`.
@@ -142,6 +213,22 @@ fn three_digits(number: f64) -> String {
         true => text.trim_end_matches('0').trim_end_matches('.').to_owned(),
         false => text,
     }
+}
+
+/// Thousands that a prefix stands for: 2 for M.
+fn power(prefix: &str) -> Option<u32> {
+    Some(match prefix {
+        "" => 0,
+        "k" | "K" => 1,
+        "m" | "M" => 2,
+        "g" | "G" => 3,
+        "t" | "T" => 4,
+        _ => return None,
+    })
+}
+
+fn strip_any<'a>(text: &'a str, suffixes: &[&str]) -> Option<&'a str> {
+    suffixes.iter().find_map(|suffix| text.strip_suffix(suffix))
 }
 
 fn split_number(text: &str) -> (&str, &str) {
@@ -236,6 +323,73 @@ mod tests {
                 Err(UnitError::Percent(text.into())),
                 "{text}"
             );
+        }
+    }
+
+    #[test]
+    fn bandwidths_are_read() {
+        for (text, bytes_per_s) in [
+            ("200mbit", 25_000_000),
+            ("200Mbit/s", 25_000_000),
+            ("200 Mbps", 25_000_000),
+            ("200Mb/s", 25_000_000),
+            ("1gbit", 125_000_000),
+            ("1.5Gbit", 187_500_000),
+            ("10kbit", 1250),
+            ("1Mibit", 131_072),
+            ("8bit/s", 1),
+            ("25MB/s", 25_000_000),
+            ("25MB", 25_000_000),
+            ("25MBps", 25_000_000),
+            ("1GiB/s", 1 << 30),
+            ("110 MiB/s", 110 << 20),
+            ("0mbit", 0),
+        ] {
+            assert_eq!(parse_bandwidth(text), Ok(bytes_per_s), "{text}");
+        }
+        for text in [
+            "",
+            "mbit",
+            "fast",
+            "-5mbit",
+            "5 parsecs/s",
+            "1.2.3gbit",
+            "99999999tbit",
+            "5Xbit",
+        ] {
+            assert_eq!(
+                parse_bandwidth(text),
+                Err(UnitError::Bandwidth(text.into())),
+                "{text}"
+            );
+        }
+        for text in ["200", "5/s", "200M", "200m", "200mb", "200MiB", "1G"] {
+            let read = parse_bandwidth(text);
+            match text {
+                "200MiB" => assert_eq!(read, Ok(200 << 20)),
+                _ => assert!(
+                    matches!(read, Err(UnitError::BitsOrBytes(..))),
+                    "{text}: {read:?}"
+                ),
+            }
+        }
+        let why = parse_bandwidth("200mb").unwrap_err().to_string();
+        assert!(why.contains("200Mbit or 200MB/s"), "{why}");
+        assert_eq!(bandwidth(25_000_000), "200 Mbit/s");
+        assert_eq!(bandwidth(125_000), "1 Mbit/s");
+        assert_eq!(bandwidth(1_250_000_000), "10 Gbit/s");
+        assert_eq!(bandwidth(12_500), "100 kbit/s");
+        for bytes_per_s in [125_000, 25_000_000, 1_250_000_000] {
+            assert_eq!(parse_bandwidth(&bandwidth(bytes_per_s)), Ok(bytes_per_s));
+        }
+    }
+
+    #[test]
+    fn shares_of_cpu_are_read() {
+        assert_eq!(parse_cpu("50%"), Ok(50));
+        assert_eq!(parse_cpu(" 150 %"), Ok(150));
+        for text in ["", "50", "%", "0.5", "-5%", "50%%", "99999999999%"] {
+            assert_eq!(parse_cpu(text), Err(UnitError::Cpu(text.into())), "{text}");
         }
     }
 

@@ -147,6 +147,20 @@ fn wrong_usage_is_2_and_says_what_is_right() {
             &["migrate", "web", "--to", "b", "--encoding", "zstd:99"],
             "choose -7 to 19",
         ),
+        (
+            &["migrate", "web", "--to", "b", "--bandwidth", "200M"],
+            "write 200Mbit or 200MB/s",
+        ),
+        (
+            &["migrate", "web", "--to", "b", "--cpu", "0.5"],
+            "percent of one core",
+        ),
+        (
+            &["migrate", "web", "--to", "b", "--timeout", "60"],
+            "write a number and a unit",
+        ),
+        (&["limit", "web"], "--bandwidth"),
+        (&["limit", "web", "--bandwidth", "fast"], "200mbit"),
         (&["migrate", "web"], "--to"),
         (&["run", "web", "--memory", "lots"], "512M"),
         (
@@ -423,4 +437,67 @@ fn completions_know_the_commands() {
     let output = vmferry(&["completions", "bash"]);
     assert!(output.status.success());
     assert!(stdout(&output).contains("migrate"));
+}
+
+#[test]
+fn limits_are_set_shown_and_changed() {
+    let (one, two) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let (from, to) = (Host::start(one.path()), Host::start(two.path()));
+    from.ask(&["run", "web", "-m", "64M", "--synthetic", "fill:32M,zero=0"]);
+    let early = from.ask(&["limit", "web", "--bandwidth", "1gbit"]);
+    assert!(stderr(&early).contains("not being moved"), "{}", stderr(&early));
+    let absurd = from.ask(&["migrate", "web", "--to", &to.listen, "--bandwidth", "8bit/s"]);
+    assert!(stderr(&absurd).contains("1 Mbit/s"), "{}", stderr(&absurd));
+
+    // Minutes at this rate.
+    let slow = [
+        "migrate",
+        "web",
+        "--to",
+        &to.listen,
+        "--bandwidth",
+        "1mbit",
+        "--encoding",
+        "raw",
+        "--timeout",
+        "1h",
+        "--detach",
+    ];
+    assert!(from.ask(&slow).status.success());
+    let limit = || {
+        json(&from.ask(&["status", "web", "--json"]))["migration"]["progress"]["bandwidth_limit_bytes_per_s"]
+            .clone()
+    };
+    eventually("it is limited", || limit() == 125_000);
+    let text = stdout(&from.ask(&["status", "web"]));
+    assert!(text.contains("limited to 1 Mbit/s"), "{text}");
+    eventually("it is on its way in", || {
+        to.ask(&["list", "--json"]).stdout != b"[]\n"
+    });
+    let there = to.ask(&["limit", "web", "--bandwidth", "none"]);
+    assert!(
+        stderr(&there).contains("at the host it comes from"),
+        "{}",
+        stderr(&there)
+    );
+    let low = from.ask(&["limit", "web", "--bandwidth", "1kbit"]);
+    assert!(stderr(&low).contains("1 Mbit/s"), "{}", stderr(&low));
+    let raised = from.ask(&["limit", "web", "--bandwidth", "2mbit", "--cpu", "50%"]);
+    assert_eq!(
+        stdout(&raised),
+        "web: bandwidth limited to 2 Mbit/s, CPU limited to 50% of a core\n"
+    );
+    assert_eq!(limit(), 250_000);
+    let lifted = from.ask(&["limit", "web", "--bandwidth", "none", "--json"]);
+    assert_eq!(json(&lifted)["limits"]["bandwidth_bytes_per_s"], "none");
+    eventually("it has arrived", || {
+        from.ask(&["list", "--json"]).stdout == b"[]\n"
+    });
+    let report = stdout(&from.ask(&["status", "web"]));
+    assert!(
+        report.contains("completed")
+            && report.contains("waited")
+            && report.contains("bandwidth limit lifted"),
+        "{report}"
+    );
 }

@@ -115,6 +115,7 @@ fn options(dir: &TempDir, listen: Endpoint) -> Options {
         listen,
         state_dir: dir.path().join("state"),
         api: None,
+        max_streams: 64,
         sampling: Some(Budget::default()),
     }
 }

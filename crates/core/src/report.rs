@@ -66,6 +66,9 @@ pub struct Report {
     pub cpu_seconds: CpuSeconds,
     /// Private memory of the migration at its highest, at source and destination.
     pub memory_bytes: SidesBytes,
+    /// The limits that were set, and how long they made the migration wait.
+    #[serde(default)]
+    pub limits: LimitsReport,
     /// What `--verify` found; absent when it was not asked for.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub verified: Option<Verified>,
@@ -155,6 +158,26 @@ pub struct PhaseReport {
     pub end_ms: f64,
 }
 
+/// The limits of a migration, at its end, and the time spent waiting for them.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct LimitsReport {
+    /// The goal for the downtime.
+    pub downtime_ms: f64,
+    /// Longest time until the handover.
+    pub timeout_ms: Option<f64>,
+    /// Bandwidth cap.
+    pub bandwidth_bytes_per_s: Option<u64>,
+    /// How long pages waited for nothing but the bandwidth cap.
+    pub bandwidth_waited_ms: f64,
+    /// CPU cap of the source's page streams, in percent of one core.
+    pub cpu_percent: Option<u32>,
+    /// How long page streams waited for the CPU cap, all streams added up.
+    pub cpu_waited_ms: f64,
+    /// What enforced the CPU cap: a control group of the kernel, or the streams themselves.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cpu_by: Option<String>,
+}
+
 /// CPU seconds of both sides.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct CpuSeconds {
@@ -205,4 +228,13 @@ pub struct Progress {
     pub eta_ms: Option<f64>,
     /// Faults served so far (post-copy).
     pub faults: u64,
+    /// Bandwidth cap in force.
+    #[serde(default)]
+    pub bandwidth_limit_bytes_per_s: Option<u64>,
+    /// CPU cap in force, in percent of one core.
+    #[serde(default)]
+    pub cpu_limit_percent: Option<u32>,
+    /// How long pages waited for nothing but the bandwidth cap.
+    #[serde(default)]
+    pub bandwidth_waited_ms: f64,
 }

@@ -157,6 +157,14 @@ pub struct Limits {
     /// `post-copy` fetches only what the guest asks for; after this time without a fault the rest is
     /// pushed, so that the migration ends and the source becomes free.
     pub drain_after: Duration,
+    /// The guest has to be handed over within this time; if not, the migration is given up and the guest goes on at the
+    /// source. Once it is handed over, a migration can only be completed.
+    pub timeout: Option<Duration>,
+    /// Most bytes a second on the wire, all page streams together. Holds while the guest runs, during the stop and after
+    /// the resume; pages that the guest demands, and its device state, count but never wait.
+    pub bandwidth_bytes_per_s: Option<u64>,
+    /// Most CPU time that the page streams of the source use, in percent of one core.
+    pub cpu_percent: Option<u32>,
 }
 
 impl Default for Limits {
@@ -169,6 +177,9 @@ impl Default for Limits {
             bytes: None,
             at_limit: AtLimit::Stop,
             drain_after: Duration::from_secs(1),
+            timeout: None,
+            bandwidth_bytes_per_s: None,
+            cpu_percent: None,
         }
     }
 }

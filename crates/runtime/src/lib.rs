@@ -7,7 +7,9 @@
 //! moved.
 #![forbid(unsafe_code)]
 
+mod cgroup;
 mod clock;
+mod cpu_cap;
 pub mod destination;
 pub mod dir;
 pub mod error;
@@ -23,4 +25,4 @@ pub use dir::GuestDir;
 pub use error::RuntimeError;
 pub use journal::Journal;
 pub use sampler::Sampler;
-pub use source::{Outgoing, Request};
+pub use source::{MAX_STREAMS, Outgoing, Request};

@@ -13,6 +13,10 @@ const PEER_TIMEOUT: Duration = Duration::from_secs(20);
 /// to keep a gigabit link with some delay busy.
 const PUSH_BUFFER_BYTES: usize = 512 << 10;
 
+/// What of it may be more than the way to the destination holds now: this is what a slow stream holds up the end of a
+/// round with, and a page that a guest waits for.
+const MOST_UNSENT_BYTES: u32 = 128 << 10;
+
 /// A token nobody guesses.
 pub(crate) fn new_token() -> std::io::Result<SessionToken> {
     let mut token = [0; 16];
@@ -54,6 +58,8 @@ pub(crate) fn dial(
     stream.set_nodelay(true).map_err(|e| at(&e))?;
     if matches!(role, StreamRole::Pages { .. }) {
         stream.set_send_buffer(PUSH_BUFFER_BYTES).map_err(|e| at(&e))?;
+        // Where that is not possible priorities show later, nothing else.
+        let _ = stream.set_most_unsent(MOST_UNSENT_BYTES);
     } else {
         // A fault must not wait behind the push.
         stream.set_low_delay().map_err(|e| at(&e))?;

@@ -95,7 +95,8 @@ pub(crate) fn thread_cpu() -> Duration {
     Duration::from_nanos(thread_cpu_ns())
 }
 
-fn thread_cpu_ns() -> u64 {
+/// The same in nanoseconds.
+pub(crate) fn thread_cpu_ns() -> u64 {
     let time = clock_gettime(ClockId::ThreadCPUTime);
     time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
 }

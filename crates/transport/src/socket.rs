@@ -20,6 +20,7 @@ where
     fn set_read_timeout(&self, timeout: Option<Duration>) -> io::Result<()>;
     fn set_nodelay(&self, nodelay: bool) -> io::Result<()>;
     fn set_low_delay(&self) -> io::Result<()>;
+    fn set_most_unsent(&self, bytes: u32) -> io::Result<()>;
     fn set_peer_timeout(&self, timeout: Duration) -> io::Result<()>;
     fn peer(&self) -> String;
 }
@@ -118,6 +119,10 @@ where
 
     fn set_send_buffer(&self, bytes: usize) -> io::Result<()> {
         Ok(sockopt::set_socket_send_buffer_size(&*self.socket, bytes)?)
+    }
+
+    fn set_most_unsent(&self, bytes: u32) -> io::Result<()> {
+        self.socket.set_most_unsent(bytes)
     }
 
     fn set_peer_timeout(&self, timeout: Duration) -> io::Result<()> {

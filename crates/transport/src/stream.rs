@@ -57,6 +57,13 @@ pub trait Stream: Read + Write + Send {
     /// When the system refuses.
     fn set_send_buffer(&self, bytes: usize) -> io::Result<()>;
 
+    /// How many bytes may wait behind those that are on their way: a write that would leave more of them blocks until they
+    /// are fewer. Unlike a small send buffer this costs no throughput on a long way. Means nothing but over TCP.
+    ///
+    /// # Errors
+    /// When the system refuses.
+    fn set_most_unsent(&self, bytes: u32) -> io::Result<()>;
+
     /// After how long without a sign of life the peer counts as gone, and reads and writes fail: at least a
     /// second. A peer that acknowledges but does not read for this long while something is to be sent
     /// counts as gone, too. Means nothing but between hosts.

@@ -46,6 +46,10 @@ impl Socket for TcpStream {
         }
     }
 
+    fn set_most_unsent(&self, bytes: u32) -> io::Result<()> {
+        socket2::SockRef::from(self).set_tcp_notsent_lowat(bytes)
+    }
+
     /// Keepalive finds a dead peer while nothing is sent, the user time-out while something is.
     fn set_peer_timeout(&self, timeout: Duration) -> io::Result<()> {
         let timeout = timeout.max(Duration::from_secs(1));
@@ -166,5 +170,8 @@ mod tests {
         assert_eq!(sockopt::ip_tos(socket).unwrap(), 0);
         client.set_low_delay().unwrap();
         assert_eq!(sockopt::ip_tos(socket).unwrap(), LOW_DELAY);
+        client.set_most_unsent(128 << 10).unwrap();
+        let unsent = socket2::SockRef::from(&socket).tcp_notsent_lowat().unwrap();
+        assert_eq!(unsent, 128 << 10);
     }
 }

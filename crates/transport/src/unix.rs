@@ -33,6 +33,10 @@ impl Socket for UnixStream {
     }
 
     /// The kernel closes the socket when the peer's process ends: there is no silent death to find.
+    fn set_most_unsent(&self, _bytes: u32) -> io::Result<()> {
+        Ok(())
+    }
+
     fn set_peer_timeout(&self, _timeout: Duration) -> io::Result<()> {
         Ok(())
     }

@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::Args;
 use vmferry_core::sampling::Budget;
+use vmferry_runtime::MAX_STREAMS;
 use vmferry_transport::Endpoint;
 
 use super::output;
@@ -35,6 +36,10 @@ pub(crate) struct HostArgs {
     /// Unix socket for the other commands, for its owner only [default: api.sock in the state directory]
     #[arg(long, value_name = "PATH")]
     api: Option<PathBuf>,
+    /// Most page streams of a guest that arrives; a source that wants more goes on with as many
+    #[arg(long, value_name = "N", default_value_t = MAX_STREAMS,
+          value_parser = clap::value_parser!(u16).range(1..=i64::from(MAX_STREAMS)))]
+    max_streams: u16,
     /// Share of each guest's time that learning about it may cost, as in 3%
     ///
     /// While a guest runs normally the daemon looks now and then which pages it writes: in bursts of 21 samples 50 ms apart,
@@ -60,6 +65,7 @@ pub(super) fn run(common: &Common, args: &HostArgs) -> Result<ExitCode> {
         listen: args.listen.clone(),
         state_dir: args.state_dir.clone(),
         api: args.api.clone(),
+        max_streams: args.max_streams,
         sampling: (!args.no_sampling).then_some(args.sampling_budget),
     })?;
     let info = daemon.info();

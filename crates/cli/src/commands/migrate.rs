@@ -51,13 +51,13 @@ pub(crate) struct MigrateArgs {
     /// Goal for the downtime of pre-copy, as in 300ms [default: 300ms]
     #[arg(long, value_name = "TIME", value_parser = units::parse_duration)]
     downtime: Option<Duration>,
-    /// Most rounds of pre-copy [default: 30]
+    /// Most rounds of pre-copy before --at-limit [default: 30]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     max_rounds: Option<u32>,
-    /// Longest time in rounds of pre-copy, as in 30s [default: no limit]
+    /// Longest time in rounds of pre-copy before --at-limit, as in 30s [default: no limit]
     #[arg(long, value_name = "TIME", value_parser = units::parse_duration)]
     max_time: Option<Duration>,
-    /// Most data sent in rounds of pre-copy, as in 8G [default: no limit]
+    /// Most data sent in rounds of pre-copy before --at-limit, as in 8G [default: no limit]
     #[arg(long, value_name = "SIZE", value_parser = units::parse_size)]
     max_bytes: Option<u64>,
     /// What to do when a limit is reached before the goal: stop, post-copy or abort [default: stop]
@@ -69,6 +69,24 @@ pub(crate) struct MigrateArgs {
     /// Push the rest when post-copy saw no fault for this long [default: 1s]
     #[arg(long, value_name = "TIME", value_parser = units::parse_duration)]
     drain_after: Option<Duration>,
+    /// Give up if the guest is not handed over within this time, as in 60s; it goes on here [default: no limit]
+    ///
+    /// From the handover on, when the guest runs at the destination, a migration can only be completed.
+    #[arg(long, value_name = "TIME", value_parser = units::parse_duration)]
+    timeout: Option<Duration>,
+    /// Most that all streams together send, in bits as in 200mbit or in bytes as in 25MB/s [default: no limit]
+    ///
+    /// Holds while the guest runs, while it is stopped and after it resumed; the downtime goal is judged by it. Pages that the
+    /// guest at the destination waits for, and its device state, are sent at once and count. `vmferry limit` changes it under
+    /// way.
+    #[arg(long, value_name = "RATE", value_parser = units::parse_bandwidth)]
+    bandwidth: Option<u64>,
+    /// Most CPU that the streams of this host use, in percent of one core, as in 50% [default: no limit]
+    ///
+    /// Enforced by a control group where there is one, and by pauses between batches of pages. Pages that the guest waits for
+    /// are sent at once.
+    #[arg(long, value_name = "PERCENT", value_parser = units::parse_cpu)]
+    cpu: Option<u32>,
     /// Weight of the newest sample of dirty pages, 0 to 1, for hybrid-learning [default: 0.5]
     #[arg(long, value_name = "SHARE", allow_negative_numbers = true, value_parser = number)]
     alpha: Option<f64>,
@@ -194,6 +212,9 @@ pub(super) fn request(args: &MigrateArgs) -> MigrateRequest {
             bytes: args.max_bytes.or(default.bytes),
             at_limit: args.at_limit.unwrap_or(default.at_limit),
             drain_after: args.drain_after.unwrap_or(default.drain_after),
+            timeout: args.timeout.or(default.timeout),
+            bandwidth_bytes_per_s: args.bandwidth.or(default.bandwidth_bytes_per_s),
+            cpu_percent: args.cpu.or(default.cpu_percent),
         },
         tuning: Tuning {
             alpha: args.alpha.unwrap_or(tuning.alpha),
@@ -278,6 +299,7 @@ fn never_begun(args: &MigrateArgs, error: String) -> Report {
         phases: Vec::new(),
         cpu_seconds: Default::default(),
         memory_bytes: Default::default(),
+        limits: Default::default(),
         verified: None,
         notes: Vec::new(),
     }

@@ -7,6 +7,7 @@ pub(crate) mod completions;
 pub(crate) mod doctor;
 pub(crate) mod host;
 mod interrupts;
+pub(crate) mod limit;
 pub(crate) mod migrate;
 mod output;
 pub(crate) mod resolve;
@@ -33,6 +34,7 @@ pub(crate) fn run(cli: Cli) -> Result<ExitCode> {
         Command::Migrate(args) => migrate::run(common, &args),
         Command::Status(args) => status::status(common, &args),
         Command::Agent(args) => agent::run(common, &args),
+        Command::Limit(args) => limit::run(common, &args),
         Command::Cancel(args) => status::cancel(common, &args),
         Command::Resolve(args) => resolve::run(common, &args),
         Command::Stop(args) => stop::run(common, &args),

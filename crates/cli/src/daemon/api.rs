@@ -23,8 +23,8 @@ use vmferry_guest_synth::Stats;
 use super::host::LocalHost;
 use super::refusal::Refusal;
 use crate::api::{
-    AgentInfo, AgentRequest, AttachRequest, Done, GuestInfo, HostInfo, MigrateRequest, Migration,
-    ResolveRequest, Started, StoredReport,
+    AgentInfo, AgentRequest, AttachRequest, Done, GuestInfo, HostInfo, LimitsRequest, MigrateRequest,
+    Migration, ResolveRequest, Started, StoredReport,
 };
 
 /// What handlers answer.
@@ -159,6 +159,7 @@ fn routes(api: Api) -> Router {
         .route("/v1/guests/{name}/migrate", post(migrate))
         .route("/v1/guests/{name}/migration", get(migration))
         .route("/v1/guests/{name}/agent", post(agent))
+        .route("/v1/guests/{name}/limits", post(limit))
         .route("/v1/guests/{name}/cancel", post(cancel))
         .route("/v1/guests/{name}/resolve", post(resolve))
         .route("/v1/reports", get(reports))
@@ -229,6 +230,14 @@ async fn agent(
     Body(request): Body<AgentRequest>,
 ) -> Answer<AgentInfo> {
     blocking(move || api.host.ask_agent(&name, &request)).await
+}
+
+async fn limit(
+    State(api): State<Api>,
+    UrlPath(name): UrlPath<String>,
+    Body(request): Body<LimitsRequest>,
+) -> Answer<Done> {
+    blocking(move || api.host.limit(&name, request).map(|()| Done {})).await
 }
 
 async fn cancel(State(api): State<Api>, UrlPath(name): UrlPath<String>) -> Answer<Done> {

@@ -39,6 +39,8 @@ pub struct Options {
     pub state_dir: PathBuf,
     /// The socket of the API; `api.sock` in the state directory where absent.
     pub api: Option<PathBuf>,
+    /// The most page streams of a guest that arrives.
+    pub max_streams: u16,
     /// The share of its guests' time that learning about them may cost; absent: nothing is learned.
     pub sampling: Option<Budget>,
 }
@@ -72,6 +74,7 @@ impl Daemon {
         let host = Arc::new(LocalHost::new(state, Samplers::new(options.sampling))?);
         let incoming = Incoming::new(listener, host.clone(), host.state.path());
         let incoming = Arc::new(incoming.context("cannot take guests in")?);
+        incoming.limit_streams(options.max_streams);
         // Nobody else has set it: the host was made three lines above.
         let _ = host.incoming.set(Arc::downgrade(&incoming));
         let notes = recovery::recover(&host, &incoming)?;

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::thread;
 
 use vmferry_core::encoding::DEFAULT_DELTA_CACHE_BYTES;
+use vmferry_core::limits::check_cpu;
 use vmferry_core::report::{Outcome, Report};
 use vmferry_core::source::Side;
 use vmferry_runtime::{GuestDir, Outgoing, Request, RuntimeError};
@@ -14,7 +15,7 @@ use super::refusal::Refusal;
 use super::registry::{Member, Slot};
 use super::reports::new_id;
 use super::state_dir::{self, Marker};
-use crate::api::{MigrateRequest, Migration, Owner, ReportSide, Stage, Started, StoredReport};
+use crate::api::{LimitsRequest, MigrateRequest, Migration, Owner, ReportSide, Stage, Started, StoredReport};
 use crate::failure;
 
 impl LocalHost {
@@ -121,6 +122,41 @@ impl LocalHost {
             ))),
             _ => Err(not_moving(name)),
         }
+    }
+
+    /// Changes the limits of a migration under way.
+    pub(super) fn limit(&self, name: &str, request: LimitsRequest) -> Result<(), Refusal> {
+        let outgoing = match self.registry.get(name)? {
+            Slot::Leaving { outgoing, .. } => outgoing,
+            Slot::Arriving { .. } | Slot::Receiving { .. } => {
+                let why = format!("guest {name} comes from another host: that one sends its pages");
+                let mend = format!("use `vmferry limit {name}` at the host it comes from");
+                return Err(Refusal::conflict(why).mend(mend));
+            }
+            _ => return Err(not_moving(name)),
+        };
+        let LimitsRequest {
+            bandwidth_bytes_per_s,
+            cpu_percent,
+        } = request;
+        if (bandwidth_bytes_per_s, cpu_percent) == (None, None) {
+            return Err(Refusal::bad_request("no limit was named")
+                .mend("name bandwidth_bytes_per_s, cpu_percent or both"));
+        }
+        // Neither is changed where one of them makes no sense.
+        let percent = cpu_percent.map(|cap| {
+            let percent: Option<u64> = cap.into();
+            percent.map(|percent| u32::try_from(percent).unwrap_or(u32::MAX))
+        });
+        check_cpu(percent.flatten()).map_err(Refusal::bad_request)?;
+        if let Some(cap) = bandwidth_bytes_per_s {
+            outgoing.limit_bandwidth(cap.into()).map_err(of_runtime)?;
+        }
+        if let Some(percent) = percent {
+            outgoing.limit_cpu(percent).map_err(of_runtime)?;
+        }
+        tracing::info!("limits of the migration of {name} changed: {request:?}");
+        Ok(())
     }
 
     /// The operator says whose a guest is.

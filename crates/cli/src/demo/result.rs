@@ -208,6 +208,7 @@ mod tests {
             phases: Vec::new(),
             cpu_seconds: CpuSeconds::default(),
             memory_bytes: SidesBytes::default(),
+            limits: Default::default(),
             verified: Some(Verified {
                 pages: 131_072,
                 mismatches: 0,

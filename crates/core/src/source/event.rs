@@ -77,6 +77,8 @@ pub enum Event {
     Cancel,
     /// The operator knows where the guest has to run, after the commit point with the peer unreachable.
     Resolve(Side),
+    /// The operator caps the bandwidth at so many bytes a second, or lifts the cap.
+    LimitBandwidth(Option<u64>),
     /// Something at the source failed, or the destination refused or failed.
     Failed(String),
     /// The time named by [`Source::deadline`](super::Source::deadline) has come.

@@ -22,6 +22,12 @@ impl Source {
                     let found = format!("an acceptance of {streams} page streams");
                     return Err(self.unexpected(&found, "at least one and no more than were offered"));
                 }
+                if streams < self.setup.streams {
+                    self.recorder.note(format!(
+                        "the destination takes {streams} of the {} page streams asked for",
+                        self.setup.streams
+                    ));
+                }
                 self.setup.streams = streams;
                 Ok(self.accepted(now))
             }
@@ -174,7 +180,9 @@ impl Source {
             },
             _ => return Batch::Idle(None),
         };
-        if round.left.is_empty() {
+        let left = round.left.count();
+        if left == 0 {
+            self.pace.nothing_to_send(now);
             return match &mut round.marked[stream] {
                 true => Batch::Idle(None),
                 marked => {
@@ -184,7 +192,10 @@ impl Source {
             };
         }
         let number = round.number;
-        let (runs, _) = self.claim_batch(now);
+        let (runs, retry_at) = self.claim_batch(now, stream, left);
+        if runs.is_empty() {
+            return Batch::Idle(retry_at);
+        }
         Batch::Pages {
             runs,
             round: number,

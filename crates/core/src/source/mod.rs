@@ -3,8 +3,10 @@
 //! [`Source::demanded`]): it is the one place that knows which page is whose turn.
 
 mod asking;
+mod batch;
 mod event;
 mod live;
+mod pace;
 mod pushing;
 mod recorder;
 mod state;
@@ -24,13 +26,13 @@ use crate::pages::PageRun;
 use crate::policy::{Faults, Needs, Pick, Policy, View, in_address_order};
 use crate::rates::Rates;
 use crate::report::{Outcome, PhaseReport, Progress, RoundReport};
+use crate::strategy::Limits;
 use crate::tracking::{ScanPoint, Tracking};
 use asking::{Answer, Free};
+use batch::StreamPace;
+use pace::Pace;
 use recorder::{Recorder, RoundJudged};
 use state::State;
-
-/// Pages of one batch: 1 MiB, so that a stream asks rarely and a change of mind is still quick.
-const BATCH_PAGES: u64 = 256;
 
 /// What a source has to know beforehand.
 #[derive(Clone, Copy, Debug)]
@@ -100,6 +102,12 @@ pub struct Source {
     recovered: bool,
     /// Pages that were dropped because the guest does not use them; unknown after a restart.
     dropped: Option<PageBitmap>,
+    /// The bandwidth cap.
+    pace: Pace,
+    /// What each stream does with its batches.
+    streams: Vec<StreamPace>,
+    /// See [`Limits::timeout`].
+    timeout: Option<Duration>,
     /// Of the round that ended last, until the scan of its end has come.
     judged: Option<RoundJudged>,
 }
@@ -131,8 +139,18 @@ impl Source {
             tracked: false,
             recovered: false,
             dropped: None,
+            pace: Pace::unlimited(),
+            streams: vec![StreamPace::default(); setup.streams],
+            timeout: None,
             judged: None,
         }
+    }
+
+    /// The same within these limits of time and bandwidth; the other ones are the policy's or the driver's.
+    pub fn within(mut self, limits: &Limits) -> Self {
+        self.timeout = limits.timeout;
+        self.set_bandwidth(Duration::ZERO, limits.bandwidth_bytes_per_s);
+        self
     }
 
     /// What the policy needs of both hosts.
@@ -167,28 +185,39 @@ impl Source {
 
     /// When to send [`Event::Tick`].
     pub fn deadline(&self) -> Option<Duration> {
-        match &self.state {
+        let next = match &self.state {
             State::Waiting { until } => Some(*until),
             State::Round(round) => round.next_sample,
             State::Asking { until, .. } => Some(*until),
             _ => None,
-        }
+        };
+        let timeout = self.timeout.filter(|_| self.state.may_give_up());
+        next.into_iter().chain(timeout).min()
     }
 
     /// What page stream `stream` does next.
     pub fn next_batch(&mut self, now: Duration, stream: usize) -> Batch {
+        if let Some(pace) = self.streams.get_mut(stream) {
+            pace.asks(now);
+        }
         match &self.state {
             State::Ended { .. } => Batch::Finished,
             State::Round(_) | State::StopCopy(_) => self.round_batch(now, stream),
-            State::Pushing { .. } => self.push_batch(now),
+            State::Pushing { .. } => self.push_batch(now, stream),
             _ => Batch::Idle(None),
         }
+    }
+
+    /// Whether pages are there that only the bandwidth cap keeps back.
+    pub fn waits_for_bandwidth(&self) -> bool {
+        self.pace.is_waiting()
     }
 
     /// A stream sent the batch of `pages` pages that [`Source::next_batch`] gave it.
     pub fn sent(&mut self, batch: SentBatch) {
         let pages = batch.pages();
         self.recorder.sent(batch);
+        self.pace.sent(pages, batch.bytes);
         if let Some(round) = self.state.round_mut() {
             round.pages += pages;
             round.bytes += batch.bytes;
@@ -236,12 +265,19 @@ impl Source {
             dirty_bytes_per_s: self.rates.dirty_bytes_per_s(),
             eta_ms: eta.map(|eta| eta.as_secs_f64() * 1e3),
             faults: self.recorder.demands,
+            bandwidth_limit_bytes_per_s: self.pace.bytes_per_s(),
+            cpu_limit_percent: None,
+            bandwidth_waited_ms: self.pace.waited(now).as_secs_f64() * 1e3,
         }
     }
 
     /// Everything measured, for the report.
     pub fn measured(&self) -> Measured {
-        self.recorder.measured(&self.ledger)
+        Measured {
+            bandwidth_bytes_per_s: self.pace.bytes_per_s(),
+            bandwidth_waited: self.pace.waited(Duration::ZERO),
+            ..self.recorder.measured(&self.ledger)
+        }
     }
 
     fn dispatch(&mut self, now: Duration, event: Event) -> Result<Vec<Command>, SourceError> {
@@ -251,6 +287,8 @@ impl Source {
             Event::JournalFailed(reason) => Ok(self.journal_failed(now, reason)),
             Event::Disconnected(reason) => Ok(self.disconnected(now, reason)),
             Event::Resolve(side) => self.resolve(now, side),
+            Event::LimitBandwidth(bytes_per_s) => self.limit_bandwidth(now, bytes_per_s),
+            Event::Tick if self.timed_out(now) => Ok(self.give_up(now)),
             event @ (Event::Accepted { .. }
             | Event::Armed { .. }
             | Event::Scanned(_)
@@ -279,6 +317,42 @@ impl Source {
             )),
             _ => Ok(self.fail(now, Outcome::Cancelled, "cancelled by the operator".into())),
         }
+    }
+
+    /// The operator caps the bandwidth, or lifts the cap: possible until the end.
+    fn limit_bandwidth(
+        &mut self,
+        now: Duration,
+        bytes_per_s: Option<u64>,
+    ) -> Result<Vec<Command>, SourceError> {
+        if self.ended().is_some() {
+            return Err(SourceError::TooLate("the migration is over"));
+        }
+        self.recorder.note(match bytes_per_s {
+            Some(rate) => format!("bandwidth limited to {rate} bytes/s after {} ms", now.as_millis()),
+            None => format!("bandwidth limit lifted after {} ms", now.as_millis()),
+        });
+        self.set_bandwidth(now, bytes_per_s);
+        Ok(vec![Command::WakeStreams])
+    }
+
+    fn set_bandwidth(&mut self, now: Duration, bytes_per_s: Option<u64>) {
+        self.pace.limit(now, bytes_per_s);
+        self.rates.limit(bytes_per_s);
+    }
+
+    fn timed_out(&self, now: Duration) -> bool {
+        self.state.may_give_up() && self.timeout.is_some_and(|timeout| now >= timeout)
+    }
+
+    /// The time limit has come before the commit point.
+    fn give_up(&mut self, now: Duration) -> Vec<Command> {
+        let reason = format!(
+            "the time limit of {} ms passed before the handover, in phase {}",
+            self.timeout.unwrap_or(now).as_millis(),
+            self.state
+        );
+        self.fail(now, Outcome::Failed, reason)
     }
 
     /// Ends the migration with the guest at the source, if that is where it is.
@@ -343,14 +417,34 @@ impl Source {
 
     fn end(&mut self, now: Duration, outcome: Outcome, error: Option<String>) -> Vec<Command> {
         self.recorder.ended(now);
+        self.pace.nothing_to_send(now);
         self.state = State::Ended { outcome, error };
         vec![Command::WakeStreams]
     }
 
-    /// Claims pages, as the policy says, until a batch is full: of the round's pages left where there is a
-    /// round, of all that are pending otherwise. Without a round the policy may also wait.
-    fn claim_batch(&mut self, now: Duration) -> (Vec<PageRun>, Option<Duration>) {
-        let (mut runs, mut room) = (Vec::new(), BATCH_PAGES);
+    /// Claims the next batch of a stream, of `left` pages: as many as the stream can send soon and the bandwidth cap
+    /// allows. Where these are none, or the policy waits, says until when.
+    fn claim_batch(&mut self, now: Duration, stream: usize, left: u64) -> (Vec<PageRun>, Option<Duration>) {
+        let guest_waits = self.state.committed();
+        let pace = self.streams.get(stream).copied().unwrap_or_default();
+        let wanted = pace.pages(left, self.setup.streams, guest_waits);
+        let room = match self.pace.admit(now, wanted) {
+            Ok(room) => room,
+            Err(at) => return (Vec::new(), Some(at)),
+        };
+        let (runs, retry_at) = self.claim_pages(now, room);
+        let claimed = runs.iter().map(|run| run.count).sum();
+        self.pace.not_claimed(room.saturating_sub(claimed));
+        if let Some(pace) = self.streams.get_mut(stream) {
+            pace.gets(now, claimed);
+        }
+        (runs, retry_at)
+    }
+
+    /// Claims up to `room` pages, as the policy says: of the round's pages left where there is a round, of all that are
+    /// pending otherwise. Without a round the policy may also wait.
+    fn claim_pages(&mut self, now: Duration, mut room: u64) -> (Vec<PageRun>, Option<Duration>) {
+        let mut runs = Vec::new();
         while room > 0 {
             let Self {
                 policy,
@@ -443,6 +537,10 @@ pub struct Measured {
     pub summary: Summary,
     /// What the operator should know.
     pub notes: Vec<String>,
+    /// The bandwidth cap at the end.
+    pub bandwidth_bytes_per_s: Option<u64>,
+    /// How long pages waited for nothing but the bandwidth cap.
+    pub bandwidth_waited: Duration,
 }
 
 fn view<'a>(

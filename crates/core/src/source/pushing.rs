@@ -2,9 +2,10 @@
 
 use std::time::Duration;
 
+use super::batch::MOST_PAGES;
 use super::event::{Batch, Command, Demand, Event, Side, Summary};
 use super::state::State;
-use super::{BATCH_PAGES, Source, SourceError, view};
+use super::{Source, SourceError, view};
 use crate::bitmap::PageBitmap;
 use crate::handover::{Claim, Epoch, Resolution, reconcile};
 use crate::pages::PageRun;
@@ -38,14 +39,22 @@ impl Source {
         }
         let resent = self.ledger.claim(PageRun::single(page));
         self.recorder.counts.resent += resent;
+        self.pace.owe_pages(1);
         Demand::Send
     }
 
-    pub(super) fn push_batch(&mut self, now: Duration) -> Batch {
+    pub(super) fn push_batch(&mut self, now: Duration, stream: usize) -> Batch {
         let urgent = self.claim_urgent();
-        let (runs, retry_at) = match urgent.is_empty() {
-            true => self.claim_batch(now),
-            false => (urgent, None),
+        let (runs, retry_at) = match (urgent.is_empty(), self.ledger.pending().count()) {
+            (false, _) => {
+                self.pace.owe_pages(urgent.iter().map(|run| run.count).sum());
+                (urgent, None)
+            }
+            (true, 0) => {
+                self.pace.nothing_to_send(now);
+                (urgent, None)
+            }
+            (true, left) => self.claim_batch(now, stream, left),
         };
         if runs.is_empty() {
             return Batch::Idle(retry_at);
@@ -63,7 +72,7 @@ impl Source {
             return Vec::new();
         }
         self.urgent.intersect_with(self.ledger.pending());
-        let (mut runs, mut room) = (Vec::new(), BATCH_PAGES);
+        let (mut runs, mut room) = (Vec::new(), MOST_PAGES);
         while let Some(run) = self.urgent.next_run(0, room).filter(|_| room > 0) {
             self.recorder.counts.resent += self.ledger.claim(run);
             self.urgent.remove_run(run);
@@ -121,6 +130,12 @@ impl Source {
 
     fn complete(&mut self, now: Duration, summary: Summary) -> Vec<Command> {
         self.recorder.summary = summary;
+        if let Some(timeout) = self.timeout.filter(|&timeout| now > timeout) {
+            self.recorder.note(format!(
+                "the time limit of {} ms passed after the handover: from then on a migration can only be completed",
+                timeout.as_millis()
+            ));
+        }
         let mut commands = self.end(now, Outcome::Completed, None);
         commands.push(Command::Release(self.setup.epoch));
         commands

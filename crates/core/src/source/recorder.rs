@@ -168,6 +168,7 @@ impl Recorder {
             phases: self.phases.clone(),
             summary: self.summary,
             notes: self.notes.clone(),
+            ..Measured::default()
         }
     }
 }

@@ -164,6 +164,11 @@ impl State {
         )
     }
 
+    /// Whether the migration can still be given up, with the guest at the source.
+    pub(super) const fn may_give_up(&self) -> bool {
+        !self.committed() && !matches!(self, Self::TakingBack { .. } | Self::Ended { .. })
+    }
+
     /// In words, for progress, reports and errors.
     pub(super) fn phase(&self) -> &'static str {
         match self {

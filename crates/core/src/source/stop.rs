@@ -27,6 +27,7 @@ impl Source {
             (State::StopCopy(stop), Event::StateSent { bytes }) => {
                 stop.state_outstanding = false;
                 self.recorder.device_state_bytes = bytes;
+                self.pace.owe(bytes);
                 Ok(self.prepare_if_all_sent())
             }
             (State::Round(_) | State::StopCopy(_), Event::RoundReceived { round }) => {

@@ -502,7 +502,8 @@ impl World {
             Some(Record::HandedOver { .. }) => {
                 assert!(!self.source.running, "a guest that was handed over runs");
                 let policy = self.scenario.policy();
-                self.source.machine = Some(Source::recovered(self.source_setup(), policy));
+                self.source.machine =
+                    Some(Source::recovered(self.source_setup(), policy).within(&self.scenario.limits));
                 self.source.over = None;
                 self.source.paused = true;
                 let mut events = VecDeque::new();

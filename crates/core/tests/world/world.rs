@@ -50,6 +50,9 @@ impl Scenario {
             bytes: (chooser.below(4) == 0).then_some(pages * 2048),
             at_limit: [AtLimit::Stop, AtLimit::PostCopy, AtLimit::Abort][chooser.below(3) as usize],
             drain_after: Duration::from_millis(5),
+            timeout: (chooser.below(10) == 0).then(|| Duration::from_micros(1 + chooser.below(200_000))),
+            bandwidth_bytes_per_s: (chooser.below(5) == 0).then(|| 200_000 << chooser.below(10)),
+            ..Limits::default()
         };
         let tuning = Tuning {
             alpha: [0.0, 0.3, 0.5, 1.0][chooser.below(4) as usize],
@@ -113,7 +116,7 @@ impl World {
             verify: scenario.verify,
             epoch: crate::source_host::EPOCH,
         };
-        let machine = Source::new(setup, scenario.policy());
+        let machine = Source::new(setup, scenario.policy()).within(&scenario.limits);
         Self {
             source: SourceHost::new(memory, machine),
             destination: DestinationHost::new(scenario.pages),

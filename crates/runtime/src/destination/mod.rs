@@ -14,7 +14,7 @@ mod steps;
 
 use std::collections::HashMap;
 use std::path::Path;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU16, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
@@ -28,6 +28,7 @@ use vmferry_wire::{Hello, HelloReply, OwnerState, SPOKEN, SessionToken, StreamRo
 use crate::dir::GuestDir;
 use crate::error::RuntimeError;
 use crate::link::{DIAL_TIMEOUT, chain};
+use crate::source::MAX_STREAMS;
 use session::Session;
 use session_log::SessionLog;
 
@@ -113,6 +114,8 @@ struct Shared {
     sessions: Mutex<HashMap<SessionToken, Arc<Session>>>,
     /// Connections that have not said who they are.
     strangers: AtomicUsize,
+    /// The most page streams of a migration.
+    max_streams: AtomicU16,
     log: SessionLog,
 }
 
@@ -147,9 +150,18 @@ impl Incoming {
                 listener,
                 sessions: Mutex::default(),
                 strangers: AtomicUsize::new(0),
+                max_streams: AtomicU16::new(MAX_STREAMS),
                 log,
             }),
         })
+    }
+
+    /// Takes at most `streams` page streams of each migration from now on, 1 to [`MAX_STREAMS`]. A source that wants more
+    /// goes on with as many, and its report says so.
+    pub fn limit_streams(&self, streams: u16) {
+        self.shared
+            .max_streams
+            .store(streams.clamp(1, MAX_STREAMS), Ordering::Relaxed);
     }
 
     /// Begins to accept connections.

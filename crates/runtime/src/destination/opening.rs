@@ -1,6 +1,6 @@
 //! How a session begins: by an offer over a new connection, or by a daemon that was restarted.
 
-use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::thread;
 use std::time::Duration;
@@ -29,7 +29,6 @@ use crate::dir::{GuestDir, load_json, store_json};
 use crate::error::RuntimeError;
 use crate::journal::Journal;
 use crate::link::{chain, parse_token, token_text};
-use crate::source::MAX_STREAMS;
 use crate::usage::Usage;
 
 /// How long the offer may take after the hello.
@@ -66,7 +65,7 @@ pub(super) fn run(shared: &Arc<Shared>, token: SessionToken, mut control: BoxedS
         Ok(_) => return refuse(&mut control, "expected an offer"),
         Err(reason) => return refuse(&mut control, &reason),
     };
-    let streams = offer.streams.min(MAX_STREAMS);
+    let streams = offer.streams.min(shared.max_streams.load(Ordering::Relaxed));
     if streams == 0 {
         return refuse(
             &mut control,

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use vmferry_core::PAGE_SIZE;
-use vmferry_core::report::{CpuSeconds, Outcome, Report, SidesBytes};
+use vmferry_core::report::{CpuSeconds, LimitsReport, Outcome, Report, SidesBytes};
 
 use super::driver::Driver;
 
@@ -21,6 +21,7 @@ impl Driver {
         }
         notes.extend(self.shared.encodings.fall_back());
         let ms = |time: Duration| time.as_secs_f64() * 1e3;
+        let limits = &self.shared.request.limits;
         Report {
             vm: self.vm.spec().name.clone(),
             strategy: self.shared.request.strategy.name().into(),
@@ -48,6 +49,15 @@ impl Driver {
             memory_bytes: SidesBytes {
                 source: self.shared.usage.peak_bytes(),
                 destination: measured.summary.memory_bytes,
+            },
+            limits: LimitsReport {
+                downtime_ms: ms(limits.downtime),
+                timeout_ms: limits.timeout.map(ms),
+                bandwidth_bytes_per_s: measured.bandwidth_bytes_per_s,
+                bandwidth_waited_ms: ms(measured.bandwidth_waited),
+                cpu_percent: self.shared.cpu_cap.percent(),
+                cpu_waited_ms: ms(self.shared.cpu_cap.waited()),
+                cpu_by: self.shared.cpu_cap.by(),
             },
             verified: measured.summary.verified,
             notes,

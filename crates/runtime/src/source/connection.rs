@@ -128,9 +128,11 @@ impl Driver {
             let _ = stream.shutdown();
         }
         self.shared.wake.notify_all();
+        self.shared.cpu_cap.close();
         for thread in connection.threads {
             let _ = thread.join();
         }
+        self.shared.cpu_cap.open();
         self.control_bytes += connection.control.bytes_written();
     }
 

@@ -25,12 +25,13 @@ use vmferry_core::policy::Policy;
 use vmferry_core::report::{Progress, Report};
 use vmferry_core::sampling::Ready;
 use vmferry_core::source::{Event, Setup, Side, Source};
-use vmferry_core::{Encoding, Limits, Strategy, Tuning};
+use vmferry_core::{Encoding, Limits, Strategy, Tuning, limits};
 use vmferry_guest::{GuestRam, Vm};
 use vmferry_transport::Endpoint;
 use vmferry_wire::SessionToken;
 
 use crate::clock::Clock;
+use crate::cpu_cap::CpuCap;
 use crate::dir::{GuestDir, load_json, store_json};
 use crate::error::RuntimeError;
 use crate::journal::Journal;
@@ -87,12 +88,9 @@ impl Request {
                 "{streams} page streams are not possible; choose 1 to {MAX_STREAMS}"
             )));
         }
-        if self.limits.rounds == 0 {
-            return Err(RuntimeError::BadRequest("at least one round is needed".into()));
-        }
-        self.tuning
-            .check(pages)
-            .map_err(|error| RuntimeError::BadRequest(error.to_string()))
+        let bad = |error: &dyn std::fmt::Display| RuntimeError::BadRequest(error.to_string());
+        self.limits.check().map_err(|error| bad(&error))?;
+        self.tuning.check(pages).map_err(|error| bad(&error))
     }
 
     fn policy(&self, vm: &Arc<dyn Vm>, ready: Option<Ready>) -> Box<dyn Policy> {
@@ -130,6 +128,7 @@ struct Shared {
     ram: Arc<GuestRam>,
     encodings: Arc<Encodings>,
     usage: Usage,
+    cpu_cap: CpuCap,
     session: SessionToken,
     request: Request,
 }
@@ -203,7 +202,8 @@ impl Outgoing {
             },
         )?;
         let policy = request.policy(&vm, ready);
-        let source = Source::new(setup(&vm, &request, journal.epoch().next()), policy);
+        let setup = setup(&vm, &request, journal.epoch().next());
+        let source = Source::new(setup, policy).within(&request.limits);
         Ok(Self::spawn(vm, dir, journal, request, session, source, false))
     }
 
@@ -224,13 +224,17 @@ impl Outgoing {
         let saved: SavedSession = load_json(&dir.session())?.ok_or_else(|| damaged("it is missing"))?;
         let session = parse_token(&saved.session).ok_or_else(|| damaged("its session is no token"))?;
         let request = saved.request;
-        let source = Source::recovered(setup(&vm, &request, epoch), request.policy(&vm, None));
+        let policy = request.policy(&vm, None);
+        let source = Source::recovered(setup(&vm, &request, epoch), policy).within(&request.limits);
         Ok(Self::spawn(vm, dir, journal, request, session, source, true))
     }
 
     /// How far it is.
     pub fn progress(&self) -> Progress {
-        self.shared.source().progress(self.shared.now())
+        Progress {
+            cpu_limit_percent: self.shared.cpu_cap.percent(),
+            ..self.shared.source().progress(self.shared.now())
+        }
     }
 
     /// Cancels it: the guest stays here.
@@ -239,6 +243,29 @@ impl Outgoing {
     /// Past the commit point.
     pub fn cancel(&self) -> Result<(), RuntimeError> {
         self.ask(Event::Cancel)
+    }
+
+    /// Caps the bandwidth from now on, in bytes a second, or lifts the cap. Where the daemon is restarted past the commit
+    /// point, the cap of the request holds again.
+    ///
+    /// # Errors
+    /// When the cap makes no sense, or the migration is over.
+    pub fn limit_bandwidth(&self, bytes_per_s: Option<u64>) -> Result<(), RuntimeError> {
+        limits::check_bandwidth(bytes_per_s).map_err(|error| RuntimeError::BadRequest(error.to_string()))?;
+        self.ask(Event::LimitBandwidth(bytes_per_s))
+    }
+
+    /// Caps the CPU time of the page streams from now on, in percent of one core, or lifts the cap.
+    ///
+    /// # Errors
+    /// When the cap makes no sense, or the migration is over.
+    pub fn limit_cpu(&self, percent: Option<u32>) -> Result<(), RuntimeError> {
+        limits::check_cpu(percent).map_err(|error| RuntimeError::BadRequest(error.to_string()))?;
+        if self.report().is_some() {
+            return Err(RuntimeError::BadRequest("the migration is over".into()));
+        }
+        self.shared.cpu_cap.set(percent);
+        Ok(())
     }
 
     /// The operator says where the guest has to run, when the destination cannot be reached.
@@ -294,9 +321,15 @@ impl Outgoing {
             clock,
             ram: vm.ram().clone(),
             usage: Usage::start(),
+            cpu_cap: CpuCap::new(format!(
+                "vmferry-{}-{}",
+                std::process::id(),
+                &token_text(session)[..8]
+            )),
             session,
             request,
         });
+        shared.cpu_cap.set(shared.request.limits.cpu_percent);
         let report = Arc::new((Mutex::new(None), Condvar::new()));
         let outgoing = Self {
             shared: shared.clone(),

@@ -2,6 +2,7 @@
 
 use std::io::{self, Write};
 use std::sync::Arc;
+use std::time::Duration;
 
 use vmferry_core::encoding::{Codec, Encoded, PagesByEncoding, SentWith};
 use vmferry_core::source::SentBatch;
@@ -27,6 +28,17 @@ pub(super) struct PageWriter {
     copy: Vec<u8>,
     counts: PagesByEncoding,
     bytes: u64,
+    /// Waits since the last batch.
+    held_back: HeldBack,
+}
+
+/// How long a stream waited for limits before a batch: what it sends is as slow as if the link or the processors were.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct HeldBack {
+    /// For the bandwidth cap.
+    pub bandwidth: Duration,
+    /// For the CPU cap.
+    pub cpu: Duration,
 }
 
 impl PageWriter {
@@ -41,7 +53,14 @@ impl PageWriter {
             copy: Vec::new(),
             counts: PagesByEncoding::default(),
             bytes: 0,
+            held_back: HeldBack::default(),
         }
+    }
+
+    /// The stream waited for limits: the choice of encodings counts that with the next batch.
+    pub(super) fn held_back(&mut self, bandwidth: Duration, cpu: Duration) {
+        self.held_back.bandwidth += bandwidth;
+        self.held_back.cpu += cpu;
     }
 
     /// For the answers to faults. They cross raw or as one byte: the guest waits for a single page, and what encoding it
@@ -94,6 +113,7 @@ impl PageWriter {
         point: ScanPoint,
     ) -> io::Result<u64> {
         let encodings = self.encodings.clone();
+        let held_back = std::mem::take(&mut self.held_back);
         let plan = encodings.plan();
         if let Some(codec) = plan.sample
             && let Some((sample, wall)) = self.encoder.sample(ram, runs, codec)
@@ -118,10 +138,10 @@ impl PageWriter {
                     ..Encoded::default()
                 },
                 delta: None,
-                encode_wall: Default::default(),
+                encode_wall: held_back.cpu,
                 wire_bytes: self.bytes,
                 write_cpu,
-                write_wall,
+                write_wall: write_wall + held_back.bandwidth,
             });
             return Ok(0);
         }
@@ -137,10 +157,10 @@ impl PageWriter {
             stream,
             plain: encoded.plain,
             delta: versions.map(|_| encoded.delta),
-            encode_wall: encoded.wall,
+            encode_wall: encoded.wall + held_back.cpu,
             wire_bytes: self.bytes,
             write_cpu,
-            write_wall,
+            write_wall: write_wall + held_back.bandwidth,
         });
         Ok(encoded.payload_bytes)
     }

@@ -1,6 +1,7 @@
 //! A page stream of a source: asks for batches and has them written.
 
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use vmferry_core::source::Batch;
 use vmferry_transport::BoxedStream;
@@ -13,6 +14,8 @@ use super::page_writer::PageWriter;
 pub(super) fn send(stream: BoxedStream, index: usize, shared: &Shared, peer: &Peer) {
     let mut usage = shared.usage.thread();
     let mut writer = PageWriter::new(stream, index, shared.encodings.clone());
+    let mut cpu = shared.cpu_cap.member();
+    cpu.pace();
     let mut source = shared.source();
     while !peer.closing.load(Ordering::Relaxed) {
         let batch = source.next_batch(shared.now(), index);
@@ -20,7 +23,11 @@ pub(super) fn send(stream: BoxedStream, index: usize, shared: &Shared, peer: &Pe
             Batch::Finished => return,
             Batch::Idle(until) => {
                 usage.flush();
+                let (limited, began) = (source.waits_for_bandwidth(), shared.now());
                 source = shared.wait(source, until);
+                if limited {
+                    writer.held_back(shared.now() - began, Duration::ZERO);
+                }
             }
             Batch::RoundEnd(round) => {
                 drop(source);
@@ -38,6 +45,9 @@ pub(super) fn send(stream: BoxedStream, index: usize, shared: &Shared, peer: &Pe
                 source = shared.source();
                 source.sent(sent);
                 peer.follow_up(source.check_all_pushed());
+                drop(source);
+                writer.held_back(Duration::ZERO, cpu.pace());
+                source = shared.source();
             }
         }
     }
