@@ -48,6 +48,11 @@ impl Background {
         self.schedule.is_in_burst()
     }
 
+    /// A write to a tracked page was measured to cost this much on this host now.
+    pub fn write_costs(&mut self, write: Duration) {
+        self.schedule.measured(write);
+    }
+
     /// Tracking was armed for the next burst, which took `took`.
     pub fn armed(&mut self, took: Duration) {
         self.schedule.armed(took);
@@ -112,6 +117,7 @@ impl Background {
             burst_samples: self.schedule.burst_samples(),
             budget_percent: self.schedule.budget().as_percent(),
             cost_percent: self.schedule.cost_percent(now),
+            page_cost_us: self.schedule.page_cost().as_secs_f64() * 1e6,
             ..self.learned.report(now)
         }
     }

@@ -8,8 +8,9 @@
 //! long as it takes for the cost of the burst to be within a [`Budget`] of the guest's time. Where the guest writes little,
 //! the pause is short. Between bursts a page costs one fault in all, at its first write.
 //!
-//! *What it costs* is estimated, on the safe side: [`PAGE_COST`] for each page a scan finds, as if one vCPU had written
-//! them all, and the time of arming and of the scans themselves.
+//! *What it costs* is estimated, on the safe side: for each page a scan finds half as much again as such a write was
+//! measured to cost on the host before the burst (it differs by a factor of ten between hosts), at least [`PAGE_COST`], as
+//! if one vCPU had written them all; and the time of arming and of the scans themselves.
 //!
 //! [`Background`] is without I/O, as all of this crate: it says when to scan next and takes in what the scan found.
 

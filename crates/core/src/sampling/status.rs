@@ -33,6 +33,8 @@ pub struct SamplingReport {
     pub budget_percent: f64,
     /// The share that it did cost so far, an estimate, percent.
     pub cost_percent: f64,
+    /// What is taken for the cost of a page that a scan finds: half as much again as was measured, microseconds.
+    pub page_cost_us: f64,
     /// Samples in this model.
     pub samples: u64,
     /// Bursts in this model.
