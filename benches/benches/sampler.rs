@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use vmferry_benches::{Figures, Output, hosts};
-use vmferry_core::sampling::{Budget, PAGE_COST, SamplingState};
+use vmferry_core::sampling::{Budget, SamplingState};
 use vmferry_core::{PageBitmap, Tuning};
 use vmferry_guest::{Backend as _, Vm};
 use vmferry_guest_synth::{LoadConfig, SynthBackend, SynthConfig};
@@ -141,7 +141,8 @@ fn compare(name: &str, output: &mut Output, vm: &Arc<dyn Vm>, subject: &Subject<
         mut sampled_cpu,
         mut scanned_cpu,
         mut page_ns,
-    ] = [(); 6].map(|()| Figures::default());
+        mut taken_ns,
+    ] = [(); 7].map(|()| Figures::default());
     for _ in 0..hosts::runs(5)? {
         let sampler = Sampler::start(vm.clone(), &Tuning::default(), Budget::default(), None);
         let began = Instant::now();
@@ -164,6 +165,7 @@ fn compare(name: &str, output: &mut Output, vm: &Arc<dyn Vm>, subject: &Subject<
         let lost = lost_percent(always.by_cpu, without.by_cpu);
         scanned_cpu.push(lost);
         page_ns.push(lost / 100.0 * 1e9 / pages);
+        taken_ns.push(report.page_cost_us * 1e3);
     }
     println!("{name} guest that writes {LOAD_MIB} MiB in a loop, as fast as it goes:");
     let named = |what: &str| format!("{name}: {what}");
