@@ -58,6 +58,12 @@ impl Background {
         self.schedule.armed(took);
     }
 
+    /// The time of the next scan has come, and the guest used this much CPU time since it was started, where that is known.
+    /// Whether it may be looked at now: on a host where it gets little, [`Background::next_scan`] may be later after this.
+    pub fn may_look(&mut self, now: Duration, guest_cpu: Option<Duration>) -> bool {
+        self.schedule.may_look(now, guest_cpu)
+    }
+
     /// A scan at `now` found the pages `dirty`, and took `took`.
     pub fn scanned(&mut self, now: Duration, took: Duration, dirty: &PageBitmap) -> Option<News> {
         let verdict = match self.schedule.scanned(now, took, dirty.count()) {

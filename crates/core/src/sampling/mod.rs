@@ -10,7 +10,9 @@
 //!
 //! *What it costs* is estimated, on the safe side: for each page a scan finds half as much again as such a write was
 //! measured to cost on the host before the burst (it differs by a factor of ten between hosts), at least [`PAGE_COST`], as
-//! if one vCPU had written them all; and the time of arming and of the scans themselves.
+//! if one vCPU had written them all; and the time of arming and of the scans themselves. The guest's time is the clock's,
+//! and of what the pages cost also the CPU time that it used: on a crowded host it gets less of that, and a page costs it
+//! a larger share.
 //!
 //! [`Background`] is without I/O, as all of this crate: it says when to scan next and takes in what the scan found.
 

@@ -1,5 +1,6 @@
 //! Learns about a guest while it runs normally: the thread that looks when `vmferry_core::sampling` says so.
 
+mod cpu;
 mod kept;
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -156,6 +157,10 @@ impl Looker {
     fn run(mut self) {
         let mut told = false;
         while self.shared.wait() {
+            let used = self.vm.pid().and_then(cpu::used);
+            if !self.shared.lock().background.may_look(now(), used) {
+                continue;
+            }
             let look = self.look();
             let name = &self.vm.spec().name;
             let mut inner = self.shared.lock();
