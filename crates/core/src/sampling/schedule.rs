@@ -8,6 +8,8 @@ use thiserror::Error;
 /// What a page that a scan finds cost its writer, at least: 0.75 to 1.1 us were measured under TCG on a calm machine, faults
 /// and flushes included.
 pub const PAGE_COST: Duration = Duration::from_nanos(1250);
+/// How much dearer a write may be to a guest than where it was measured: its caches are cold, its pages more.
+const DEARER: u32 = 3;
 /// Shortest pause while the model is being built.
 const PAUSE_LEARNING: Duration = Duration::from_secs(1);
 /// Shortest pause where there is nothing to learn at once: the model fits, or no model ever did.
@@ -151,7 +153,7 @@ impl Schedule {
 
     /// A write to a tracked page was measured to cost this much.
     pub(super) fn measured(&mut self, write: Duration) {
-        self.page_cost = (write * 3 / 2).max(PAGE_COST);
+        self.page_cost = (write * DEARER).max(PAGE_COST);
     }
 
     /// What is taken for the cost of a page.
@@ -347,7 +349,7 @@ mod tests {
             schedule.pause(INTERVAL, false);
             schedule.next_scan()
         };
-        assert_eq!(pause(4), Duration::from_nanos(2 * 16_384 * 6_000 * 100 / 3));
+        assert_eq!(pause(4), Duration::from_nanos(2 * 16_384 * 12_000 * 100 / 3));
         assert!(
             pause(0) < pause(1),
             "nor is a fault free where it could not be measured"
