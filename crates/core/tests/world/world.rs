@@ -62,7 +62,8 @@ impl Scenario {
             ..Tuning::default()
         };
         tuning.check(pages).expect("a world begins with what makes sense");
-        let believed = (chooser.below(3) == 0).then(|| {
+        let learns = matches!(algorithm, Strategy::PreCopyFilter | Strategy::HybridLearning);
+        let believed = (learns && chooser.below(3) == 0).then(|| {
             let first = chooser.below(pages);
             PageRun::new(first, 1 + chooser.below(pages - first))
         });
