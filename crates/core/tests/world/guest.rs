@@ -141,6 +141,10 @@ pub(crate) fn act_at_source(
 }
 
 fn submit_io(guest: &mut Guest, memory: &mut Memory, tracker: &mut Tracker, page: u64) {
+    if guest.free.contains(page) {
+        // Until the device has written it the guest finds what a free page happens to hold.
+        guest.truth[page as usize] = memory.read(page);
+    }
     guest.allocate(page);
     // Pinning for writing is a write fault.
     memory.data.insert(page);
