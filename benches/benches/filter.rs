@@ -6,7 +6,7 @@ use std::hint::black_box;
 use std::time::Instant;
 
 use anyhow::Result;
-use vmferry_benches::{Figures, Output, hosts};
+use vmferry_benches::{Figures, Output, runs};
 use vmferry_core::filter::Learner;
 use vmferry_core::{PageBitmap, PageRun, Tuning};
 
@@ -60,7 +60,7 @@ fn times(output: &mut Output) -> Result<()> {
     for (name, guest) in GUESTS {
         let mut learner = learned(GIB, &Tuning::default(), SAMPLES, guest);
         let [mut forecast, mut longest, mut sample] = [(); 3].map(|()| Figures::default());
-        for run in 0..hosts::runs(200)? as u64 {
+        for run in 0..runs(200)? as u64 {
             let time = |figures: &mut Figures, act: &mut dyn FnMut()| {
                 let began = Instant::now();
                 act();

@@ -11,7 +11,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use vmferry_benches::{Figures, Output, hosts};
+use vmferry_benches::{Figures, Output, runs};
 use vmferry_core::sampling::{Budget, SamplingState};
 use vmferry_core::{PageBitmap, Tuning};
 use vmferry_guest::{Backend as _, Vm};
@@ -145,7 +145,7 @@ fn compare(name: &str, output: &mut Output, vm: &Arc<dyn Vm>, subject: &Subject<
         mut page_ns,
         mut taken_ns,
     ] = [(); 7].map(|()| Figures::default());
-    for _ in 0..hosts::runs(5)? {
+    for _ in 0..runs(5)? {
         let sampler = Sampler::start(vm.clone(), &Tuning::default(), Budget::default(), None);
         let began = Instant::now();
         let mut report = sampler.report();
