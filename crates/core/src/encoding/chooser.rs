@@ -319,10 +319,10 @@ impl Chooser {
         }
         let busy = (cost + self.write_cost * ratio) * self.stretch;
         let fresh = |seen: &Seen| now.saturating_sub(seen.at) < LINK_FRESH;
-        let link = self.candidates[index]
-            .link
-            .filter(fresh)
-            .or(self.link.filter(fresh));
+        let link = match (self.candidates[index].link.filter(fresh), self.link.filter(fresh)) {
+            (Some(own), Some(last)) if own.differs(&last) => Some(own),
+            (own, last) => last.or(own),
+        };
         let by_processors = processors / busy.max(f64::MIN_POSITIVE);
         let by_link = link.map_or(f64::INFINITY, |link| link.bytes_per_s / ratio.max(1e-6));
         Some(by_processors.min(by_link))
