@@ -286,10 +286,6 @@ mod tests {
     fn every_scenario_that_comes_with_it_can_be_measured() {
         for name in catalog::names() {
             let (_, scenario) = catalog::find(name).unwrap();
-            // One whose strategy does not exist yet waits for it.
-            if name == "idle-enlightened" && "enlightened".parse::<vmferry_core::Strategy>().is_err() {
-                continue;
-            }
             let runs = count_runs(name, &scenario, &Words).unwrap();
             assert!(runs >= 12, "{name}: {runs}");
             count_runs(name, &scenario.quick(), &Words).unwrap();
