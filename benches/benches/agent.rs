@@ -4,7 +4,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
-use vmferry_benches::{Figures, Output, hosts};
+use vmferry_benches::{Figures, Output, runs};
 use vmferry_guest::{Enlightened as _, FreeKnowledge, Guest as _};
 use vmferry_guest_qemu::{QemuBackend, QemuGuest};
 use vmferry_tests::{Console, TestGuest, need};
@@ -30,7 +30,7 @@ impl Drop for Running {
 }
 
 fn measure() -> Result<()> {
-    let runs = hosts::runs(4)?;
+    let runs = runs(4)?;
     let mut output = Output::from_args()?;
     let dir = tempfile::tempdir()?;
     let guest = TestGuest::new("vm", dir.path(), RAM_MIB, "write:64:0 vmferry.agent", &[]).with_agent();
