@@ -6,13 +6,12 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
-use anyhow::{Context, Result, ensure};
-use vmferry_benches::{Figures, Output, hosts};
+use anyhow::{Context, Result};
+use vmferry_benches::{Figures, Output, completed, plain, runs};
 use vmferry_core::Strategy;
-use vmferry_core::report::{Outcome, Report};
+use vmferry_core::report::Report;
 use vmferry_guest::{Backend as _, Vm};
 use vmferry_guest_qemu::QemuBackend;
-use vmferry_runtime::Request;
 use vmferry_tests::{Pair, TestGuest, need};
 
 fn main() {
@@ -50,7 +49,7 @@ fn measure() -> Result<()> {
 }
 
 fn machine(output: &mut Output, dir: &Path, machine: &str, args: &[&str], wanted: &str) -> Result<()> {
-    let runs = hosts::runs(10)?;
+    let runs = runs(10)?;
     let name = machine.split(' ').next().unwrap_or(machine);
     let mut guest = TestGuest::new(name, dir, 256, "idle", args);
     guest.spec.config["machine"] = name.into();
@@ -70,17 +69,7 @@ fn machine(output: &mut Output, dir: &Path, machine: &str, args: &[&str], wanted
         parts.iter_mut().zip(by_hand).for_each(|(part, ms)| part.push(ms));
         for ((strategy, ours), phases) in strategies.into_iter().zip(&mut ours).zip(&mut phases) {
             let vm = pair.source.guest(name);
-            let request = Request {
-                streams: Some(1),
-                verify: false,
-                ..pair.request(strategy)
-            };
-            let report = pair.migrate(&vm, request);
-            ensure!(
-                report.outcome == Outcome::Completed,
-                "the migration failed: {:?}",
-                report.error
-            );
+            let report = completed(pair.migrate(&vm, plain(pair.request(strategy))))?;
             ours.push(report.downtime_ms);
             pair.turn_round(name);
             note_phases(phases, &report);

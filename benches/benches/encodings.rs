@@ -5,12 +5,12 @@ use std::hint::black_box;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use vmferry_benches::{Figures, Output, Pair, hosts};
+use vmferry_benches::{Figures, Output, completed, plain, runs};
 use vmferry_core::report::Report;
 use vmferry_core::{PAGE_SIZE, PageRun, Strategy};
 use vmferry_guest::Vm;
 use vmferry_guest_synth::{Fill, LoadConfig, SynthBackend, SynthConfig};
-use vmferry_tests::Link;
+use vmferry_tests::{Link, Pair};
 use vmferry_wire::{Coding, EncodedPages, PageDecoder, PageEncoder};
 
 const MIB: f64 = (1 << 20) as f64;
@@ -18,7 +18,7 @@ const MIB: f64 = (1 << 20) as f64;
 const FRAME_PAGES: u64 = 64;
 
 fn main() -> Result<()> {
-    let runs = hosts::runs(3)?;
+    let runs = runs(3)?;
     let mut output = Output::from_args()?;
     on_one_core(runs, &mut output)?;
     for (name, bytes_per_s) in [
@@ -51,8 +51,8 @@ fn guest() -> SynthConfig {
 
 /// Text, and what compresses to a half, without uniform pages.
 fn on_one_core(runs: usize, output: &mut Output) -> Result<()> {
-    let pair = Pair::new(|| Box::new(SynthBackend::new()))?;
-    let vm = pair.launch(&SynthBackend::spec("content", &guest()))?;
+    let pair = Pair::with(|| Box::new(SynthBackend::new()));
+    let vm = pair.launch(&SynthBackend::spec("content", &guest()));
     let pages = content(&*vm);
     println!(
         "{} MiB of a guest's memory on one core, {FRAME_PAGES} pages a frame",
@@ -176,16 +176,16 @@ fn over_a_link(link: &str, bytes_per_s: Option<u64>, runs: usize, output: &mut O
 }
 
 fn migrate(encoding: &str, bytes_per_s: Option<u64>) -> Result<Report> {
-    let pair = Pair::new(|| Box::new(SynthBackend::new()))?;
-    let vm = pair.launch(&SynthBackend::spec("moved", &guest()))?;
-    let mut request = pair.request(Strategy::PreCopy);
+    let pair = Pair::with(|| Box::new(SynthBackend::new()));
+    let vm = pair.launch(&SynthBackend::spec("moved", &guest()));
+    let mut request = plain(pair.request(Strategy::PreCopy));
     request.encoding = encoding.parse()?;
     if let Some(bytes_per_s) = bytes_per_s {
         let link = Link::to(&request.destination);
         link.limit(bytes_per_s);
         request.destination = link.endpoint().clone();
     }
-    let report = pair.migrate(&vm, request)?;
+    let report = completed(pair.migrate(&vm, request))?;
     if encoding == "auto" {
         println!("  auto: {:?}", report.encoding.pages);
     }

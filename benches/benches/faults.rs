@@ -3,13 +3,13 @@
 
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
-use vmferry_benches::{Figures, Output, hosts};
-use vmferry_core::report::{Outcome, Report};
+use anyhow::Result;
+use vmferry_benches::{Figures, Output, completed, plain, runs};
+use vmferry_core::report::Report;
 use vmferry_core::{Limits, Strategy};
 use vmferry_guest_synth::{LoadConfig, SynthBackend, SynthConfig};
 use vmferry_runtime::Request;
-use vmferry_tests::{TestGuest, need};
+use vmferry_tests::{Pair, TestGuest, need};
 
 const STRATEGIES: [Strategy; 2] = [Strategy::PostCopy, Strategy::PostCopyPush];
 /// How long pages are only sent on demand, before the rest is pushed.
@@ -42,12 +42,12 @@ fn synthetic(output: &mut Output) -> Result<()> {
         ..SynthConfig::new(384 << 20)
     };
     let mut times: [Times; 2] = Default::default();
-    for _ in 0..hosts::runs(5)? {
+    for _ in 0..runs(5)? {
         for (strategy, times) in STRATEGIES.into_iter().zip(&mut times) {
-            let pair = vmferry_benches::Pair::new(|| Box::new(SynthBackend::new()))?;
-            let vm = pair.launch(&SynthBackend::spec("faults", &config))?;
-            let request = with_drain(pair.request(strategy));
-            note(times, &pair.migrate(&vm, request)?);
+            let pair = Pair::with(|| Box::new(SynthBackend::new()));
+            let vm = pair.launch(&SynthBackend::spec("faults", &config));
+            let request = with_drain(plain(pair.request(strategy)));
+            note(times, &completed(pair.migrate(&vm, request))?);
         }
     }
     print(output, "synthetic", &times);
@@ -57,23 +57,18 @@ fn synthetic(output: &mut Output) -> Result<()> {
 fn qemu(output: &mut Output) -> Result<()> {
     let dir = tempfile::tempdir()?;
     let guest = TestGuest::new("vm", dir.path(), 256, "write:64:20", &[]);
-    let mut pair = vmferry_tests::Pair::new();
+    let mut pair = Pair::new();
     pair.launch(&guest.spec);
     guest.console.wait_for("guest-load: ok");
     let mut times: [Times; 2] = Default::default();
-    for _ in 0..hosts::runs(5)? {
+    for _ in 0..runs(5)? {
         for (strategy, times) in STRATEGIES.into_iter().zip(&mut times) {
             let request = with_drain(Request {
                 verify: false,
                 ..pair.request(strategy)
             });
             let report = pair.migrate(&pair.source.guest("vm"), request);
-            ensure!(
-                report.outcome == Outcome::Completed,
-                "the migration failed: {:?}",
-                report.error
-            );
-            note(times, &report);
+            note(times, &completed(report)?);
             pair.turn_round("vm");
         }
     }

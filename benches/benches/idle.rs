@@ -1,10 +1,8 @@
 //! What an idle guest with much untouched RAM costs: 4 GiB under QEMU, by pre-copy and by post-copy.
 
-use anyhow::{Result, ensure};
-use vmferry_benches::{Figures, Output, hosts};
+use anyhow::Result;
+use vmferry_benches::{Figures, Output, completed, plain, runs};
 use vmferry_core::Strategy;
-use vmferry_core::report::Outcome;
-use vmferry_runtime::Request;
 use vmferry_tests::{Pair, TestGuest, need};
 
 const RAM_MIB: u64 = 4096;
@@ -16,7 +14,7 @@ fn main() {
 }
 
 fn measure() -> Result<()> {
-    let runs = hosts::runs(4)?;
+    let runs = runs(4)?;
     let mut output = Output::from_args()?;
     let dir = tempfile::tempdir()?;
     let guest = TestGuest::new("vm", dir.path(), RAM_MIB, "idle", &[]);
@@ -28,17 +26,7 @@ fn measure() -> Result<()> {
         let [mut data, mut wire, mut share, mut total, mut time] = [(); 5].map(|()| Figures::default());
         for _ in 0..runs {
             let vm = pair.source.guest("vm");
-            let request = Request {
-                streams: Some(1),
-                verify: false,
-                ..pair.request(strategy)
-            };
-            let report = pair.migrate(&vm, request);
-            ensure!(
-                report.outcome == Outcome::Completed,
-                "the migration failed: {:?}",
-                report.error
-            );
+            let report = completed(pair.migrate(&vm, plain(pair.request(strategy))))?;
             let (bytes, used) = (report.bytes_on_wire as f64, report.data_bytes as f64);
             data.push(used / MIB);
             wire.push(bytes / MIB);

@@ -1,15 +1,16 @@
 //! Push throughput: one page stream from a synthetic guest over loopback, against `iperf3 -P 1`, in turn.
 
 use anyhow::Result;
-use vmferry_benches::{Figures, Output, Pair, hosts, iperf};
+use vmferry_benches::{Figures, Output, completed, iperf, plain, runs};
 use vmferry_core::Strategy;
 use vmferry_guest_synth::{Fill, SynthBackend, SynthConfig};
+use vmferry_tests::Pair;
 
 const RAM_MIB: u64 = 2048;
 const GIB: f64 = (1u64 << 30) as f64;
 
 fn main() -> Result<()> {
-    let runs = hosts::runs(5)?;
+    let runs = runs(5)?;
     let mut output = Output::from_args()?;
     let config = SynthConfig {
         fill: Fill {
@@ -27,9 +28,9 @@ fn main() -> Result<()> {
         let (mut source_cpu, mut destination_cpu) = (Figures::default(), Figures::default());
         for _ in 0..runs {
             theirs.push(iperf::one_stream_bytes_per_s(2)? / GIB);
-            let pair = Pair::new(|| Box::new(SynthBackend::new()))?;
-            let vm = pair.launch(&SynthBackend::spec("push", &config))?;
-            let report = pair.migrate(&vm, pair.request(strategy))?;
+            let pair = Pair::with(|| Box::new(SynthBackend::new()));
+            let vm = pair.launch(&SynthBackend::spec("push", &config));
+            let report = completed(pair.migrate(&vm, plain(pair.request(strategy))))?;
             let seconds = match report.rounds.first() {
                 Some(round) => round.ms / 1e3,
                 None => (report.total_ms - report.execution_transfer_ms) / 1e3,

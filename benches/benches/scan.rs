@@ -9,7 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use vmferry_benches::{Figures, Output, hosts};
+use vmferry_benches::{Figures, Output, runs};
 use vmferry_core::PageBitmap;
 use vmferry_memory::{
     FileId, PAGE_SIZE, PagemapScanner, SharedMemory, Userfaultfd, WpAsyncTracker, mappings_of,
@@ -44,7 +44,7 @@ fn scans(output: &mut Output) -> Result<()> {
     tracker.scan(&mut |_| {})?;
     let written = [("clean", 0), ("1% written", 100), ("100% written", 1)];
     let mut times = written.map(|_| Figures::default());
-    for _ in 0..hosts::runs(15)? {
+    for _ in 0..runs(15)? {
         for ((_, every), times) in written.iter().zip(&mut times) {
             if *every > 0 {
                 let pages = (0..memory.len()).step_by(PAGE_SIZE * every);
@@ -79,7 +79,7 @@ fn slow_down(output: &mut Output) -> Result<()> {
     thread::sleep(2 * MEASURE);
     let [mut free, mut ours, mut theirs, mut ours_share, mut theirs_share] =
         [(); 5].map(|()| Figures::default());
-    for _ in 0..hosts::runs(3)? {
+    for _ in 0..runs(3)? {
         let before = rate(&guest.console, || Ok(()))?;
         free.push(before);
         let mut tracker = vm.dirty_tracker()?;

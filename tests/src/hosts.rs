@@ -1,4 +1,4 @@
-//! Two hosts in one process, joined by loopback: the runtime on real QEMU without the daemon around it.
+//! Two hosts in one process, joined by loopback: the runtime without the daemon around it, on QEMU or another backend.
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -6,13 +6,14 @@ use std::sync::{Arc, Mutex};
 
 use vmferry_core::report::Report;
 use vmferry_core::{Limits, RamLayout, Strategy};
-use vmferry_guest::{Backend as _, GuestSpec, Vm};
+use vmferry_guest::{Backend, GuestSpec, Vm};
 use vmferry_guest_qemu::QemuBackend;
 use vmferry_runtime::{Admitted, GuestDir, Host, Incoming, IncomingReport, Outgoing, Request};
 use vmferry_transport::{Endpoint, Listener};
 
 /// A host.
 pub struct TestHost {
+    backend: Box<dyn Backend>,
     root: tempfile::TempDir,
     guests: Mutex<HashMap<String, Arc<dyn Vm>>>,
     arrived: Mutex<Vec<String>>,
@@ -20,9 +21,10 @@ pub struct TestHost {
 }
 
 impl TestHost {
-    fn new() -> Arc<Self> {
+    fn new(backend: Box<dyn Backend>) -> Arc<Self> {
         let root = tempfile::tempdir().expect("a temporary directory can be made");
         Arc::new(Self {
+            backend,
             root,
             guests: Mutex::default(),
             arrived: Mutex::default(),
@@ -78,7 +80,8 @@ impl TestHost {
 impl Host for TestHost {
     fn admit(&self, spec: &GuestSpec, layout: &RamLayout) -> Result<Admitted, String> {
         let dir = self.dir(&spec.name);
-        let vm = QemuBackend
+        let vm = self
+            .backend
             .launch_incoming(spec, layout, dir.path())
             .map_err(|e| e.to_string())?;
         self.guests
@@ -117,14 +120,22 @@ pub struct Pair {
 }
 
 impl Pair {
-    /// Two hosts without guests.
+    /// Two hosts for QEMU, without guests.
     ///
     /// # Panics
-    /// When the destination cannot listen on loopback.
+    /// See [`Pair::with`].
     #[allow(clippy::new_without_default, reason = "it opens sockets")]
     pub fn new() -> Self {
-        let (source, from_source, other_endpoint) = open();
-        let (destination, incoming, endpoint) = open();
+        Self::with(|| Box::new(QemuBackend))
+    }
+
+    /// Two hosts with a backend each, without guests.
+    ///
+    /// # Panics
+    /// When loopback cannot be listened on.
+    pub fn with(backend: impl Fn() -> Box<dyn Backend>) -> Self {
+        let (source, from_source, other_endpoint) = open(backend());
+        let (destination, incoming, endpoint) = open(backend());
         Self {
             source,
             destination,
@@ -148,10 +159,12 @@ impl Pair {
     /// Starts a guest at the source.
     ///
     /// # Panics
-    /// When QEMU does not start.
+    /// When it does not start.
     pub fn launch(&self, spec: &GuestSpec) -> Arc<dyn Vm> {
         let dir = self.source.dir(&spec.name);
-        let vm = QemuBackend
+        let vm = self
+            .source
+            .backend
             .launch(spec, dir.path())
             .unwrap_or_else(|e| panic!("{e}"));
         self.source
@@ -195,8 +208,8 @@ impl Pair {
 }
 
 /// A host that takes guests in at a port of its own.
-fn open() -> (Arc<TestHost>, Incoming, Endpoint) {
-    let host = TestHost::new();
+fn open(backend: Box<dyn Backend>) -> (Arc<TestHost>, Incoming, Endpoint) {
+    let host = TestHost::new(backend);
     let listener = Listener::bind(&Endpoint::tcp("127.0.0.1", 0)).expect("loopback can be listened on");
     let endpoint = listener.local_endpoint().clone();
     let incoming =

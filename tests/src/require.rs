@@ -1,6 +1,6 @@
 //! Requirements of tests.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::OnceLock;
 
 /// Something a test needs of the machine.
@@ -92,10 +92,5 @@ pub fn image_dir() -> PathBuf {
     if let Some(dir) = std::env::var_os("VMFERRY_GUEST_IMAGE") {
         return dir.into();
     }
-    let cache = std::env::var_os("VMFERRY_CACHE").map(PathBuf::from).or_else(|| {
-        let base = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
-        let base = base.or_else(|| Some(Path::new(&std::env::var_os("HOME")?).join(".cache")));
-        base.map(|base| base.join("vmferry"))
-    });
-    cache.unwrap_or_else(|| "/var/cache/vmferry".into()).join("guest")
+    vmferry_lab::requirements::default_image().unwrap_or_else(|| "/var/cache/vmferry/guest".into())
 }

@@ -139,7 +139,23 @@ fn a_guest_without_an_agent_is_told() {
     need!(Qemu, Root);
     let _turn = turn();
     let dir = tempfile::tempdir().unwrap();
-    let (Running(guest), console) = &boot(dir.path(), "idle");
+    // A port that the guest's owner gave it.
+    let chardev = format!(
+        "socket,id=own,path={},server=on,wait=off",
+        dir.path().join("own.sock").display()
+    );
+    let port = "virtserialport,chardev=own,name=org.vmferry.agent.0";
+    let args = [
+        "-device",
+        "virtio-serial-pci",
+        "-chardev",
+        &chardev,
+        "-device",
+        port,
+    ];
+    let TestGuest { spec, console } = TestGuest::new("vm", dir.path(), RAM_MIB, "idle", &args);
+    let guest = QemuBackend.start(&spec, dir.path()).unwrap();
+    let Running(guest) = &Running(guest);
     console.wait_for("vmferry-guest: ready");
     let error = guest
         .enlighten(ACTIVE_WITHIN, Duration::from_millis(300))

@@ -7,6 +7,7 @@
 #   vmferry.load=write:64:200     write 64 MiB of memory at 200 MiB/s, checking every page all the while;
 #                disk:32          write and read back the first 32 MiB of /dev/vda, and check what was read;
 #                churn:32         make and remove files in memory, up to 32 MiB of them, and check what they hold;
+#                used:1024        write 1024 MiB of memory and give it back, before anything else starts;
 #                idle             nothing; several loads are joined with a comma
 #   vmferry.agent                 run the agent, which says what pages are used for
 #   vmferry.selfcheck             print `alive N` every second
@@ -70,6 +71,7 @@ start_load() {
         write) guest-load write --mib "${first:-64}" --rate-mib-s "${second:-100}" & ;;
         disk) guest-load disk --device /dev/vda --mib "${first:-32}" & ;;
         churn) guest-load churn --folder /tmp --mib "${first:-32}" & ;;
+        used) guest-load used --mib "${first:-64}" ;;
         idle) ;;
         *) echo "vmferry-guest: unknown load $1" ;;
     esac

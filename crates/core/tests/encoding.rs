@@ -26,6 +26,8 @@ struct World {
     /// Bytes of memory a second that the destination takes in, where it decodes.
     decodes: f64,
     streams: usize,
+    /// Share by which the link is now faster, now slower.
+    noise: f64,
     /// Bytes in sockets.
     under_way: f64,
     /// Bytes of memory and when, by codec.
@@ -42,6 +44,7 @@ impl World {
             content: TEXT,
             decodes: f64::INFINITY,
             streams: 1,
+            noise: 0.0,
             under_way: 0.0,
             sent: Vec::new(),
         }
@@ -97,7 +100,8 @@ impl World {
                 sample_wall = sample_wall.max(wall);
             }
         }
-        let drain = self.drain(codec);
+        let wave = (self.now * 9.0).sin() + (self.now * 23.0).cos();
+        let drain = self.drain(codec) * (1.0 + self.noise * wave / 2.0);
         let running = (encode + write) * self.stretch + sample_wall;
         self.under_way = (self.under_way - drain * running).max(0.0) + BATCH * ratio * self.streams as f64;
         let room = SOCKET * self.streams as f64;
@@ -208,6 +212,19 @@ fn it_follows_the_link() {
     // The encoding does not find the new limit by itself: raw pages have to be tried.
     world.link = 40e9 / 8.0;
     world.settles_on(Codec::Raw, 12.0);
+}
+
+#[test]
+fn a_link_of_changing_rate_does_not_make_it_waver() {
+    let mut world = World::new(300.0);
+    // Close to each other.
+    world.content = [(0.43, 1.2), (0.4, 2.2), (0.37, 4.0)];
+    world.noise = 0.2;
+    world.run(2.0);
+    world.run(20.0);
+    let changes = world.sent.windows(2).filter(|pair| pair[0].0 != pair[1].0);
+    let changes = changes.count();
+    assert!(changes <= 2, "{changes} changes in 20 s: {world:?}");
 }
 
 #[test]

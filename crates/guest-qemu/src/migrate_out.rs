@@ -82,7 +82,7 @@ impl MigrateOut for QemuGuest {
     }
 
     fn enlightened(&self) -> Option<&dyn Enlightened> {
-        self.config.agent.then_some(self as &dyn Enlightened)
+        self.agent_socket().map(|_| self as &dyn Enlightened)
     }
 
     fn dirty_tracker(&self) -> Result<Box<dyn DirtyTracker>> {

@@ -44,6 +44,8 @@ pub struct HostSetup<'a> {
     pub folder: &'a Path,
     /// Where it listens; port 0 lets the system choose.
     pub address: (Ipv4Addr, u16),
+    /// Further words of its command line.
+    pub options: &'a [String],
     /// The namespace it runs in; the present one where absent.
     pub namespace: Option<&'a Namespace>,
     /// Ctrl-C.
@@ -70,7 +72,8 @@ impl Host {
             .arg("--state-dir")
             .arg(folder.join("state"))
             .arg("--api")
-            .arg(&socket);
+            .arg(&socket)
+            .args(setup.options);
         let log_file = File::create(&log).map_err(LabError::system(format!("make {}", log.display())))?;
         command
             .stdin(Stdio::null())

@@ -14,6 +14,7 @@
 mod attach;
 mod doctor;
 mod error;
+mod fault_cost;
 mod mapping;
 mod maps;
 mod page_states;
@@ -27,6 +28,7 @@ mod uffd;
 pub use attach::{RemoteProcess, Syscall, UffdRequest};
 pub use doctor::{Capabilities, Check};
 pub use error::{Error, Result};
+pub use fault_cost::WriteFaultCost;
 pub use maps::{FileId, MapEntry, Mapping, mappings_of, read_maps};
 pub use page_states::SharedPageStates;
 pub use pagemap::PagemapScanner;

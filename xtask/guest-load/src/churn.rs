@@ -24,7 +24,7 @@ pub(crate) fn run(mib: usize, folder: &Path) -> Result<Infallible, String> {
     let mut report_at = Instant::now() + REPORT_EVERY;
     loop {
         churn.step()?;
-        if churn.steps % STEPS_A_PROCESS == 0 {
+        if churn.steps.is_multiple_of(STEPS_A_PROCESS) {
             Command::new("true")
                 .status()
                 .map_err(|error| format!("cannot run true: {error}"))?;

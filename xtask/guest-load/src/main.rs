@@ -10,6 +10,7 @@ mod churn;
 mod disk;
 mod memory;
 mod pattern;
+mod used;
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -17,7 +18,8 @@ use std::process::ExitCode;
 
 const USAGE: &str = "usage: guest-load write --mib N --rate-mib-s R (0: as fast as it goes)
        guest-load disk --device PATH --mib N
-       guest-load churn --folder PATH --mib N";
+       guest-load churn --folder PATH --mib N
+       guest-load used --mib N";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -25,6 +27,10 @@ fn main() -> ExitCode {
         Some(Load::Memory { mib, rate_mib_s }) => memory::run(mib, rate_mib_s),
         Some(Load::Disk { device, mib }) => disk::run(&device, mib),
         Some(Load::Churn { folder, mib }) => churn::run(mib, &folder),
+        Some(Load::Used { mib }) => {
+            used::run(mib);
+            return ExitCode::SUCCESS;
+        }
         None => Err(USAGE.to_owned()),
     };
     let Err(error) = outcome;
@@ -37,6 +43,7 @@ enum Load {
     Memory { mib: usize, rate_mib_s: usize },
     Disk { device: String, mib: usize },
     Churn { folder: PathBuf, mib: usize },
+    Used { mib: usize },
 }
 
 impl Load {
@@ -64,6 +71,9 @@ impl Load {
             }
             "disk" => Some(Self::Disk {
                 device: values.get("--device")?.to_string(),
+                mib: positive("--mib")?,
+            }),
+            "used" => Some(Self::Used {
                 mib: positive("--mib")?,
             }),
             "churn" => Some(Self::Churn {
@@ -102,6 +112,7 @@ mod tests {
             mib: 8,
         };
         assert_eq!(parse("churn --folder /tmp --mib 8"), Some(churn));
+        assert_eq!(parse("used --mib 8"), Some(Load::Used { mib: 8 }));
     }
 
     #[test]

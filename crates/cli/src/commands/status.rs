@@ -193,9 +193,10 @@ fn learned_table(learned: &SamplingReport) -> String {
     row(
         "cost",
         format!(
-            "about {:.2} % of the guest's time, at most {:.2} %; {} of memory",
+            "about {:.2} % of the guest's time, at most {:.2} %, at {:.1} us a page; {} of memory",
             learned.cost_percent,
             learned.budget_percent,
+            learned.page_cost_us,
             units::size(learned.memory_bytes)
         ),
     );

@@ -171,6 +171,7 @@ fn start_host(
         program: &program,
         folder,
         address: end.map_or((Ipv4Addr::LOCALHOST, 0), |end| (end.address, PORT)),
+        options: &[],
         namespace: end.map(|end| &end.namespace),
         interrupt,
     };

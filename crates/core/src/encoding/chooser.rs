@@ -41,9 +41,11 @@ const WAITING_SHARE: f64 = 0.2;
 /// and have it still while they wait for this one.
 const STILL_WAITING_SHARE: f64 = 0.1;
 /// A codec that takes more processor time has to be so much better to be taken,
-const BETTER_TO_TAKE: f64 = 1.15;
+const BETTER_TO_TAKE: f64 = 1.08;
 /// and so much better to be kept.
-const BETTER_TO_KEEP: f64 = 1.05;
+const BETTER_TO_KEEP: f64 = 1.02;
+/// Links seen by two codecs that differ by less are the same link.
+const SAME_LINK: f64 = 1.25;
 /// Weight of the newest measurement.
 const NEWEST: f64 = 0.3;
 /// Processor time that says something about the clock's.
@@ -317,13 +319,20 @@ impl Chooser {
         }
         let busy = (cost + self.write_cost * ratio) * self.stretch;
         let fresh = |seen: &Seen| now.saturating_sub(seen.at) < LINK_FRESH;
-        let link = self.candidates[index]
-            .link
-            .filter(fresh)
-            .or(self.link.filter(fresh));
+        let link = match (self.candidates[index].link.filter(fresh), self.link.filter(fresh)) {
+            (Some(own), Some(last)) if own.differs(&last) => Some(own),
+            (own, last) => last.or(own),
+        };
         let by_processors = processors / busy.max(f64::MIN_POSITIVE);
         let by_link = link.map_or(f64::INFINITY, |link| link.bytes_per_s / ratio.max(1e-6));
         Some(by_processors.min(by_link))
+    }
+}
+
+impl Seen {
+    fn differs(&self, other: &Self) -> bool {
+        let ratio = self.bytes_per_s / other.bytes_per_s.max(f64::MIN_POSITIVE);
+        !(1.0 / SAME_LINK..=SAME_LINK).contains(&ratio)
     }
 }
 

@@ -48,9 +48,20 @@ impl Background {
         self.schedule.is_in_burst()
     }
 
+    /// A write to a tracked page was measured to cost this much on this host now.
+    pub fn write_costs(&mut self, write: Duration) {
+        self.schedule.measured(write);
+    }
+
     /// Tracking was armed for the next burst, which took `took`.
     pub fn armed(&mut self, took: Duration) {
         self.schedule.armed(took);
+    }
+
+    /// The time of the next scan has come, and the guest used this much CPU time since it was started, where that is known.
+    /// Whether it may be looked at now: on a host where it gets little, [`Background::next_scan`] may be later after this.
+    pub fn may_look(&mut self, now: Duration, guest_cpu: Option<Duration>) -> bool {
+        self.schedule.may_look(now, guest_cpu)
     }
 
     /// A scan at `now` found the pages `dirty`, and took `took`.
@@ -112,6 +123,7 @@ impl Background {
             burst_samples: self.schedule.burst_samples(),
             budget_percent: self.schedule.budget().as_percent(),
             cost_percent: self.schedule.cost_percent(now),
+            page_cost_us: self.schedule.page_cost().as_secs_f64() * 1e6,
             ..self.learned.report(now)
         }
     }

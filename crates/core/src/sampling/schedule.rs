@@ -5,8 +5,11 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-/// What a page that a scan finds cost its writer: 0.75 to 1.1 us were measured under TCG, faults and flushes included.
+/// What a page that a scan finds cost its writer, at least: 0.75 to 1.1 us were measured under TCG on a calm machine, faults
+/// and flushes included.
 pub const PAGE_COST: Duration = Duration::from_nanos(1250);
+/// How much dearer a write may be to a guest than where it was measured: its caches are cold, its pages more.
+const DEARER: u32 = 3;
 /// Shortest pause while the model is being built.
 const PAUSE_LEARNING: Duration = Duration::from_secs(1);
 /// Shortest pause where there is nothing to learn at once: the model fits, or no model ever did.
@@ -60,19 +63,44 @@ impl Default for Budget {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
     /// Nothing is looked at.
-    Pause { until: Duration },
+    Pause {
+        until: Duration,
+        /// Nor before the guest used so much CPU time since it was started.
+        owed: Option<Duration>,
+    },
     /// Samples are taken.
     Burst {
         begun: Duration,
-        /// When the sample under way began; none before the first scan, which shows what was written in the pause.
-        sample_began: Option<Duration>,
+        /// CPU time that the guest had used then.
+        guest_cpu: Option<Duration>,
+        /// When the sample under way began.
+        sample_began: Duration,
         /// Samples taken.
         taken: u32,
         /// Scans made.
         scans: u32,
-        /// What it cost the guest so far.
-        cost: Duration,
+        cost: Cost,
     },
+}
+
+/// What was spent of the guest's time.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Cost {
+    /// On pages that it wrote: its own CPU time.
+    pages: Duration,
+    /// On scans and arming, which hold it up at worst.
+    scans: Duration,
+}
+
+impl Cost {
+    fn all(self) -> Duration {
+        self.pages + self.scans
+    }
+
+    fn add(&mut self, other: Self) {
+        self.pages += other.pages;
+        self.scans += other.scans;
+    }
 }
 
 /// What a scan was good for.
@@ -95,8 +123,12 @@ pub(super) struct Schedule {
     samples: u32,
     phase: Phase,
     began: Duration,
-    /// Of all bursts that ended.
-    spent: Duration,
+    /// CPU time that the guest had used at the first look and at the last one.
+    guest_cpu: Option<(Duration, Duration)>,
+    /// By all bursts that ended.
+    spent: Cost,
+    /// What is taken for the cost of a page.
+    page_cost: Duration,
     /// Arming, to be counted with the burst that it is for.
     armed: Duration,
 }
@@ -107,21 +139,50 @@ impl Schedule {
             budget,
             interval,
             samples,
-            phase: Phase::Pause { until: now },
+            phase: Phase::Pause {
+                until: now,
+                owed: None,
+            },
             began: now,
-            spent: Duration::ZERO,
+            guest_cpu: None,
+            spent: Cost::default(),
+            page_cost: PAGE_COST,
             armed: Duration::ZERO,
         }
+    }
+
+    /// A write to a tracked page was measured to cost this much.
+    pub(super) fn measured(&mut self, write: Duration) {
+        self.page_cost = (write * DEARER).max(PAGE_COST);
+    }
+
+    /// What is taken for the cost of a page.
+    pub(super) fn page_cost(&self) -> Duration {
+        self.page_cost
     }
 
     /// When to scan next.
     pub(super) fn next_scan(&self) -> Duration {
         match self.phase {
-            Phase::Pause { until } => until,
-            Phase::Burst {
-                begun, sample_began, ..
-            } => sample_began.map_or(begun, |began| began + self.interval),
+            Phase::Pause { until, .. } => until,
+            Phase::Burst { sample_began, .. } => sample_began + self.interval,
         }
+    }
+
+    /// The time of the next scan has come, and the guest used this much CPU time so far. Whether it may be looked at;
+    /// else [`Schedule::next_scan`] is later now.
+    pub(super) fn may_look(&mut self, now: Duration, guest_cpu: Option<Duration>) -> bool {
+        let Phase::Pause { until, owed } = &mut self.phase else {
+            return true;
+        };
+        let left = owed.zip(guest_cpu).map(|(owed, used)| owed.saturating_sub(used));
+        if let Some(left) = left.filter(|left| !left.is_zero()) {
+            *until = now + left.max(PAUSE_LEARNING);
+            return false;
+        }
+        let first = self.guest_cpu.map(|(first, _)| first);
+        self.guest_cpu = guest_cpu.map(|used| (first.unwrap_or(used), used));
+        true
     }
 
     pub(super) fn is_in_burst(&self) -> bool {
@@ -143,16 +204,23 @@ impl Schedule {
 
     /// A scan was made at `now`, took `took` and found `pages`.
     pub(super) fn scanned(&mut self, now: Duration, took: Duration, pages: u64) -> ScanUse {
-        let found = PAGE_COST.saturating_mul(u32::try_from(pages).unwrap_or(u32::MAX)) + took;
+        let mut found = Cost {
+            pages: self
+                .page_cost
+                .saturating_mul(u32::try_from(pages).unwrap_or(u32::MAX)),
+            scans: took,
+        };
         let late = self.interval * LATE_TENTHS / 10;
         match &mut self.phase {
             Phase::Pause { .. } => {
+                found.scans += std::mem::take(&mut self.armed);
                 self.phase = Phase::Burst {
                     begun: now,
-                    sample_began: Some(now),
+                    guest_cpu: self.guest_cpu.map(|(_, last)| last),
+                    sample_began: now,
                     taken: 0,
                     scans: 1,
-                    cost: found + std::mem::take(&mut self.armed),
+                    cost: found,
                 };
                 ScanUse::Begin
             }
@@ -163,17 +231,14 @@ impl Schedule {
                 cost,
                 ..
             } => {
-                *cost += found;
+                cost.add(found);
                 *scans += 1;
-                let took = sample_began.replace(now).map(|began| now.saturating_sub(began));
-                match took {
-                    None => ScanUse::Begin,
-                    Some(took) if took > late => ScanUse::Late,
-                    Some(_) => {
-                        *taken += 1;
-                        ScanUse::Sample
-                    }
+                let took = now.saturating_sub(std::mem::replace(sample_began, now));
+                if took > late {
+                    return ScanUse::Late;
                 }
+                *taken += 1;
+                ScanUse::Sample
             }
         }
     }
@@ -194,27 +259,43 @@ impl Schedule {
             true => PAUSE_TESTING,
             false => PAUSE_LEARNING,
         };
-        let (begun, cost) = match self.phase {
-            Phase::Pause { .. } => (now, std::mem::take(&mut self.armed)),
-            Phase::Burst { begun, cost, .. } => (begun, cost),
+        let (begun, guest_cpu, cost) = match self.phase {
+            Phase::Pause { .. } => {
+                let scans = std::mem::take(&mut self.armed);
+                let pages = Duration::ZERO;
+                (now, None, Cost { pages, scans })
+            }
+            Phase::Burst {
+                begun,
+                guest_cpu,
+                cost,
+                ..
+            } => (begun, guest_cpu, cost),
         };
-        self.spent += cost;
+        self.spent.add(cost);
         self.phase = Phase::Pause {
-            until: (now + at_least).max(begun.saturating_add(self.budget.time_for(cost))),
+            until: (now + at_least).max(begun.saturating_add(self.budget.time_for(cost.all()))),
+            owed: guest_cpu.map(|used| used.saturating_add(self.budget.time_for(cost.pages))),
         };
     }
 
-    /// The estimated cost so far in percent of the guest's time.
+    /// The estimated cost so far in percent of the guest's time, by the clock or by its CPU time, whichever is more.
     pub(super) fn cost_percent(&self, now: Duration) -> f64 {
         let under_way = match self.phase {
             Phase::Pause { .. } => Duration::ZERO,
-            Phase::Burst { cost, .. } => cost,
+            Phase::Burst { cost, .. } => cost.all(),
         };
-        let time = now.saturating_sub(self.began).as_secs_f64();
-        match time > 0.0 {
-            true => 100.0 * (self.spent + under_way).as_secs_f64() / time,
-            false => 0.0,
-        }
+        let share = |cost: Duration, time: Duration| match time.is_zero() {
+            true => 0.0,
+            false => 100.0 * cost.as_secs_f64() / time.as_secs_f64(),
+        };
+        let by_clock = share(self.spent.all() + under_way, now.saturating_sub(self.began));
+        let by_cpu = match (self.guest_cpu, self.phase) {
+            // As of the begin of the burst under way: all those before it had their pauses.
+            (Some((first, last)), Phase::Burst { .. }) => share(self.spent.pages, last.saturating_sub(first)),
+            _ => 0.0,
+        };
+        by_clock.max(by_cpu)
     }
 }
 
@@ -258,6 +339,53 @@ mod tests {
     }
 
     #[test]
+    fn on_a_host_where_faults_are_dear_the_pauses_are_longer() {
+        let pause = |write_us| {
+            let mut schedule = Schedule::new(Budget::default(), INTERVAL, 1, Duration::ZERO);
+            schedule.measured(Duration::from_micros(write_us));
+            for at in [Duration::ZERO, INTERVAL] {
+                schedule.scanned(at, Duration::ZERO, 16_384);
+            }
+            schedule.pause(INTERVAL, false);
+            schedule.next_scan()
+        };
+        assert_eq!(pause(4), Duration::from_nanos(2 * 16_384 * 12_000 * 100 / 3));
+        assert!(
+            pause(0) < pause(1),
+            "nor is a fault free where it could not be measured"
+        );
+    }
+
+    /// On a host where it gets a tenth of a CPU, the same pages are ten times the share of its time.
+    #[test]
+    fn a_guest_that_gets_little_cpu_time_is_left_alone_longer() {
+        let mut schedule = Schedule::new(Budget::default(), INTERVAL, 2, Duration::ZERO);
+        let used = |now: Duration| Some(Duration::from_secs(5) + now / 10);
+        let (mut now, mut bursts) = (Duration::ZERO, 0);
+        while now < Duration::from_secs(600) {
+            now = schedule.next_scan();
+            if !schedule.may_look(now, used(now)) {
+                assert!(schedule.next_scan() >= now + PAUSE_LEARNING);
+                continue;
+            }
+            schedule.scanned(now, Duration::ZERO, 1600);
+            if schedule.is_burst_over() {
+                schedule.pause(now, false);
+                bursts += 1;
+            }
+        }
+        // 3 scans of 2 ms each are 3 % of 200 ms of CPU time, which takes it 2 s.
+        assert!((250..=300).contains(&bursts), "{bursts} bursts");
+        now = schedule.next_scan();
+        while !schedule.may_look(now, used(now)) {
+            now = schedule.next_scan();
+        }
+        schedule.scanned(now, Duration::ZERO, 0);
+        let cost = schedule.cost_percent(now);
+        assert!((2.5..=3.01).contains(&cost), "{cost} % of its CPU time");
+    }
+
+    #[test]
     fn samples_are_an_interval_long_and_late_scans_are_none() {
         let mut schedule = Schedule::new(Budget::default(), INTERVAL, 2, Duration::ZERO);
         let at = Duration::from_millis;
@@ -298,10 +426,10 @@ mod tests {
         ) {
             let mut next = pages.iter().cycle();
             let (schedule, ..) = run(percent, Duration::from_secs(3600), |_| *next.next().unwrap());
-            let Phase::Pause { until } = schedule.phase else {
+            let Phase::Pause { until, .. } = schedule.phase else {
                 return Ok(());
             };
-            let share = schedule.spent.as_secs_f64() / until.as_secs_f64();
+            let share = schedule.spent.all().as_secs_f64() / until.as_secs_f64();
             prop_assert!(share * 100.0 <= percent * 1.0001, "{} % of {} %", share * 100.0, percent);
         }
     }

@@ -31,8 +31,11 @@ pub struct SamplingReport {
     pub interval_ms: f64,
     /// The share of the guest's time that learning may cost, percent.
     pub budget_percent: f64,
-    /// The share that it did cost so far, an estimate, percent.
+    /// The share that it did cost so far, an estimate, percent: of the time by the clock, or of the CPU time that the guest
+    /// used, whichever is more.
     pub cost_percent: f64,
+    /// What is taken for the cost of a page that a scan finds: three times what was measured, microseconds.
+    pub page_cost_us: f64,
     /// Samples in this model.
     pub samples: u64,
     /// Bursts in this model.

@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use vmferry_core::PageBitmap;
 use vmferry_core::policy::{Faults, Policy};
 use vmferry_core::report::Outcome;
+use vmferry_core::sampling::{Background, Budget, Ready};
 use vmferry_core::source::{Event, Side, Source};
-use vmferry_core::{AtLimit, Limits, Strategy, Tuning};
+use vmferry_core::{AtLimit, Limits, PageBitmap, PageRun, Strategy, Tuning};
 
 use crate::agent::Agent;
 use crate::checks::Checks;
@@ -27,6 +27,8 @@ pub(crate) struct Scenario {
     pub algorithm: Strategy,
     pub limits: Limits,
     pub tuning: Tuning,
+    /// The host's sampler believes that the guest writes these pages all the time, which is most often wrong.
+    pub believed: Option<PageRun>,
     pub verify: bool,
     pub habits: Habits,
     /// Hosts do their work beside and answer later.
@@ -63,6 +65,11 @@ impl Scenario {
             ..Tuning::default()
         };
         tuning.check(pages).expect("a world begins with what makes sense");
+        let learns = matches!(algorithm, Strategy::PreCopyFilter | Strategy::HybridLearning);
+        let believed = (learns && chooser.below(3) == 0).then(|| {
+            let first = chooser.below(pages);
+            PageRun::new(first, 1 + chooser.below(pages - first))
+        });
         let frees = algorithm == Strategy::Enlightened;
         Self {
             pages,
@@ -70,6 +77,7 @@ impl Scenario {
             algorithm,
             limits,
             tuning,
+            believed,
             verify: chooser.below(3) == 0,
             habits: Habits {
                 pinned_io: chooser.below(3) == 0,
@@ -85,7 +93,29 @@ impl Scenario {
     }
 
     pub(crate) fn policy(&self) -> Box<dyn Policy> {
-        self.algorithm.policy(&self.limits, &self.tuning, self.pages)
+        match self.believed {
+            Some(run) => {
+                self.algorithm
+                    .policy_knowing(&self.limits, &self.tuning, self.pages, self.known(run))
+            }
+            None => self.algorithm.policy(&self.limits, &self.tuning, self.pages),
+        }
+    }
+
+    /// What a sampler learned that saw `run` dirty in every sample.
+    fn known(&self, run: PageRun) -> Ready {
+        let (start, budget) = (Duration::ZERO, Budget::default());
+        let mut background = Background::new(self.pages, &self.tuning, budget, None, start);
+        let mut dirty = PageBitmap::new(self.pages);
+        dirty.insert_run(run);
+        loop {
+            let now = background.next_scan();
+            background.scanned(now, Duration::ZERO, &dirty);
+            match background.ready(now) {
+                Some(ready) if background.report(now).fits == Some(true) => return ready,
+                _ => {}
+            }
+        }
     }
 
     pub(crate) fn faults(&self) -> Faults {

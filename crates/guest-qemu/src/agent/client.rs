@@ -17,6 +17,9 @@ pub(crate) enum Fault {
     /// Nobody answers.
     #[error("it is silent")]
     Silent,
+    /// The guest has none.
+    #[error("it has no port for an agent")]
+    NoPort,
     /// QEMU does not let us in.
     #[error("its port cannot be reached")]
     Connect(#[source] io::Error),

@@ -17,6 +17,7 @@ use vmferry_core::hints::Class;
 use vmferry_core::{Hints, PAGE_SIZE, PageBitmap};
 use vmferry_guest::{Enlightened, FreeKnowledge, Guest as _, GuestError, GuestLoad, ProcessRan, Result};
 
+use crate::args::{options, value_of};
 use crate::guest::QemuGuest;
 use crate::physical::GuestPhysicalMap;
 use crate::qmp::{Cursor, Event};
@@ -61,6 +62,26 @@ pub(crate) fn port_args(socket: &str) -> [String; 6] {
             vmferry_agent_proto::PORT
         ),
     ]
+}
+
+/// The path of the socket behind a port for the agent that QEMU's own arguments make.
+fn port_in(args: &[String]) -> Option<String> {
+    let values = |name| {
+        options(args)
+            .filter(move |arg| arg.name == name)
+            .filter_map(|arg| arg.value)
+    };
+    let is_port = |device: &&str| {
+        value_of(device, "name").as_deref() == Some(vmferry_agent_proto::PORT)
+            && (device.starts_with("virtserialport,")
+                || value_of(device, "driver").as_deref() == Some("virtserialport"))
+    };
+    let chardev = value_of(values("device").find(is_port)?, "chardev")?;
+    let socket = values("chardev").find(|value| value_of(value, "id").as_ref() == Some(&chardev))?;
+    socket
+        .starts_with("socket,")
+        .then(|| value_of(socket, "path"))
+        .flatten()
 }
 
 impl Enlightened for QemuGuest {
@@ -146,6 +167,19 @@ impl Enlightened for QemuGuest {
 }
 
 impl QemuGuest {
+    /// The socket of the agent's port, where the guest has one: vmferry's, or one that somebody gave it.
+    pub(crate) fn agent_socket(&self) -> Option<PathBuf> {
+        if self.config.agent {
+            return Some(socket_path(&self.dir));
+        }
+        let path = port_in(&self.config.args)?;
+        // Relative paths are relative to where QEMU was started.
+        Some(match path.starts_with('/') {
+            true => path.into(),
+            false => format!("/proc/{}/cwd/{path}", self.process.pid()).into(),
+        })
+    }
+
     /// Lets `talk` talk to the agent.
     fn with_agent<T>(
         &self,
@@ -158,7 +192,10 @@ impl QemuGuest {
                 client.renew(timeout);
                 client
             }
-            None => Client::connect(&socket_path(&self.dir), timeout)?,
+            None => {
+                let socket = self.agent_socket().ok_or(Fault::NoPort)?;
+                Client::connect(&socket, timeout)?
+            }
         };
         let said = talk(&mut client);
         // After anything else the rest of an answer may still come.
@@ -284,6 +321,18 @@ mod tests {
         runs.iter()
             .for_each(|&(first, count)| set.insert_run(PageRun::new(first, count)));
         set
+    }
+
+    #[test]
+    fn a_port_that_somebody_gave_is_found() {
+        let args = |line: &str| line.split(' ').map(str::to_owned).collect::<Vec<_>>();
+        let port = "-device virtio-serial-pci -chardev socket,id=qga,path=/run/qga,server=on \
+                    -chardev socket,id=a,path=/run/agent,server=on,wait=off \
+                    -device virtserialport,chardev=qga,name=org.qemu.guest_agent.0 \
+                    -device virtserialport,chardev=a,name=org.vmferry.agent.0";
+        assert_eq!(port_in(&args(port)).as_deref(), Some("/run/agent"));
+        assert_eq!(port_in(&args(&port.replace("vmferry", "other"))), None);
+        assert_eq!(port_in(&args(&port.replace("socket,id=a", "pty,id=a"))), None);
     }
 
     #[test]

@@ -6,7 +6,11 @@ use super::scenario::Scenario;
 use crate::error::{LabError, Result};
 
 /// Name and text of each.
-const SCENARIOS: [(&str, &str); 5] = [
+const SCENARIOS: [(&str, &str); 6] = [
+    (
+        "encodings",
+        include_str!("../../../../benches/scenarios/encodings.toml"),
+    ),
     (
         "filter-states",
         include_str!("../../../../benches/scenarios/filter-states.toml"),

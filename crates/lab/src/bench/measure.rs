@@ -10,7 +10,7 @@ use vmferry_guest::GuestSpec;
 
 use super::operations::{self, Counters, Moments, Operations};
 use super::plan::{CommandLine, GUEST, PlannedRun, guest_words};
-use super::scenario::{GuestKind, NO_LIMIT, Scenario};
+use super::scenario::{GuestKind, NO_LIMIT, Scenario, words};
 use crate::error::{LabError, Result};
 use crate::guards::{self, Interrupt};
 use crate::hosts::{Host, HostSetup};
@@ -98,12 +98,15 @@ impl Workbench<'_> {
             (Err(error), GuestKind::Synth) => (None, format!("loopback, not shaped ({})", error.chain())),
             (Err(error), GuestKind::Qemu) => return Err(error),
         };
+        // They were checked with the rest of the scenario.
+        let options = words(&self.scenario.host_options).unwrap_or_default();
         let start = |name, index: usize| {
             let end = topology.as_ref().map(|topology| &topology.hosts[index]);
             let setup = HostSetup {
                 program: self.program,
                 folder: folder.path(),
                 address: end.map_or((Ipv4Addr::LOCALHOST, 0), |end| (end.address, PORT)),
+                options: &options,
                 namespace: end.map(|end| &end.namespace),
                 interrupt: self.interrupt,
             };

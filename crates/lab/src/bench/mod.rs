@@ -150,6 +150,15 @@ impl Bench<'_> {
     }
 }
 
+/// How many runs a scenario has, if this version can make them.
+///
+/// # Errors
+/// When the command does not understand an option, or a strategy does not exist.
+pub fn count_runs(name: &str, scenario: &Scenario, command: &dyn CommandLine) -> Result<usize> {
+    let kinds = [GuestKind::Synth, GuestKind::Qemu];
+    plan::plan(name, scenario, &kinds, command).map(|runs| runs.len())
+}
+
 /// How long runs may take: as long as earlier ones of the same kind did, or else as all did on average.
 fn eta_s(left: &[PlannedRun], made: &[Run]) -> Option<f64> {
     let mean = |runs: &mut dyn Iterator<Item = &Run>| {

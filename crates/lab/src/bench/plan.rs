@@ -18,6 +18,12 @@ pub trait CommandLine {
     /// What is wrong, in a line.
     fn guest(&self, words: &[String]) -> std::result::Result<GuestSpec, String>;
 
+    /// Checks what follows `vmferry host`.
+    ///
+    /// # Errors
+    /// What is wrong, in a line.
+    fn host(&self, words: &[String]) -> std::result::Result<(), String>;
+
     /// What follows `vmferry migrate`.
     ///
     /// # Errors
@@ -79,6 +85,9 @@ pub(super) fn plan(
     if guests.is_empty() {
         return Err(wrong("it has no guest of the kind that was asked for".into()));
     }
+    scenario::words(&scenario.host_options)
+        .and_then(|words| command.host(&words))
+        .map_err(|why| wrong(format!("host_options: {why}")))?;
     for guest in &guests {
         let why = |why| wrong(format!("guest {:?}: {why}", guest.name));
         let words = guest_words(guest, &[]).map_err(why)?;
@@ -179,6 +188,10 @@ pub(crate) mod tests {
                 backend: "synth".into(),
                 config: serde_json::json!({}),
             })
+        }
+
+        fn host(&self, _: &[String]) -> std::result::Result<(), String> {
+            Ok(())
         }
 
         fn migration(&self, words: &[String]) -> std::result::Result<MigrateRequest, String> {

@@ -61,6 +61,9 @@ pub struct Scenario {
     pub limit_s: f64,
     /// Rates of the link, as `tc` reads them, or `none` for no limit. Everything is measured at each.
     pub links: Vec<String>,
+    /// Further options of `vmferry host`, without their dashes.
+    #[serde(default)]
+    pub host_options: Options,
     /// What `--quick` changes.
     #[serde(default)]
     pub quick: Option<Quick>,
@@ -311,6 +314,7 @@ impl Scenario {
         all_different("guest", self.guests.iter().map(|guest| guest.name.as_str()))?;
         all_different("variant", self.variants.iter().map(Variant::name))?;
         all_different("link", self.links.iter().map(String::as_str))?;
+        words(&self.host_options)?;
         self.guests.iter().try_for_each(Guest::check)?;
         self.claims.iter().try_for_each(|claim| self.check_claim(claim))
     }

@@ -3,12 +3,13 @@
 use std::collections::BTreeSet;
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Duration;
 
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 use vmferry_memory::{
     Error, Features, FileId, Mode, PagemapScanner, SharedMemory, UffdRequest, Userfaultfd, WpAsyncTracker,
-    mappings_of,
+    WriteFaultCost, mappings_of,
 };
 
 use crate::puppet::Puppet;
@@ -212,6 +213,22 @@ fn a_scan_finds_what_another_process_wrote() {
 }
 
 /// Tracking needs no rights beyond user mode, and sees the kernel's writes even so.
+#[test]
+fn the_cost_of_a_write_is_measured_again_and_again() {
+    if !can_track() {
+        return;
+    }
+    let mut cost = WriteFaultCost::new().unwrap();
+    for _ in 0..3 {
+        // Unprotected a store takes a few nanoseconds; a fault takes hundreds on any machine.
+        let write = cost.measure().unwrap();
+        assert!(
+            write > Duration::from_nanos(100),
+            "the writes did not fault: {write:?}"
+        );
+    }
+}
+
 #[test]
 fn user_mode_only_is_enough_to_track() {
     if !can_track() {

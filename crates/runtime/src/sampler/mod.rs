@@ -1,5 +1,6 @@
 //! Learns about a guest while it runs normally: the thread that looks when `vmferry_core::sampling` says so.
 
+mod cpu;
 mod kept;
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -10,6 +11,7 @@ use rustix::time::{ClockId, clock_gettime};
 use vmferry_core::sampling::{Background, Budget, Learned, News, Ready, SamplingReport};
 use vmferry_core::{PageBitmap, Tuning};
 use vmferry_guest::{DirtyTracker, GuestState, Vm};
+use vmferry_memory::WriteFaultCost;
 
 use crate::link::chain;
 
@@ -59,6 +61,7 @@ impl Sampler {
             dirty: PageBitmap::new(pages),
             shared: Arc::clone(&shared),
             tracker: None,
+            cost: None,
             vm,
         };
         let thread = thread::Builder::new()
@@ -134,6 +137,7 @@ impl Shared {
 struct Looker {
     shared: Arc<Shared>,
     tracker: Option<Box<dyn DirtyTracker>>,
+    cost: Option<WriteFaultCost>,
     /// What a scan finds; kept only to spare the allocation.
     dirty: PageBitmap,
     vm: Arc<dyn Vm>,
@@ -153,6 +157,10 @@ impl Looker {
     fn run(mut self) {
         let mut told = false;
         while self.shared.wait() {
+            let used = self.vm.pid().and_then(cpu::used);
+            if !self.shared.lock().background.may_look(now(), used) {
+                continue;
+            }
             let look = self.look();
             let name = &self.vm.spec().name;
             let mut inner = self.shared.lock();
@@ -188,6 +196,7 @@ impl Looker {
                 GuestState::Gone => return Ok(Look::Gone),
                 GuestState::Paused | GuestState::Incoming => return Ok(Look::StandsStill),
             }
+            self.measure_cost();
         }
         let tracker = match &mut self.tracker {
             Some(tracker) => tracker,
@@ -203,5 +212,16 @@ impl Looker {
         let began = Instant::now();
         tracker.scan(&mut self.dirty).map_err(|e| chain(&e))?;
         Ok(Look::Scanned(began.elapsed()))
+    }
+
+    /// What the guest will pay for a page in the burst that begins. Where that cannot be measured (a guest may be tracked
+    /// by software), the estimate of the last time serves.
+    fn measure_cost(&mut self) {
+        if self.cost.is_none() {
+            self.cost = WriteFaultCost::new().ok();
+        }
+        if let Some(Ok(write)) = self.cost.as_mut().map(WriteFaultCost::measure) {
+            self.shared.lock().background.write_costs(write);
+        }
     }
 }

@@ -12,7 +12,9 @@ use clap::{Args, Parser as _, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
 use vmferry_api::MigrateRequest;
 use vmferry_guest::GuestSpec;
-use vmferry_lab::bench::{Bench, CommandLine, Event, GuestKind, Outcome, PlannedRun, Results, Run, catalog};
+use vmferry_lab::bench::{
+    Bench, CommandLine, Event, GuestKind, Outcome, PlannedRun, Results, Run, catalog, count_runs,
+};
 use vmferry_lab::{Interrupt, LabError, requirements};
 
 use super::{migrate, output};
@@ -123,10 +125,15 @@ pub(super) fn run(common: &Common, args: &BenchArgs) -> Result<ExitCode> {
 fn list(common: &Common) -> Result<ExitCode> {
     let mut scenarios = Vec::new();
     for name in catalog::names() {
-        scenarios.push((name, catalog::find(name)?.1));
+        let scenario = catalog::find(name)?.1;
+        let runs = count_runs(name, &scenario, &Words).ok();
+        scenarios.push((name, scenario, runs));
     }
     match common.json {
-        true => output::json(&std::collections::BTreeMap::from_iter(scenarios))?,
+        true => {
+            let contents = scenarios.iter().map(|(name, scenario, _)| (name, scenario));
+            output::json(&std::collections::BTreeMap::from_iter(contents))?;
+        }
         false => output::text(&render::list(&scenarios))?,
     }
     Ok(ExitCode::SUCCESS)
@@ -165,6 +172,10 @@ impl CommandLine for Words {
             Command::Run(args) => super::run::spec(args).map_err(|error| crate::failure::chain(&error)),
             other => Err(format!("{other:?} starts no guest")),
         }
+    }
+
+    fn host(&self, words: &[String]) -> std::result::Result<(), String> {
+        Self::parse("host", words).map(drop)
     }
 
     fn migration(&self, words: &[String]) -> std::result::Result<MigrateRequest, String> {
@@ -270,6 +281,16 @@ fn ended(run: &Run) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn every_scenario_that_comes_with_it_can_be_measured() {
+        for name in catalog::names() {
+            let (_, scenario) = catalog::find(name).unwrap();
+            let runs = count_runs(name, &scenario, &Words).unwrap();
+            assert!(runs >= 12, "{name}: {runs}");
+            count_runs(name, &scenario.quick(), &Words).unwrap();
+        }
+    }
 
     #[test]
     fn options_of_scenarios_are_those_of_the_command() {

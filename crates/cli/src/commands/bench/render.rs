@@ -24,19 +24,19 @@ const COLUMNS: &[Column] = &[
 ];
 
 /// The scenarios there are.
-pub(super) fn list(scenarios: &[(&str, Scenario)]) -> String {
+pub(super) fn list(scenarios: &[(&str, Scenario, Option<usize>)]) -> String {
     let mut table = table::list(&["name", "guests", "links", "variants", "runs", "about"]);
-    for (name, scenario) in scenarios {
+    for (name, scenario, runs) in scenarios {
         let (guests, links, variants) = (
             scenario.guests.len(),
             scenario.links.len(),
             scenario.variants.len(),
         );
-        let runs = guests * links * variants * scenario.repetitions as usize;
-        let numbers = [guests, links, variants, runs].map(|number| number.to_string());
+        let numbers = [guests, links, variants].map(|number| number.to_string());
+        let runs = runs.map_or("not with this version".to_owned(), |runs| runs.to_string());
         let row = std::iter::once((*name).to_owned())
             .chain(numbers)
-            .chain([scenario.title.clone()]);
+            .chain([runs, scenario.title.clone()]);
         table.add_row(row);
     }
     table::align_right(&mut table, &[1, 2, 3, 4]);
