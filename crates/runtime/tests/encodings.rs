@@ -87,7 +87,10 @@ fn raw_pages_are_left_as_they_are() {
 #[test]
 fn compressed_pages_and_those_that_do_not_shrink() {
     for encoding in ["lz4", "zstd", "zstd:7"] {
-        for strategy in [Strategy::PreCopy, Strategy::PostCopyPush, Strategy::Hybrid] {
+        let strategies = [Strategy::PreCopy, Strategy::PostCopyPush, Strategy::Hybrid];
+        // A level is no other way than its codec.
+        let count = if encoding == "zstd:7" { 1 } else { 3 };
+        for strategy in strategies.into_iter().take(count) {
             let report = moves(&busy(), strategy, encoding);
             let pages = report.encoding.pages;
             let (used, other) = match encoding {
