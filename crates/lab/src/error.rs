@@ -143,6 +143,6 @@ impl LabError {
             line = format!("{line}: {error}");
             cause = error.source();
         }
-        line.replace('\n', " ")
+        line.split_whitespace().collect::<Vec<_>>().join(" ")
     }
 }

@@ -66,8 +66,6 @@ impl Host {
         let (address, port) = setup.address;
         command
             .arg("host")
-            // What is measured here is measured of a guest that is left alone.
-            .arg("--no-sampling")
             .args(["--listen", &format!("tcp:{address}:{port}")])
             .arg("--state-dir")
             .arg(folder.join("state"))

@@ -171,7 +171,8 @@ fn start_host(
         program: &program,
         folder,
         address: end.map_or((Ipv4Addr::LOCALHOST, 0), |end| (end.address, PORT)),
-        options: &[],
+        // What is shown here is shown of a guest that is left alone.
+        options: &["--no-sampling".to_owned()],
         namespace: end.map(|end| &end.namespace),
         interrupt,
     };

@@ -61,8 +61,9 @@ pub struct Scenario {
     pub limit_s: f64,
     /// Rates of the link, as `tc` reads them, or `none` for no limit. Everything is measured at each.
     pub links: Vec<String>,
-    /// Further options of `vmferry host`, without their dashes.
-    #[serde(default)]
+    /// Further options of `vmferry host`, without their dashes. Where absent, `no-sampling`: what is measured is measured
+    /// of a guest that was left alone.
+    #[serde(default = "no_sampling")]
     pub host_options: Options,
     /// What `--quick` changes.
     #[serde(default)]
@@ -401,6 +402,10 @@ fn all_different<'a>(what: &str, names: impl Iterator<Item = &'a str>) -> std::r
         }
     }
     Ok(())
+}
+
+fn no_sampling() -> Options {
+    Options::from([("no-sampling".to_owned(), OptionValue::Flag(true))])
 }
 
 fn one() -> u32 {
