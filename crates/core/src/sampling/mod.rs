@@ -8,7 +8,7 @@
 //! long as it takes for the cost of the burst to be within a [`Budget`] of the guest's time. Where the guest writes little,
 //! the pause is short. Between bursts a page costs one fault in all, at its first write.
 //!
-//! *What it costs* is estimated, on the safe side: for each page a scan finds three times what such a write was
+//! *What it costs* is estimated, on the safe side: for each page a scan finds four times what such a write was
 //! measured to cost on the host before the burst (it differs by a factor of ten between hosts), at least [`PAGE_COST`], as
 //! if one vCPU had written them all; and the time of arming and of the scans themselves. The guest's time is the clock's,
 //! and of what the pages cost also the CPU time that it used: on a crowded host it gets less of that, and a page costs it

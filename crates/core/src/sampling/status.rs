@@ -34,7 +34,7 @@ pub struct SamplingReport {
     /// The share that it did cost so far, an estimate, percent: of the time by the clock, or of the CPU time that the guest
     /// used, whichever is more.
     pub cost_percent: f64,
-    /// What is taken for the cost of a page that a scan finds: three times what was measured, microseconds.
+    /// What is taken for the cost of a page that a scan finds: four times what was measured, microseconds.
     pub page_cost_us: f64,
     /// Samples in this model.
     pub samples: u64,
