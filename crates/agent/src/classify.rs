@@ -18,20 +18,24 @@ const MAX_PAGES_OF_PROCESS: u64 = 8 << 20;
 
 /// The use of each frame below the end of memory.
 #[derive(Debug)]
-pub(crate) struct FrameMap(Vec<Use>);
+pub(crate) struct FrameMap {
+    uses: Vec<Use>,
+    /// The frames that were looked at, ascending; all others are absent. In a guest with much memory that is free they are few.
+    looked_at: Vec<Frames>,
+}
 
 impl FrameMap {
     /// The use of all frames, or of those `within`, where the processes `active` are those that ran lately.
     pub(crate) fn classify(active: &[u32], within: Option<&[Frames]>) -> Result<Self> {
         let memory = physical_memory()?;
-        let mut map = Self(vec![Use::Absent; memory.end() as usize]);
+        let mut map = Self::new(&memory, within);
         let all_flags = Table::open("/proc/kpageflags")?;
         let mut all_counts = Counts::open()?;
-        for range in wanted(&memory, within) {
+        for range in map.looked_at.clone() {
             all_flags.read(range, |first, flags| {
                 let counts = all_counts.of(first, flags)?;
                 for ((frame, &flags), &mappings) in (first..).zip(flags).zip(counts) {
-                    map.0[frame as usize] = flags::use_of(frame, flags, mappings);
+                    map.uses[frame as usize] = flags::use_of(frame, flags, mappings);
                 }
                 Ok(())
             })?;
@@ -47,13 +51,13 @@ impl FrameMap {
     /// Only the free frames, of all or of those `within`; all others are absent.
     pub(crate) fn free(within: Option<&[Frames]>) -> Result<Self> {
         let memory = physical_memory()?;
-        let mut map = Self(vec![Use::Absent; memory.end() as usize]);
+        let mut map = Self::new(&memory, within);
         let table = Table::open("/proc/kpageflags")?;
-        for range in wanted(&memory, within) {
+        for range in map.looked_at.clone() {
             table.read(range, |first, flags| {
                 for (frame, &flags) in (first..).zip(flags) {
                     if flags::is_free(frame, flags) {
-                        map.0[frame as usize] = Use::Is(Class::Free);
+                        map.uses[frame as usize] = Use::Is(Class::Free);
                     }
                 }
                 Ok(())
@@ -66,10 +70,17 @@ impl FrameMap {
     /// Where the kernel checks what free pages hold, none is free to be dropped.
     fn keep_what_is_checked(&mut self) -> Result<()> {
         if cmdline::checks_free_pages(&proc::read("/proc/cmdline")?) {
-            let free = self.0.iter_mut().filter(|each| **each == Use::Is(Class::Free));
+            let free = self.uses.iter_mut().filter(|each| **each == Use::Is(Class::Free));
             free.for_each(|each| *each = Use::Is(Class::Other));
         }
         Ok(())
+    }
+
+    fn new(memory: &PhysicalMemory, within: Option<&[Frames]>) -> Self {
+        Self {
+            uses: vec![Use::Absent; memory.end() as usize],
+            looked_at: wanted(memory, within),
+        }
     }
 
     /// Hands the map out in chunks.
@@ -81,17 +92,22 @@ impl FrameMap {
         mut each: impl FnMut(MapChunk) -> std::result::Result<(), E>,
     ) -> std::result::Result<(), E> {
         let mut coder = MapCoder::default();
-        let mut first = 0;
-        for same in self.0.chunk_by(|a, b| a == b) {
-            let count = same.len() as u64;
-            coder
-                .push(FrameRun {
-                    first,
-                    count,
-                    is: same[0],
-                })
-                .map_or(Ok(()), &mut each)?;
-            first += count;
+        let mut reached = 0;
+        for range in &self.looked_at {
+            let mut push = |first, count, is| {
+                coder
+                    .push(FrameRun { first, count, is })
+                    .map_or(Ok(()), &mut each)
+            };
+            if range.first > reached {
+                push(reached, range.first - reached, Use::Absent)?;
+            }
+            let mut first = range.first;
+            for same in self.uses[range.first as usize..range.end as usize].chunk_by(|a, b| a == b) {
+                push(first, same.len() as u64, same[0])?;
+                first += same.len() as u64;
+            }
+            reached = range.end;
         }
         coder.finish().into_iter().try_for_each(each)
     }
@@ -99,7 +115,7 @@ impl FrameMap {
     /// How many frames each class has, in the order of [`Class::ALL`].
     pub(crate) fn counts(&self) -> [u64; Class::ALL.len()] {
         let mut counts = [0; Class::ALL.len()];
-        for &each in &self.0 {
+        for &each in &self.uses {
             if let Use::Is(class) = each {
                 counts[usize::from(class.number())] += 1;
             }
@@ -158,7 +174,7 @@ impl FrameMap {
 
     /// Makes a frame more urgent. One that is in use is not free, whatever was seen before.
     fn raise(&mut self, frame: u64, class: Class) {
-        if let Some(Use::Is(was)) = self.0.get_mut(frame as usize)
+        if let Some(Use::Is(was)) = self.uses.get_mut(frame as usize)
             && class < *was
         {
             *was = class;
@@ -166,7 +182,7 @@ impl FrameMap {
     }
 
     fn get(&self, frame: u64) -> Option<Use> {
-        self.0.get(frame as usize).copied()
+        self.uses.get(frame as usize).copied()
     }
 }
 
@@ -181,7 +197,8 @@ fn physical_memory() -> Result<PhysicalMemory> {
     Ok(memory)
 }
 
-/// The frames of memory, or those of them that somebody wants to know about.
+/// The frames of memory, or those of them that somebody wants to know about, in whatever order he names them: ascending,
+/// each once.
 fn wanted(memory: &PhysicalMemory, within: Option<&[Frames]>) -> Vec<Frames> {
     let Some(within) = within else {
         return memory.ram.clone();
@@ -191,7 +208,16 @@ fn wanted(memory: &PhysicalMemory, within: Option<&[Frames]>) -> Vec<Frames> {
         (first < end).then_some(Frames { first, end })
     };
     let of_one = |ram| within.iter().filter_map(move |range| common(ram, range));
-    memory.ram.iter().flat_map(of_one).collect()
+    let mut found: Vec<Frames> = memory.ram.iter().flat_map(of_one).collect();
+    found.sort_unstable_by_key(|range| range.first);
+    found.dedup_by(|next, last| {
+        let touches = next.first <= last.end;
+        if touches {
+            last.end = last.end.max(next.end);
+        }
+        touches
+    });
+    found
 }
 
 /// `/proc/kpagecount`, read only where it decides: the kernel looks every entry up, which takes as long as its flags.
@@ -297,7 +323,13 @@ mod tests {
     use super::*;
 
     fn map(uses: &[Use]) -> FrameMap {
-        FrameMap(uses.to_vec())
+        FrameMap {
+            looked_at: vec![Frames {
+                first: 0,
+                end: uses.len() as u64,
+            }],
+            uses: uses.to_vec(),
+        }
     }
 
     #[test]
@@ -310,7 +342,7 @@ mod tests {
         ]);
         (0..9).for_each(|frame| map.raise(frame, Class::UserData));
         assert_eq!(
-            map.0,
+            map.uses,
             [
                 Use::Is(Class::KernelCode),
                 Use::Is(Class::UserData),
@@ -384,6 +416,27 @@ mod tests {
             assert_eq!(got[at], 100 + at as u64);
         }
         assert_eq!((got[0], got[200], got[301]), (0, 0, 0), "not read");
+    }
+
+    #[test]
+    fn what_was_not_looked_at_is_absent() {
+        let frames = |first, end| Frames { first, end };
+        let mut map = map(&[Use::Is(Class::Free); 1000]);
+        map.looked_at = vec![frames(100, 200), frames(900, 1000)];
+        let mut got = Vec::new();
+        let mut reader = MapReader::new(1000);
+        map.chunks(|chunk| reader.take(&chunk, |run| got.push((run.first, run.count, run.is))))
+            .unwrap();
+        let free = Use::Is(Class::Free);
+        assert_eq!(
+            got,
+            [
+                (0, 100, Use::Absent),
+                (100, 100, free),
+                (200, 700, Use::Absent),
+                (900, 100, free)
+            ]
+        );
     }
 
     #[test]
