@@ -185,7 +185,7 @@ impl Pair {
             streams: None,
             verify: true,
             encoding: Default::default(),
-            delta_cache_bytes: vmferry_core::encoding::DEFAULT_DELTA_CACHE_BYTES,
+            delta_cache_bytes: None,
         }
     }
 

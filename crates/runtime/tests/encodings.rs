@@ -127,13 +127,13 @@ fn differences_while_the_guest_runs_at_the_source_and_none_later() {
 fn the_cache_of_versions_is_bounded() {
     let pair = Pair::new();
     let none = Request {
-        delta_cache_bytes: 0,
+        delta_cache_bytes: Some(0),
         ..request(&pair, Strategy::PreCopy, "delta")
     };
     assert_eq!(moves_by(&pair, &busy(), none).pages.delta, 0);
     let pair = Pair::new();
     let small = Request {
-        delta_cache_bytes: 1 << 20,
+        delta_cache_bytes: Some(1 << 20),
         ..request(&pair, Strategy::PreCopy, "delta")
     };
     let report = moves_by(&pair, &busy(), small);

@@ -116,7 +116,7 @@ pub(crate) struct MigrateArgs {
     /// bytes as one byte, all the same.
     #[arg(long, value_name = "ENCODING", default_value_t)]
     encoding: Encoding,
-    /// Memory for versions of pages sent before, from which differences are made; 0 makes none [default: 64M]
+    /// Memory for versions of pages sent before, from which differences are made; 0 makes none [default: a 256th of the guest, at most 64M]
     #[arg(long, value_name = "SIZE", value_parser = units::parse_size)]
     delta_cache: Option<u64>,
     /// Compare every page at the end, or as it arrives, with the source's

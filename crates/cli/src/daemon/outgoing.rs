@@ -3,7 +3,6 @@
 use std::sync::Arc;
 use std::thread;
 
-use vmferry_core::encoding::DEFAULT_DELTA_CACHE_BYTES;
 use vmferry_core::limits::check_cpu;
 use vmferry_core::report::{Outcome, Report};
 use vmferry_core::source::Side;
@@ -38,7 +37,7 @@ impl LocalHost {
             streams: request.streams,
             verify: request.verify,
             encoding: request.encoding,
-            delta_cache_bytes: request.delta_cache_bytes.unwrap_or(DEFAULT_DELTA_CACHE_BYTES),
+            delta_cache_bytes: request.delta_cache_bytes,
         };
         let (id, to) = (new_id(name), request.destination.to_string());
         state_dir::set_marker(&member.dir, Marker::Leaving).map_err(Refusal::failed)?;

@@ -19,8 +19,14 @@ pub use log::{EncodingLog, EncodingReport, EncodingSlice, PagesByEncoding};
 pub const ZSTD_LEVELS: RangeInclusive<i32> = -7..=19;
 /// The level of zstd where none is named.
 pub const DEFAULT_ZSTD_LEVEL: i32 = 1;
-/// What the versions last sent may take, where nothing is said.
-pub const DEFAULT_DELTA_CACHE_BYTES: u64 = 64 << 20;
+/// Most that the versions last sent take, where nothing is said.
+const MOST_DELTA_CACHE_BYTES: u64 = 64 << 20;
+
+/// What the versions last sent may take, where nothing is said, for a guest of this much RAM: a 256th of it, because a
+/// migration should not need much memory of a host that may be short of it.
+pub fn default_delta_cache_bytes(ram_bytes: u64) -> u64 {
+    (ram_bytes / 256).min(MOST_DELTA_CACHE_BYTES)
+}
 
 /// How the pages of a batch are encoded. A page that does not shrink crosses raw all the same, and one of equal bytes as
 /// one byte.

@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use crossbeam_channel::{Sender, bounded, unbounded};
 use serde::{Deserialize, Serialize};
-use vmferry_core::encoding::DEFAULT_DELTA_CACHE_BYTES;
+use vmferry_core::encoding::default_delta_cache_bytes;
 use vmferry_core::handover::{Epoch, Record};
 use vmferry_core::policy::Policy;
 use vmferry_core::report::{Progress, Report};
@@ -65,13 +65,10 @@ pub struct Request {
     /// How pages are encoded.
     #[serde(default)]
     pub encoding: Encoding,
-    /// Memory for the versions last sent, from which differences are made; none are made where it is 0.
-    #[serde(default = "default_delta_cache_bytes")]
-    pub delta_cache_bytes: u64,
-}
-
-const fn default_delta_cache_bytes() -> u64 {
-    DEFAULT_DELTA_CACHE_BYTES
+    /// Memory for the versions last sent, from which differences are made; none are made where it is 0. Chosen by the
+    /// guest's size where absent ([`default_delta_cache_bytes`]).
+    #[serde(default)]
+    pub delta_cache_bytes: Option<u64>,
 }
 
 impl Request {
@@ -314,10 +311,14 @@ impl Outgoing {
     ) -> Self {
         let (inputs, received) = unbounded();
         let clock = Clock::start();
+        let ram_bytes = vm.ram().layout().bytes();
+        let delta_cache_bytes = request
+            .delta_cache_bytes
+            .unwrap_or_else(|| default_delta_cache_bytes(ram_bytes));
         let shared = Arc::new(Shared {
             source: Mutex::new(source),
             wake: Condvar::new(),
-            encodings: Arc::new(Encodings::new(request.encoding, request.delta_cache_bytes, clock)),
+            encodings: Arc::new(Encodings::new(request.encoding, delta_cache_bytes, clock)),
             clock,
             ram: vm.ram().clone(),
             usage: Usage::start(),

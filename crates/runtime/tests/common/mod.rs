@@ -120,7 +120,7 @@ impl Pair {
             streams: Some(2),
             verify: true,
             encoding: Default::default(),
-            delta_cache_bytes: vmferry_core::encoding::DEFAULT_DELTA_CACHE_BYTES,
+            delta_cache_bytes: Some(64 << 20),
         }
     }
 
