@@ -63,19 +63,27 @@ pub(crate) fn store_json(path: &Path, value: &impl Serialize) -> Result<(), Runt
 
 /// Reads what [`store_json`] wrote; none where there is no file.
 pub(crate) fn load_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, RuntimeError> {
-    let bytes = match fs::read(path) {
-        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(None),
-        read => read.map_err(|source| RuntimeError::File {
-            what: "read",
-            path: path.to_owned(),
-            source,
-        })?,
+    let Some(bytes) = read(path)? else {
+        return Ok(None);
     };
     let damaged = |e: serde_json::Error| RuntimeError::Damaged {
         path: path.to_owned(),
         why: e.to_string(),
     };
     serde_json::from_slice(&bytes).map(Some).map_err(damaged)
+}
+
+/// Reads a file; none where there is none.
+pub(crate) fn read(path: &Path) -> Result<Option<Vec<u8>>, RuntimeError> {
+    match fs::read(path) {
+        Ok(bytes) => Ok(Some(bytes)),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        Err(source) => Err(RuntimeError::File {
+            what: "read",
+            path: path.to_owned(),
+            source,
+        }),
+    }
 }
 
 /// Removes a file that may not be there.

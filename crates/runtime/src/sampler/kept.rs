@@ -1,13 +1,13 @@
 //! What was learned, in a file: a daemon that is restarted goes on with it.
 
 use std::fs;
-use std::io::{self, ErrorKind};
+use std::io;
 use std::path::Path;
 
 use vmferry_core::sampling::Learned;
 use vmferry_wire::crc32;
 
-use crate::dir::remove;
+use crate::dir::{read, remove};
 use crate::error::RuntimeError;
 
 /// What the file begins with; another layout gets another number, and the old file is not read any more.
@@ -34,13 +34,8 @@ pub fn keep(path: &Path, learned: &Learned) -> Result<(), RuntimeError> {
 /// # Errors
 /// When the file cannot be read, or is damaged.
 pub fn load(path: &Path) -> Result<Option<Learned>, RuntimeError> {
-    let bytes = match fs::read(path) {
-        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(None),
-        read => read.map_err(|source| RuntimeError::File {
-            what: "read",
-            path: path.to_owned(),
-            source,
-        })?,
+    let Some(bytes) = read(path)? else {
+        return Ok(None);
     };
     remove(path);
     let Some(rest) = bytes.strip_prefix(MAGIC) else {
