@@ -15,6 +15,13 @@ const LEAST_PAGES: u64 = 16;
 const IN_ROUND: Duration = Duration::from_millis(20);
 /// How long a batch may hold up a guest that waits for a page of it.
 const AFTER_RESUME: Duration = Duration::from_millis(2);
+/// Parts of what is left that each stream would get, one of them now.
+const SHARES: u64 = 2;
+
+/// Of more pages left than this, no stream's share is less than the most it gets: they need not be counted.
+pub(super) fn many(streams: usize) -> u64 {
+    MOST_PAGES * SHARES * streams.max(1) as u64
+}
 
 /// What a stream does with its batches.
 #[derive(Clone, Copy, Debug, Default)]
@@ -47,7 +54,7 @@ impl StreamPace {
         let by_rate = self.last.map_or(LEAST_PAGES, |(pages, rate)| {
             ((rate * time.as_secs_f64()) as u64).min(2 * pages)
         });
-        let by_share = left / (2 * streams.max(1) as u64);
+        let by_share = left / (SHARES * streams.max(1) as u64);
         by_rate.min(by_share).clamp(LEAST_PAGES, MOST_PAGES)
     }
 }
@@ -79,6 +86,15 @@ mod tests {
             pace.asks(1000 * MS + MS / 100);
         }
         assert_eq!(pace.pages(1 << 20, 4, false), MOST_PAGES);
+    }
+
+    #[test]
+    fn of_many_pages_the_number_makes_no_difference() {
+        let pace = after(256, MS / 10);
+        for streams in [1, 3, 64] {
+            assert_eq!(pace.pages(many(streams), streams, false), MOST_PAGES);
+            assert!(pace.pages(many(streams) - 1, streams, false) < MOST_PAGES);
+        }
     }
 
     #[test]

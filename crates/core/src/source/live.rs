@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::asking::Free;
+use super::batch::many;
 use super::event::{Batch, Command, Event};
 use super::recorder::RoundJudged;
 use super::state::{Round, State};
@@ -180,7 +181,7 @@ impl Source {
             },
             _ => return Batch::Idle(None),
         };
-        let left = round.left.count();
+        let left = round.left.count_up_to(many(self.setup.streams));
         if left == 0 {
             self.pace.nothing_to_send(now);
             return match &mut round.marked[stream] {

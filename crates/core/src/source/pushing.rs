@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::batch::MOST_PAGES;
+use super::batch::{MOST_PAGES, many};
 use super::event::{Batch, Command, Demand, Event, Side, Summary};
 use super::state::State;
 use super::{Source, SourceError, view};
@@ -45,7 +45,10 @@ impl Source {
 
     pub(super) fn push_batch(&mut self, now: Duration, stream: usize) -> Batch {
         let urgent = self.claim_urgent();
-        let (runs, retry_at) = match (urgent.is_empty(), self.ledger.pending().count()) {
+        let (runs, retry_at) = match (
+            urgent.is_empty(),
+            self.ledger.pending().count_up_to(many(self.setup.streams)),
+        ) {
             (false, _) => {
                 self.pace.owe_pages(urgent.iter().map(|run| run.count).sum());
                 (urgent, None)
