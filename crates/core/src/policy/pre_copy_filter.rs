@@ -1,9 +1,10 @@
 //! `pre-copy-filter`. Source: data-filter paper (Ruan, Cao, Wang, NPC 2014), section 4.2, figure 3: pre-copy whose
 //! rounds leave out the pages forecast to be dirtied while the round is sent. The lines below are those of the
 //! figure. The model is the one that the host's sampler built before (section 3.3; [`crate::sampling`]), once it passed a
-//! test against the first samples of the migration. Two things differ: where there is no such model, one is learned from
-//! samples in the first round; and the forecast is made again with every sample of a round, so that pages are held back
-//! and taken back as the guest moves on, not only between rounds.
+//! test against the first samples of the migration. Three things differ: where there is no such model, one is learned from
+//! samples in the first round; the forecast is made again with every sample of a round, so that pages are held back
+//! and taken back as the guest moves on, not only between rounds; and where the model fails under way, "the data filter is
+//! disabled, and the original pre-copy algorithm is performed" (section 3.3) only until a new one fits.
 
 use std::time::Duration;
 
@@ -25,8 +26,7 @@ pub struct PreCopyFilter {
     trust: Trust,
     /// The model is the sampler's and was not tested yet.
     on_trial: bool,
-    /// The workload changed or has no pattern: "the data filter is disabled, and the original pre-copy algorithm is
-    /// performed" (section 3.3).
+    /// No model was found that fits: for the rest of the migration none is looked for.
     off: bool,
     sampler: Option<Sampler>,
     pages: u64,
@@ -76,6 +76,11 @@ impl PreCopyFilter {
         self.trust.is_given() && !self.off
     }
 
+    fn learn_anew(&mut self) {
+        self.learner = Learner::new(self.pages, &self.tuning);
+        self.trust = Trust::default();
+    }
+
     /// A scan came: it may complete a sample, and that a test.
     fn scanned(&mut self, view: &View<'_>) {
         let Some(sampler) = &mut self.sampler else {
@@ -99,20 +104,23 @@ impl PreCopyFilter {
             self.notes.push(format!(
                 "data filter: learns anew after {at_ms} ms: the guest writes elsewhere now: {tested}"
             ));
-            self.learner = Learner::new(self.pages, &self.tuning);
-            self.trust = Trust::default();
+            self.learn_anew();
             return;
         }
         let (switched, why) = match verdict {
             Verdict::Unchanged => return,
             Verdict::Gained => ("on", "its model fits the guest"),
-            Verdict::Lost => ("off", "the workload changed"),
+            Verdict::Lost => ("off", "it learns anew, the workload changed"),
             Verdict::Hopeless => ("off", "the guest's writes follow no pattern it can learn"),
         };
-        self.off = verdict != Verdict::Gained;
         self.notes.push(format!(
             "data filter {switched} after {at_ms} ms: {why}: {tested}"
         ));
+        match verdict {
+            Verdict::Lost => self.learn_anew(),
+            Verdict::Hopeless => self.off = true,
+            Verdict::Gained | Verdict::Unchanged => {}
+        }
     }
 
     /// Lines 16 to 21: the pages to be dirtied while all that is outstanding would be sent, held back or not.
@@ -172,14 +180,11 @@ impl Policy for PreCopyFilter {
     /// A sample within a round: "if the previously filtered pages should be re-added to the send list" (abstract).
     fn sampled(&mut self, view: &View<'_>) -> RoundChange {
         self.scanned(view);
-        if self.off {
+        if !self.is_filtering() {
             return RoundChange {
                 hold_back: None,
                 take_back: Some(PageBitmap::full(self.pages)),
             };
-        }
-        if !self.is_filtering() {
-            return RoundChange::default();
         }
         let held_back = self.forecast(view);
         let mut rest = held_back.clone();

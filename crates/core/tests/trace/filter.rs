@@ -121,6 +121,27 @@ fn a_workload_that_changes_under_way_switches_the_filter_off_and_loses_nothing()
 }
 
 #[test]
+fn a_workload_that_goes_on_elsewhere_is_learned_anew() {
+    let region = |first| PageRun::new(first, 256 * 128);
+    let trace = Trace::Phases {
+        regions: [region(0), region(PAGES / 3), region(2 * PAGES / 3)],
+        stay_ms: 12_000,
+        pages_per_ms: 256,
+    };
+    let (plain, filtered, cut) = compared(trace, &Tuning::default());
+    let notes = &filtered.measured.notes;
+    let switched = |how: &str| {
+        notes
+            .iter()
+            .filter(|note| note.starts_with(&format!("data filter {how}")))
+            .count()
+    };
+    assert!(switched("on") >= 2 && switched("off") >= 1, "{notes:?}");
+    assert!(cut > 50.0, "{cut:.1} % of the pages");
+    assert_no_longer_down(&plain, &filtered);
+}
+
+#[test]
 fn an_idle_guest_is_moved_in_one_round() {
     let (plain, filtered, _) = compared(Trace::Idle, &Tuning::default());
     assert_eq!((plain.sent(), filtered.sent()), (PAGES, PAGES));
