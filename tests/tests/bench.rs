@@ -45,7 +45,7 @@ fn a_linux_under_load_is_measured_by_two_strategies() {
     for run in runs {
         let measured = &run["outcome"]["measured"];
         assert!(measured.is_object(), "{run:#}");
-        let report = &measured["report"];
+        let report = &measured["account"]["vmferry"];
         assert_eq!(
             (&report["backend"], &report["strategy"]),
             (&"qemu".into(), &run["key"]["variant"])

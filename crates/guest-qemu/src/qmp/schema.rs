@@ -40,6 +40,12 @@ impl Schema {
         self.argument_type(command, argument).is_some()
     }
 
+    /// Whether the command takes an argument of that name whose type has that value.
+    pub fn supports_value(&self, command: &str, argument: &str, value: &str) -> bool {
+        self.argument_type(command, argument)
+            .is_some_and(|names| names.has_value(value))
+    }
+
     fn argument_type(&self, command: &str, argument: &str) -> Option<&SchemaEntry> {
         let arguments = self.entries.get(command)?.arg_type.as_deref()?;
         self.member_type(arguments, argument)
