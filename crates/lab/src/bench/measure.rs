@@ -128,11 +128,15 @@ impl Workbench<'_> {
                 Some(Load::start(settings, Some(&topology.client))?)
             }
         };
-        let (measured, moments) = self.migrate(run, ground, spec, watch, || Ok(()))?;
+        let moved = self.migrate(run, ground, spec, watch, || Ok(()));
         let printed = std::fs::read(&console).unwrap_or_default();
-        if let Some(found) = trouble(&String::from_utf8_lossy(&printed)) {
+        // What the guest says explains more than what came of it.
+        if let Some(found) = trouble(&String::from_utf8_lossy(&printed))
+            && !matches!(moved, Err(LabError::Interrupted))
+        {
             return Err(LabError::Guest(format!("says: {found}")));
         }
+        let (measured, moments) = moved?;
         Ok(match load {
             Some(load) => measured.seen_by(operations::of_client(&load.stop(), &moments)),
             None => measured,
