@@ -10,10 +10,11 @@ use vmferry_guest::GuestSpec;
 
 use super::operations::{self, Counters, Moments, Operations};
 use super::plan::{CommandLine, GUEST, PlannedRun, guest_words};
-use super::scenario::{GuestKind, NO_LIMIT, Scenario, words};
+use super::scenario::{GuestKind, Scenario, words};
 use crate::error::{LabError, Result};
 use crate::guards::{self, Interrupt};
 use crate::hosts::{Host, HostSetup};
+use crate::link::{BadLink, Link};
 use crate::linux::{self, LinuxGuest};
 use crate::load::{Load, Settings};
 use crate::requirements;
@@ -55,8 +56,19 @@ pub(crate) struct Workbench<'a> {
 struct Ground {
     hosts: [Host; 2],
     topology: Option<Topology>,
-    link: String,
+    /// Why there is none, where there is none.
+    no_topology: String,
     folder: tempfile::TempDir,
+}
+
+impl Ground {
+    /// How the link is, and was so far.
+    fn link(&self) -> String {
+        match &self.topology {
+            Some(topology) => topology.link(),
+            None => format!("loopback, not shaped ({})", self.no_topology),
+        }
+    }
 }
 
 impl Workbench<'_> {
@@ -81,21 +93,19 @@ impl Workbench<'_> {
 
     fn prepare(&self, run: &PlannedRun) -> Result<Ground> {
         let folder = guards::scratch_folder()?;
-        let rate = (run.key.link != NO_LIMIT).then_some(run.key.link.as_str());
+        let wrong = |error: BadLink| LabError::Missing(error.to_string());
+        let link: Link = run.key.link.parse().map_err(wrong)?;
         let made = match requirements::missing_for_network() {
             None => {
                 let taps = run.guest.memcached.is_some();
-                Topology::create(&std::process::id().to_string(), rate, taps)
+                Topology::create(&std::process::id().to_string(), &link, taps)
             }
             Some(why) => Err(LabError::Missing(why)),
         };
-        let (topology, link) = match (made, run.guest.kind) {
-            (Ok(topology), _) => {
-                let link = topology.link.clone();
-                (Some(topology), link)
-            }
+        let (topology, no_topology) = match (made, run.guest.kind) {
+            (Ok(topology), _) => (Some(topology), String::new()),
             // It needs no network of its own.
-            (Err(error), GuestKind::Synth) => (None, format!("loopback, not shaped ({})", error.chain())),
+            (Err(error), GuestKind::Synth) => (None, error.chain()),
             (Err(error), GuestKind::Qemu) => return Err(error),
         };
         // They were checked with the rest of the scenario.
@@ -116,7 +126,7 @@ impl Workbench<'_> {
         Ok(Ground {
             hosts,
             topology,
-            link,
+            no_topology,
             folder,
         })
     }
@@ -229,7 +239,7 @@ impl Workbench<'_> {
             report,
             link_bytes,
             operations: None,
-            link: ground.link.clone(),
+            link: ground.link(),
             guest,
         };
         Ok((measured, moments))
