@@ -23,4 +23,5 @@ pub use error::{LabError, Result};
 pub use guards::Interrupt;
 pub use hosts::Host;
 pub use link::Link;
+pub use relay::LinkDelay;
 pub use topology::Topology;

@@ -50,7 +50,7 @@ impl Setup<'_> {
         let topology = self.topology;
         narrate(&format!(
             "network: two hosts and a client at a switch, links {}",
-            topology.link()
+            topology.link
         ));
         let [a, b] = &topology.hosts;
         let start = |name, end| start_host(name, self.folder, Some(end), self.interrupt);

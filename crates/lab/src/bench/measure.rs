@@ -17,6 +17,7 @@ use crate::hosts::{Host, HostSetup};
 use crate::link::{BadLink, Link};
 use crate::linux::{self, LinuxGuest};
 use crate::load::{Load, Settings};
+use crate::relay::LinkDelay;
 use crate::requirements;
 use crate::topology::Topology;
 
@@ -37,6 +38,9 @@ pub struct Measured {
     pub operations: Option<Operations>,
     /// How the link really was.
     pub link: String,
+    /// How it kept its delay; absent where it has none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub link_delay: Option<LinkDelay>,
     /// The guest's specification.
     pub guest: GuestSpec,
 }
@@ -56,19 +60,8 @@ pub(crate) struct Workbench<'a> {
 struct Ground {
     hosts: [Host; 2],
     topology: Option<Topology>,
-    /// Why there is none, where there is none.
-    no_topology: String,
+    link: String,
     folder: tempfile::TempDir,
-}
-
-impl Ground {
-    /// How the link is, and was so far.
-    fn link(&self) -> String {
-        match &self.topology {
-            Some(topology) => topology.link(),
-            None => format!("loopback, not shaped ({})", self.no_topology),
-        }
-    }
 }
 
 impl Workbench<'_> {
@@ -102,10 +95,13 @@ impl Workbench<'_> {
             }
             Some(why) => Err(LabError::Missing(why)),
         };
-        let (topology, no_topology) = match (made, run.guest.kind) {
-            (Ok(topology), _) => (Some(topology), String::new()),
+        let (topology, link) = match (made, run.guest.kind) {
+            (Ok(topology), _) => {
+                let link = topology.link.clone();
+                (Some(topology), link)
+            }
             // It needs no network of its own.
-            (Err(error), GuestKind::Synth) => (None, error.chain()),
+            (Err(error), GuestKind::Synth) => (None, format!("loopback, not shaped ({})", error.chain())),
             (Err(error), GuestKind::Qemu) => return Err(error),
         };
         // They were checked with the rest of the scenario.
@@ -126,7 +122,7 @@ impl Workbench<'_> {
         Ok(Ground {
             hosts,
             topology,
-            no_topology,
+            link,
             folder,
         })
     }
@@ -239,7 +235,8 @@ impl Workbench<'_> {
             report,
             link_bytes,
             operations: None,
-            link: ground.link(),
+            link: ground.link.clone(),
+            link_delay: ground.topology.as_ref().map_or(Ok(None), Topology::delay)?,
             guest,
         };
         Ok((measured, moments))

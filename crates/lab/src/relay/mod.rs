@@ -19,6 +19,7 @@ use std::time::{Duration, Instant};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 use rustix::io::Errno;
+use serde::{Deserialize, Serialize};
 use tun_rs::{DeviceBuilder, Layer, SyncDevice};
 
 use crate::error::{LabError, Result};
@@ -85,11 +86,6 @@ impl Relay {
         }
         Ok(relay)
     }
-
-    /// How long it holds a frame.
-    pub(crate) fn delay(&self) -> Duration {
-        self.delay
-    }
 }
 
 impl Drop for Relay {
@@ -102,31 +98,50 @@ impl Drop for Relay {
     }
 }
 
-/// What a set of relays did, in words.
-pub(crate) fn account(relays: &[Relay]) -> String {
-    let sum = |of: fn(&Counts) -> &AtomicU64| {
-        let counts = relays
+/// How a link kept its delay.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LinkDelay {
+    /// From host to host, as it was asked for, milliseconds.
+    pub wanted_ms: f64,
+    /// Frames that were carried, every host's link counted.
+    pub frames: u64,
+    /// How much later than wanted they were released on average, milliseconds; on either host's link.
+    pub late_ms: f64,
+    /// The same of the latest.
+    pub latest_ms: f64,
+    /// Frames that were lost, because too many were under way or a host did not take them.
+    pub lost: u64,
+}
+
+impl LinkDelay {
+    /// What these relays, of one link, did so far; none where there are none.
+    ///
+    /// # Errors
+    /// When one of them broke.
+    pub(crate) fn of(relays: &[Relay]) -> Result<Option<Self>> {
+        if relays
             .iter()
-            .map(|relay| of(&relay.counts).load(Ordering::Relaxed));
-        counts.fold((0, 0), |(sum, most), count| (sum + count, count.max(most)))
-    };
-    let ms = |ns: u64| ns as f64 / 1e6;
-    let (frames, _) = sum(|counts| &counts.frames);
-    let (late_ns, _) = sum(|counts| &counts.late_ns);
-    let (_, latest_ns) = sum(|counts| &counts.latest_ns);
-    let (lost, _) = sum(|counts| &counts.lost);
-    let mut words = format!(
-        "{frames} frames, {:.2} ms late on average and {:.1} ms at most, {lost} lost",
-        ms(late_ns / frames.max(1)),
-        ms(latest_ns)
-    );
-    if relays
-        .iter()
-        .any(|relay| relay.counts.broken.load(Ordering::Relaxed))
-    {
-        words += ", and then it broke";
+            .any(|relay| relay.counts.broken.load(Ordering::Relaxed))
+        {
+            return Err(LabError::Missing("the relay of the link lost its tap".into()));
+        }
+        let each = |of: fn(&Counts) -> &AtomicU64| {
+            relays
+                .iter()
+                .map(move |relay| of(&relay.counts).load(Ordering::Relaxed))
+        };
+        let ms = |ns: u64| ns as f64 / 1e6;
+        let frames: u64 = each(|counts| &counts.frames).sum();
+        let late_ns: u64 = each(|counts| &counts.late_ns).sum();
+        let wanted: Duration = relays.iter().map(|relay| relay.delay).sum();
+        Ok((!relays.is_empty()).then(|| Self {
+            wanted_ms: wanted.as_secs_f64() * 1e3,
+            frames,
+            late_ms: ms(late_ns / frames.max(1)),
+            latest_ms: ms(each(|counts| &counts.latest_ns).max().unwrap_or(0)),
+            lost: each(|counts| &counts.lost).sum(),
+        }))
     }
-    words
 }
 
 /// A tap of the calling thread's namespace, not up yet.
