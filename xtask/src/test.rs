@@ -68,6 +68,12 @@ pub(crate) fn run(fast: bool) -> Result<()> {
             cargo(all, &test_environment(guest.as_deref()))
         }
     }));
+    // By `cargo test`, so that what was built for the tests is used; each runs once and nothing is measured.
+    let micro: &[&str] = &["test", "--workspace", "--bench", "micro"];
+    stages.push(stage("micro benches", || {
+        let environment = (!fast).then(|| test_environment(guest.as_deref()));
+        cargo(micro, &environment.unwrap_or_default())
+    }));
     summarise(&stages)
 }
 

@@ -9,10 +9,11 @@ use vmferry_guest::GuestSpec;
 use super::account::Account;
 use super::measure::Workbench;
 use super::plan::{GUEST, PlannedRun, Request};
-use super::scenario::{GuestKind, NO_LIMIT, words};
+use super::scenario::{GuestKind, words};
 use crate::error::{LabError, Result};
 use crate::guards;
 use crate::hosts::{Host, HostSetup};
+use crate::link::{BadLink, Link};
 use crate::linux::Place;
 use crate::peer::Qemus;
 use crate::requirements;
@@ -40,11 +41,12 @@ pub(super) enum Mover {
 impl Ground {
     pub(super) fn prepare(bench: &Workbench<'_>, run: &PlannedRun) -> Result<Self> {
         let folder = guards::scratch_folder()?;
-        let rate = (run.key.link != NO_LIMIT).then_some(run.key.link.as_str());
+        let wrong = |error: BadLink| LabError::Missing(error.to_string());
+        let link: Link = run.key.link.parse().map_err(wrong)?;
         let made = match requirements::missing_for_network() {
             None => {
                 let taps = run.guest.memcached.is_some();
-                Topology::create(&std::process::id().to_string(), rate, taps)
+                Topology::create(&std::process::id().to_string(), &link, taps)
             }
             Some(why) => Err(LabError::Missing(why)),
         };

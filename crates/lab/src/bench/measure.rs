@@ -16,7 +16,9 @@ use crate::error::{LabError, Result};
 use crate::guards::Interrupt;
 use crate::linux::{self, LinuxGuest};
 use crate::load::{Load, Settings};
+use crate::relay::LinkDelay;
 use crate::requirements;
+use crate::topology::Topology;
 
 /// Lines of the guest's console that are shown when it failed.
 const CONSOLE_LINES: usize = 3;
@@ -33,6 +35,9 @@ pub struct Measured {
     pub operations: Option<Operations>,
     /// How the link really was.
     pub link: String,
+    /// How it kept its delay; absent where it has none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub link_delay: Option<LinkDelay>,
     /// The guest's specification.
     pub guest: GuestSpec,
 }
@@ -182,6 +187,7 @@ impl Workbench<'_> {
             link_bytes,
             operations: None,
             link: ground.link.clone(),
+            link_delay: ground.topology.as_ref().map_or(Ok(None), Topology::delay)?,
             guest,
         };
         Ok((measured, moments))

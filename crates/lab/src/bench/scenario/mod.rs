@@ -3,7 +3,7 @@
 //! ```toml
 //! title = "What it is about"
 //! repetitions = 5
-//! links = ["500mbit"]              # as `tc` reads rates, or "none"
+//! links = ["500mbit"]              # or "500mbit+10ms", or "none"
 //!
 //! [[guest]]
 //! name = "synthetic"
@@ -30,7 +30,6 @@
 
 mod claim;
 mod guest;
-mod link;
 mod options;
 mod variant;
 
@@ -40,13 +39,12 @@ use serde::{Deserialize, Serialize};
 
 pub use claim::{BEST_PEER, Claim};
 pub use guest::{Guest, GuestKind, GuestQuick, Memcached};
-pub(crate) use link::NO_LIMIT;
-pub use link::is_rate;
 pub(crate) use options::words;
 pub use options::{OptionValue, Options};
 pub use variant::Variant;
 
 use crate::error::{LabError, Result};
+use crate::link::Link;
 
 /// What a file says.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -72,7 +70,7 @@ pub struct Scenario {
     /// A run that takes longer failed, seconds.
     #[serde(default = "half_an_hour")]
     pub limit_s: f64,
-    /// Rates of the link, as `tc` reads them, or `none` for no limit. Everything is measured at each.
+    /// Links ([`Link`]): a rate as `tc` reads it or `none` for no limit, and a delay one way. Everything is measured at each.
     pub links: Vec<String>,
     /// Further options of `vmferry host`, without their dashes. Where absent, `no-sampling`: what is measured is measured
     /// of a guest that was left alone.
@@ -178,11 +176,7 @@ impl Scenario {
             }
         }
         for link in &self.links {
-            if !is_rate(link) {
-                return Err(format!(
-                    "link {link:?} is no rate; write for example 500mbit, 1gbit or none"
-                ));
-            }
+            link.parse::<Link>().map_err(|error| error.to_string())?;
         }
         all_different("guest", self.guests.iter().map(|guest| guest.name.as_str()))?;
         all_different("variant", self.variants.iter().map(Variant::name))?;
