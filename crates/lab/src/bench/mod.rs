@@ -9,9 +9,13 @@ pub mod machine;
 mod measure;
 pub mod metric;
 mod operations;
+pub mod papers;
 mod plan;
+pub mod quantity;
 pub mod results;
+pub mod rounds;
 pub mod scenario;
+pub mod statistics;
 pub mod summary;
 
 use std::path::{Path, PathBuf};
