@@ -5,6 +5,7 @@
 //! is a line of the results and nothing else.
 
 pub mod catalog;
+pub mod compare;
 pub mod machine;
 mod measure;
 pub mod metric;
@@ -12,6 +13,7 @@ mod operations;
 pub mod papers;
 mod plan;
 pub mod quantity;
+mod reading;
 pub mod results;
 pub mod rounds;
 pub mod scenario;

@@ -220,7 +220,7 @@ fn is(key: &RunKey, guest: &str, link: &str, variant: &str) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use serde_json::json;
 
     use super::*;
@@ -300,15 +300,21 @@ guest = "qemu"
         }
     }
 
-    fn results() -> Results {
+    /// Two variants with these pages sent, repetition by repetition.
+    pub(crate) fn results_of(pages: &[(u64, u64)]) -> Results {
         let mut results = Results::new("t", &scenario(), false);
         results.machine(&Machine::here());
-        for (repetition, (plain, hybrid)) in [(100, 30), (200, 50), (90, 60)].into_iter().enumerate() {
-            for (variant, pages) in [("pre-copy", plain), ("hybrid", hybrid)] {
+        for (repetition, (plain, hybrid)) in pages.iter().enumerate() {
+            for (variant, &pages) in [("pre-copy", plain), ("hybrid", hybrid)] {
                 let outcome = Outcome::Measured(Box::new(measured(pages)));
                 results.runs.push(run(variant, repetition as u32, outcome));
             }
         }
+        results
+    }
+
+    pub(crate) fn results() -> Results {
+        let mut results = results_of(&[(100, 30), (200, 50), (90, 60)]);
         let why = "no room".to_owned();
         results.runs.push(run("hybrid", 3, Outcome::Failed { why }));
         results.summarise();
