@@ -141,6 +141,17 @@ pub enum LabError {
         /// What it is instead.
         why: String,
     },
+    /// A file without results of a bench.
+    #[error("{} {why}", path.display())]
+    NoResults {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// Results that have nothing to do with each other.
+    #[error("cannot compare them: {0}")]
+    NotComparable(String),
     /// A thread of the lab got lost.
     #[error("a request got lost")]
     Lost,

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use vmferry_core::PAGE_SIZE;
-use vmferry_core::report::Report;
+use vmferry_core::report::{Report, RoundReport};
 
 use crate::peer::PeerReport;
 
@@ -57,6 +57,14 @@ impl Account {
                 Self::Vmferry(report) => report.faults.network,
                 Self::Qemu(report) => report.pages_fetched(),
             }
+    }
+
+    /// What is known of each round, in order; of QEMU nothing is.
+    pub fn rounds(&self) -> &[RoundReport] {
+        match self {
+            Self::Vmferry(report) => &report.rounds,
+            Self::Qemu(_) => &[],
+        }
     }
 
     /// A figure of the report by its path in JSON (`/faults/p99_us`); none where this kind of report does not have it.

@@ -6,15 +6,21 @@
 
 mod account;
 pub mod catalog;
+pub mod compare;
 mod fit;
 mod ground;
 pub mod machine;
 mod measure;
 pub mod metric;
 mod operations;
+pub mod papers;
 mod plan;
+pub mod quantity;
+mod reading;
 pub mod results;
+pub mod rounds;
 pub mod scenario;
+pub mod statistics;
 pub mod summary;
 
 use std::path::{Path, PathBuf};

@@ -15,7 +15,7 @@ use super::summary::{self, Line, Verdict};
 use crate::error::{LabError, Result};
 
 /// Shape of the file; another one is not read.
-const FORMAT: u32 = 2;
+pub(super) const FORMAT: u32 = 2;
 
 /// Everything about a scenario that was measured.
 #[derive(Clone, Debug, Serialize, Deserialize)]

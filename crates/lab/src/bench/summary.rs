@@ -6,6 +6,7 @@ use super::metric;
 use super::plan::RunKey;
 use super::results::{Outcome, Results, Run};
 use super::scenario::{BEST_PEER, Claim, Scenario};
+use super::statistics::{self, Interval, quantile};
 
 /// The figures that every summary has, as far as runs have them.
 pub const METRICS: [&str; 12] = [
@@ -38,6 +39,9 @@ pub struct Spread {
     pub lower_quartile: f64,
     /// A quarter is above it.
     pub upper_quartile: f64,
+    /// Where the true median lies; absent of a single one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub interval: Option<Interval>,
 }
 
 impl Spread {
@@ -52,15 +56,9 @@ impl Spread {
             median: quantile(&figures, 0.5),
             lower_quartile: quantile(&figures, 0.25),
             upper_quartile: quantile(&figures, 0.75),
+            interval: statistics::of_median(&figures),
         })
     }
-}
-
-/// Of sorted figures, on a line between the two beside it.
-fn quantile(sorted: &[f64], share: f64) -> f64 {
-    let at = share * (sorted.len() - 1) as f64;
-    let (below, above) = (at.floor() as usize, at.ceil() as usize);
-    sorted[below] + (sorted[above] - sorted[below]) * (at - at.floor())
 }
 
 /// The runs of one variant with one guest over one link.
@@ -97,6 +95,9 @@ pub struct Verdict {
     pub found: Option<f64>,
     /// Smallest and largest of it, repetition by repetition.
     pub range: Option<(f64, f64)>,
+    /// Where it truly lies; absent of a single run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub interval: Option<Interval>,
     /// Whether the claim holds; absent where nothing was found.
     pub holds: Option<bool>,
 }
@@ -165,11 +166,13 @@ fn verdict(claim: &Claim, guest: &str, link: &str, results: &Results) -> Verdict
     };
     let median = |figures: &[(u32, f64)]| Spread::of(figures.iter().map(|(_, figure)| *figure));
     let own = figures(&claim.variant);
-    let (figure, found, each) = match &claim.relative_to {
+    let plain = |figures: &[(u32, f64)]| -> Vec<f64> { figures.iter().map(|(_, figure)| *figure).collect() };
+    let (figure, found, each, interval) = match &claim.relative_to {
         None => {
             let name = format!("{} of {}", claim.metric, claim.variant);
-            let each: Vec<f64> = own.iter().map(|(_, figure)| *figure).collect();
-            (name, median(&own).map(|spread| spread.median), each)
+            let each = plain(&own);
+            let interval = statistics::of_median(&each);
+            (name, median(&own).map(|spread| spread.median), each, interval)
         }
         Some(other) => {
             let best = best_peer(claim, &results.content, |peer| {
@@ -185,7 +188,8 @@ fn verdict(claim: &Claim, guest: &str, link: &str, results: &Results) -> Verdict
                 let (_, other) = others.iter().find(|(of, _)| of == repetition)?;
                 Some(own / other)
             };
-            (name, ratio, own.iter().filter_map(pair).collect())
+            let interval = statistics::of_ratio(&plain(&own), &plain(&others));
+            (name, ratio, own.iter().filter_map(pair).collect(), interval)
         }
     };
     let found = found.filter(|found| found.is_finite());
@@ -205,6 +209,7 @@ fn verdict(claim: &Claim, guest: &str, link: &str, results: &Results) -> Verdict
         expected: bounds.collect::<Vec<_>>().join(", "),
         found,
         range,
+        interval,
         holds,
     }
 }
@@ -239,7 +244,7 @@ fn is(key: &RunKey, guest: &str, link: &str, variant: &str) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use serde_json::json;
 
     use super::*;
@@ -326,15 +331,21 @@ guest = "qemu"
         }
     }
 
-    fn results() -> Results {
+    /// Two variants with these pages sent, repetition by repetition.
+    pub(crate) fn results_of(pages: &[(u64, u64)]) -> Results {
         let mut results = Results::new("t", &scenario(), false);
         results.machine(&Machine::here());
-        for (repetition, (plain, hybrid)) in [(100, 30), (200, 50), (90, 60)].into_iter().enumerate() {
-            for (variant, pages) in [("pre-copy", plain), ("hybrid", hybrid)] {
+        for (repetition, (plain, hybrid)) in pages.iter().enumerate() {
+            for (variant, &pages) in [("pre-copy", plain), ("hybrid", hybrid)] {
                 let outcome = Outcome::Measured(Box::new(measured(pages)));
                 results.runs.push(run(variant, repetition as u32, outcome));
             }
         }
+        results
+    }
+
+    pub(crate) fn results() -> Results {
+        let mut results = results_of(&[(100, 30), (200, 50), (90, 60)]);
         let why = "no room".to_owned();
         results.runs.push(run("hybrid", 3, Outcome::Failed { why }));
         results.summarise();

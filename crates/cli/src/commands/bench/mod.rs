@@ -1,6 +1,8 @@
 //! `vmferry bench`.
 
+mod compare;
 mod render;
+mod report;
 
 use std::io::IsTerminal as _;
 use std::path::PathBuf;
@@ -8,7 +10,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
-use clap::{Args, Parser as _, ValueEnum};
+use clap::{Args, Parser as _, Subcommand, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
 use vmferry_api::MigrateRequest;
 use vmferry_guest::GuestSpec;
@@ -32,10 +34,20 @@ const INTERRUPTED: u8 = 130;
 /// moves over loopback, which is not shaped; the result says so. A run that fails is a line of the result.
 ///
 /// FILE keeps every run, with its report, the client's throughput in windows of 100 ms, versions and machine. It is written
-/// after each run: the same command goes on where it was ended, and runs that a changed scenario still asks for are kept. With --json and no FILE, JSON goes to stdout.
+/// after each run: the same command goes on where it was ended, and runs that a changed scenario still asks for are kept. With --json and
+/// no FILE, JSON goes to stdout.
+///
+/// `vmferry bench report` makes a page of results, `vmferry bench compare` says what changed between two of them.
 #[derive(Debug, Args)]
-#[command(override_usage = "vmferry bench [OPTIONS] SCENARIO [--json FILE]\n       vmferry bench --list")]
+#[command(
+    override_usage = "vmferry bench [OPTIONS] SCENARIO [--json FILE]\n       vmferry bench --list\n       vmferry bench report FILE... [--html OUT]\n       vmferry bench compare A B",
+    args_conflicts_with_subcommands = true,
+    subcommand_negates_reqs = true,
+    disable_help_subcommand = true
+)]
 pub(crate) struct BenchArgs {
+    #[command(subcommand)]
+    then: Option<Then>,
     /// Name of a scenario, or path of a file (SCENARIO.toml)
     #[arg(required_unless_present = "list")]
     scenario: Option<String>,
@@ -61,6 +73,15 @@ pub(crate) struct BenchArgs {
     image: Option<PathBuf>,
 }
 
+/// What becomes of results.
+#[derive(Debug, Subcommand)]
+enum Then {
+    /// One page of the results of any number of scenarios
+    Report(report::ReportArgs),
+    /// What changed between two sets of results
+    Compare(compare::CompareArgs),
+}
+
 /// Kinds of guests.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum Guests {
@@ -83,6 +104,11 @@ impl Guests {
 }
 
 pub(super) fn run(common: &Common, args: &BenchArgs) -> Result<ExitCode> {
+    match &args.then {
+        Some(Then::Report(args)) => return report::run(common, args),
+        Some(Then::Compare(args)) => return compare::run(common, args),
+        None => {}
+    }
     let scenario = match &args.scenario {
         Some(scenario) if !args.list => scenario,
         _ => return list(common),

@@ -30,6 +30,9 @@ pub struct Claim {
     /// Only for guests of this kind.
     #[serde(default)]
     pub guest: Option<GuestKind>,
+    /// The figure that it belongs to, where those that show its metric do not tell.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub figure: Option<String>,
 }
 
 impl Claim {

@@ -26,9 +26,16 @@
 //! variant = "pre-copy-filter"
 //! relative_to = "pre-copy"
 //! at_most = 0.4
+//!
+//! [[figure]]                       # what a report shows: see `figure`
+//! id = "pages"
+//! title = "Pages sent"
+//! kind = "bars"
+//! metrics = ["pages_sent"]
 //! ```
 
 mod claim;
+mod figure;
 mod guest;
 mod options;
 mod variant;
@@ -38,6 +45,7 @@ use std::collections::BTreeSet;
 use serde::{Deserialize, Serialize};
 
 pub use claim::{BEST_PEER, Claim};
+pub use figure::{Dimension, Figure, FigureKind};
 pub use guest::{Guest, GuestKind, GuestQuick, Memcached};
 pub(crate) use options::words;
 pub use options::{OptionValue, Options};
@@ -88,6 +96,9 @@ pub struct Scenario {
     /// What is expected of it.
     #[serde(default, rename = "claim")]
     pub claims: Vec<Claim>,
+    /// What a report shows of it.
+    #[serde(default, rename = "figure", skip_serializing_if = "Vec::is_empty")]
+    pub figures: Vec<Figure>,
 }
 
 /// What `--quick` changes: it shows that a scenario works, its figures say little.
@@ -137,10 +148,15 @@ impl Scenario {
         self
     }
 
-    /// A number that scenarios have in common whose runs can stand beside each other: the repetitions do not count.
+    /// A number that scenarios have in common whose runs can stand beside each other: neither the repetitions count, nor what
+    /// is said and shown of them afterwards.
     pub fn hash(&self) -> String {
         let same = Self {
             repetitions: 0,
+            title: String::new(),
+            source: None,
+            claims: Vec::new(),
+            figures: Vec::new(),
             ..self.clone()
         };
         let json = serde_json::to_string(&same).expect("a scenario has no map keys that are no strings");
@@ -186,7 +202,19 @@ impl Scenario {
         self.variants.iter().try_for_each(Variant::check)?;
         self.claims
             .iter()
-            .try_for_each(|claim| claim.check(&self.variants))
+            .try_for_each(|claim| claim.check(&self.variants))?;
+        all_different("figure", self.figures.iter().map(|figure| figure.id.as_str()))?;
+        self.figures.iter().try_for_each(|figure| figure.check(self))?;
+        let named = self.claims.iter().filter_map(|claim| claim.figure.as_ref());
+        match named
+            .into_iter()
+            .find(|id| !self.figures.iter().any(|figure| figure.id == **id))
+        {
+            Some(unknown) => Err(format!(
+                "a claim belongs to figure {unknown:?}, and there is none of that id"
+            )),
+            None => Ok(()),
+        }
     }
 }
 
