@@ -49,10 +49,16 @@ impl<'a> Section<'a> {
         self.figures.iter().map(|(figure, anchor)| (figure, anchor))
     }
 
+    /// What is said of none of its figures.
+    pub(crate) fn beside(&self) -> Vec<verdict::Judged<'_>> {
+        let figures: Vec<_> = self.figures().map(|(figure, _)| figure).collect();
+        verdict::beside(self.results, &figures)
+    }
+
     /// Heading, figures, and the claims that no figure shows.
     pub(crate) fn show(&self) -> Markup {
         let results = self.results;
-        let rest = verdict::of(results, None);
+        let rest = self.beside();
         let failed = results.runs.iter().filter(|run| run.outcome.measured().is_none()).count();
         html! {
             section id=(self.anchor) class="scenario" {

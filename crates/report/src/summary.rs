@@ -178,12 +178,11 @@ fn behind(sections: &[Section<'_>], comparisons: &[Comparison<'_>]) -> Markup {
     let mut differing = Vec::new();
     for section in sections {
         for (figure, anchor) in section.figures() {
-            let judged = verdict::of(section.results, Some(figure));
+            let judged = verdict::of(section.results, figure);
             let judged = judged.into_iter().filter(|it| matches!(it.reading, Reading::Differs { .. }));
             differing.extend(judged.map(|it| (section, anchor.clone(), figure.why.clone(), it)));
         }
-        let judged = verdict::of(section.results, None).into_iter();
-        let judged = judged.filter(|it| matches!(it.reading, Reading::Differs { .. }));
+        let judged = section.beside().into_iter().filter(|it| matches!(it.reading, Reading::Differs { .. }));
         differing.extend(judged.map(|it| (section, section.anchor.clone(), None, it)));
     }
     html! {

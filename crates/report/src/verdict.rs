@@ -73,20 +73,23 @@ pub(crate) struct Judged<'a> {
     pub(crate) reading: Reading,
 }
 
-/// All that is said of a figure; of everything that no figure shows where there is none.
-pub(crate) fn of<'a>(results: &'a Results, figure: Option<&Figure>) -> Vec<Judged<'a>> {
-    let figures = &results.content.figures;
-    let concerns = |claim: &Claim| match figure {
-        Some(figure) => figure.has(claim),
-        None => !figures.iter().any(|figure| figure.has(claim)),
-    };
-    let shown = |verdict: &Verdict, claim: &Claim| {
-        figure.is_none_or(|figure| figure.shows(&verdict.guest, &verdict.link, &claim.variant))
-    };
+/// All that is said of a figure.
+pub(crate) fn of<'a>(results: &'a Results, figure: &Figure) -> Vec<Judged<'a>> {
+    judged(results, |claim, verdict| {
+        figure.has(claim) && figure.shows(&verdict.guest, &verdict.link, &claim.variant)
+    })
+}
+
+/// What is said of none of these figures.
+pub(crate) fn beside<'a>(results: &'a Results, figures: &[&Figure]) -> Vec<Judged<'a>> {
+    judged(results, |claim, _| !figures.iter().any(|figure| figure.has(claim)))
+}
+
+fn judged<'a>(results: &'a Results, concerns: impl Fn(&Claim, &Verdict) -> bool) -> Vec<Judged<'a>> {
     let mut judged = Vec::new();
-    for claim in results.content.claims.iter().filter(|claim| concerns(claim)) {
+    for claim in &results.content.claims {
         let verdicts = results.verdicts.iter().filter(|verdict| verdict.claim == claim.text);
-        judged.extend(verdicts.filter(|verdict| shown(verdict, claim)).map(|verdict| Judged {
+        judged.extend(verdicts.filter(|verdict| concerns(claim, verdict)).map(|verdict| Judged {
             claim,
             verdict,
             reading: Reading::of(verdict, claim),
