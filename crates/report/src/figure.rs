@@ -23,7 +23,7 @@ const OF_TIMELINES: [&str; 5] = [
 /// The figure; `anchor` is its name on the page.
 pub(crate) fn figure(results: &Results, figure: &Figure, anchor: &str) -> Markup {
     let cases = cases(results, figure);
-    let judged = verdict::of(results, Some(figure));
+    let judged = verdict::of(results, figure);
     let measured = cases.iter().any(|case| table::outcomes(results, *case).0 > 0);
     let reading = match measured {
         true => verdict::together(&judged),

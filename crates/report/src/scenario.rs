@@ -1,8 +1,8 @@
 //! A scenario on the page.
 
 use maud::{Markup, html};
-use vmferry_lab::bench::Results;
 use vmferry_lab::bench::scenario::Figure;
+use vmferry_lab::bench::Results;
 
 use crate::{Source, figure, verdict};
 
@@ -20,17 +20,9 @@ impl<'a> Section<'a> {
         let mut sections: Vec<Self> = Vec::new();
         for source in sources {
             let results = &source.results;
-            let plain = |letter: char| {
-                if letter.is_ascii_alphanumeric() {
-                    letter.to_ascii_lowercase()
-                } else {
-                    '-'
-                }
-            };
+            let plain = |letter: char| if letter.is_ascii_alphanumeric() { letter.to_ascii_lowercase() } else { '-' };
             let name: String = results.scenario.chars().map(plain).collect();
-            let earlier = sections
-                .iter()
-                .filter(|section| section.results.scenario == results.scenario);
+            let earlier = sections.iter().filter(|section| section.results.scenario == results.scenario);
             let anchor = match earlier.count() {
                 0 => name,
                 earlier => format!("{name}-{}", earlier + 1),
@@ -57,15 +49,17 @@ impl<'a> Section<'a> {
         self.figures.iter().map(|(figure, anchor)| (figure, anchor))
     }
 
+    /// What is said of none of its figures.
+    pub(crate) fn beside(&self) -> Vec<verdict::Judged<'_>> {
+        let figures: Vec<_> = self.figures().map(|(figure, _)| figure).collect();
+        verdict::beside(self.results, &figures)
+    }
+
     /// Heading, figures, and the claims that no figure shows.
     pub(crate) fn show(&self) -> Markup {
         let results = self.results;
-        let rest = verdict::of(results, None);
-        let failed = results
-            .runs
-            .iter()
-            .filter(|run| run.outcome.measured().is_none())
-            .count();
+        let rest = self.beside();
+        let failed = results.runs.iter().filter(|run| run.outcome.measured().is_none()).count();
         html! {
             section id=(self.anchor) class="scenario" {
                 h2 { (results.title) }
@@ -90,21 +84,13 @@ impl<'a> Section<'a> {
     fn conditions(&self) -> String {
         let content = &self.results.content;
         let guests = content.guests.iter().map(|guest| {
-            let load = guest
-                .load
-                .as_deref()
-                .map(|load| format!(", {load}"))
-                .unwrap_or_default();
+            let load = guest.load.as_deref().map(|load| format!(", {load}")).unwrap_or_default();
             format!("{} ({}, {} vCPU{load})", guest.name, guest.memory, guest.vcpus)
         });
         let measured = self.results.runs.iter().filter_map(|run| run.outcome.measured());
         let mut links: Vec<_> = measured.map(|measured| measured.link.as_str()).collect();
         links.sort_unstable();
         links.dedup();
-        format!(
-            "Guests: {}. Links: {}",
-            guests.collect::<Vec<_>>().join("; "),
-            links.join("; ")
-        )
+        format!("Guests: {}. Links: {}", guests.collect::<Vec<_>>().join("; "), links.join("; "))
     }
 }

@@ -28,8 +28,7 @@ impl Reading {
     /// Of a verdict about this claim.
     pub(crate) fn of(verdict: &Verdict, claim: &Claim) -> Self {
         let within = |value: f64| {
-            claim.at_most.is_none_or(|most| value <= most)
-                && claim.at_least.is_none_or(|least| value >= least)
+            claim.at_most.is_none_or(|most| value <= most) && claim.at_least.is_none_or(|least| value >= least)
         };
         let sure = |holds: bool| {
             let ends = verdict.interval.map(|interval| [interval.low, interval.high]);
@@ -74,31 +73,27 @@ pub(crate) struct Judged<'a> {
     pub(crate) reading: Reading,
 }
 
-/// All that is said of a figure; of everything that no figure shows where there is none.
-pub(crate) fn of<'a>(results: &'a Results, figure: Option<&Figure>) -> Vec<Judged<'a>> {
-    let figures = &results.content.figures;
-    let concerns = |claim: &Claim| match figure {
-        Some(figure) => figure.has(claim),
-        None => !figures.iter().any(|figure| figure.has(claim)),
-    };
-    let shown = |verdict: &Verdict, claim: &Claim| {
-        figure.is_none_or(|figure| figure.shows(&verdict.guest, &verdict.link, &claim.variant))
-    };
+/// All that is said of a figure.
+pub(crate) fn of<'a>(results: &'a Results, figure: &Figure) -> Vec<Judged<'a>> {
+    judged(results, |claim, verdict| {
+        figure.has(claim) && figure.shows(&verdict.guest, &verdict.link, &claim.variant)
+    })
+}
+
+/// What is said of none of these figures.
+pub(crate) fn beside<'a>(results: &'a Results, figures: &[&Figure]) -> Vec<Judged<'a>> {
+    judged(results, |claim, _| !figures.iter().any(|figure| figure.has(claim)))
+}
+
+fn judged<'a>(results: &'a Results, concerns: impl Fn(&Claim, &Verdict) -> bool) -> Vec<Judged<'a>> {
     let mut judged = Vec::new();
-    for claim in results.content.claims.iter().filter(|claim| concerns(claim)) {
-        let verdicts = results
-            .verdicts
-            .iter()
-            .filter(|verdict| verdict.claim == claim.text);
-        judged.extend(
-            verdicts
-                .filter(|verdict| shown(verdict, claim))
-                .map(|verdict| Judged {
-                    claim,
-                    verdict,
-                    reading: Reading::of(verdict, claim),
-                }),
-        );
+    for claim in &results.content.claims {
+        let verdicts = results.verdicts.iter().filter(|verdict| verdict.claim == claim.text);
+        judged.extend(verdicts.filter(|verdict| concerns(claim, verdict)).map(|verdict| Judged {
+            claim,
+            verdict,
+            reading: Reading::of(verdict, claim),
+        }));
     }
     judged
 }
@@ -106,11 +101,7 @@ pub(crate) fn of<'a>(results: &'a Results, figure: Option<&Figure>) -> Vec<Judge
 /// All of them together: it differs where one of them does.
 pub(crate) fn together(judged: &[Judged<'_>]) -> Option<Reading> {
     let worst = |of: fn(Reading) -> bool| judged.iter().map(|it| it.reading).filter(move |it| of(*it)).min();
-    let differing = judged
-        .iter()
-        .map(|it| it.reading)
-        .filter(|it| matches!(it, Reading::Differs { .. }))
-        .max();
+    let differing = judged.iter().map(|it| it.reading).filter(|it| matches!(it, Reading::Differs { .. })).max();
     differing
         .or_else(|| worst(|it| matches!(it, Reading::Holds { .. })))
         .or_else(|| worst(|_| true))
@@ -140,22 +131,12 @@ impl Judged<'_> {
             (None, _) => "no figures".to_owned(),
             (Some(found), None) => format!("{} (one run)", show(found)),
             (Some(found), Some(interval)) => {
-                format!(
-                    "{} ({} to {})",
-                    show(found),
-                    show(interval.low),
-                    show(interval.high)
-                )
+                format!("{} ({} to {})", show(found), show(interval.low), show(interval.high))
             }
         };
         let bounds = [("at least", self.claim.at_least), ("at most", self.claim.at_most)];
-        let bounds = bounds
-            .into_iter()
-            .filter_map(|(word, bound)| Some(format!("{word} {}", show(bound?))));
+        let bounds = bounds.into_iter().filter_map(|(word, bound)| Some(format!("{word} {}", show(bound?))));
         let bounds = bounds.collect::<Vec<_>>().join(", ");
-        format!(
-            "{of}: {found}, expected {bounds}; {}, {}",
-            self.verdict.guest, self.verdict.link
-        )
+        format!("{of}: {found}, expected {bounds}; {}, {}", self.verdict.guest, self.verdict.link)
     }
 }

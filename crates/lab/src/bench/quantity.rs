@@ -68,6 +68,10 @@ impl Quantity {
         };
         let (label, better) = match known {
             Some((label, better)) => (label.to_owned(), Some(better)),
+            None if name.starts_with("latency_") => {
+                let words = name.trim_end_matches("_ms").replace('_', " ");
+                (words, Some(Lower))
+            }
             None if name == "operations_before_per_s" => ("operations a second before".to_owned(), None),
             None => {
                 let words = name.replace(['_', '.'], " ");

@@ -3,7 +3,8 @@
 use std::path::Path;
 
 use super::catalog;
-use super::results::{FORMAT, Results};
+use super::results::{FORMAT, Results, Run};
+use super::scenario::{Guest, Scenario};
 use crate::error::{LabError, Result};
 
 impl Results {
@@ -35,12 +36,13 @@ impl Results {
     }
 
     /// The same with what is said and shown of them as the scenario has it now: claims and figures may have been written after
-    /// the runs were made. Results of another scenario, or of one that measured something else then, keep their own.
+    /// the runs were made. Results of another scenario, or of one in which a guest, a link or a variant that has runs was
+    /// something else then, keep their own.
     #[must_use]
     pub fn renewed(mut self) -> Self {
         if let Ok((_, scenario)) = catalog::find(&self.scenario) {
             let scenario = if self.quick { scenario.quick() } else { scenario };
-            if scenario.hash() == self.content.hash() {
+            if self.fit(&scenario) {
                 self.title.clone_from(&scenario.title);
                 self.source.clone_from(&scenario.source);
                 self.content.claims = scenario.claims;
@@ -49,6 +51,23 @@ impl Results {
         }
         self.summarise();
         self
+    }
+
+    /// Whether the runs are such as this scenario would make. It may have more guests, links and variants.
+    fn fit(&self, scenario: &Scenario) -> bool {
+        let old = &self.content;
+        let times = |of: &Scenario| [of.warm_up_s, of.cool_down_s, of.limit_s];
+        let guest = |of: &Scenario, name: &str| {
+            let guest = of.guests.iter().find(|guest| guest.name == name).cloned();
+            guest.map(|guest| Guest { quick: None, ..guest })
+        };
+        let variant = |of: &Scenario, name: &str| of.variants.iter().find(|variant| variant.name() == name).cloned();
+        let same = |run: &Run| {
+            guest(old, &run.key.guest) == guest(scenario, &run.key.guest)
+                && variant(old, &run.key.variant) == variant(scenario, &run.key.variant)
+                && scenario.links.contains(&run.key.link)
+        };
+        times(old) == times(scenario) && old.host_options == scenario.host_options && self.runs.iter().all(same)
     }
 }
 

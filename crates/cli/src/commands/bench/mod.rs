@@ -76,9 +76,7 @@ pub(crate) struct BenchArgs {
 /// What becomes of results.
 #[derive(Debug, Subcommand)]
 enum Then {
-    /// One page of the results of any number of scenarios
     Report(report::ReportArgs),
-    /// What changed between two sets of results
     Compare(compare::CompareArgs),
 }
 
