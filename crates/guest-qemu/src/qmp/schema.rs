@@ -10,7 +10,8 @@ pub struct Schema {
 }
 
 impl Schema {
-    pub(super) fn new(entries: Vec<SchemaEntry>) -> Self {
+    /// Made of an answer to `query-qmp-schema`.
+    pub fn new(entries: Vec<SchemaEntry>) -> Self {
         Self {
             entries: entries
                 .into_iter()

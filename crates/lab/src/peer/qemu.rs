@@ -6,11 +6,12 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use serde_json::Value;
 use vmferry_guest_qemu::QemuConfig;
 use vmferry_guest_qemu::qmp::commands::{Capability, MigrateSetCapabilities};
-use vmferry_guest_qemu::qmp::{Command as QmpCommand, Qmp};
+use vmferry_guest_qemu::qmp::{Command as QmpCommand, Qmp, Schema};
 
-use super::monitor::{QueryCapabilities, SetParameters};
+use super::monitor::{KnownCapability, QueryCapabilities, SetParameters};
 use super::report::Side;
 use super::request::PeerRequest;
 use crate::error::{LabError, Result};
@@ -133,41 +134,89 @@ impl Qemu {
 
     /// Whether it can do that at all, by its own account.
     fn check(&self, request: &PeerRequest) -> Result<()> {
-        let lacks = |what: String| {
-            Err(LabError::Missing(format!(
-                "the QEMU that is installed cannot do {}: it lacks {what}",
-                request.peer
-            )))
-        };
-        let known = self.run(&QueryCapabilities {})?;
-        for capability in request.capabilities() {
-            if !known.iter().any(|known| known.capability == capability) {
-                return lacks(format!("the migration capability {capability}"));
-            }
-        }
+        let capabilities = self.run(&QueryCapabilities {})?;
         let schema = self.qmp.schema().map_err(|source| LabError::Qemu {
             side: self.side.name(),
             source,
         })?;
-        for (parameter, value) in &request.parameters {
-            if !schema.supports_argument("migrate-set-parameters", parameter) {
-                return lacks(format!("the migration parameter {parameter}"));
-            }
-            if let Some(value) = value.as_str()
-                && !schema.supports_value("migrate-set-parameters", parameter, value)
-            {
-                return lacks(format!(
-                    "the value {value} of the migration parameter {parameter}"
-                ));
-            }
+        match lacking(request, &capabilities, &schema) {
+            None => Ok(()),
+            Some(what) => Err(LabError::Missing(format!(
+                "the QEMU that is installed cannot do {}: it lacks {what}",
+                request.peer
+            ))),
         }
-        Ok(())
     }
+}
+
+/// The first thing that a QEMU lacks.
+fn lacking(request: &PeerRequest, capabilities: &[KnownCapability], schema: &Schema) -> Option<String> {
+    let is_known = |name: &str| capabilities.iter().any(|known| known.capability == name);
+    if let Some(name) = request.capabilities().find(|name| !is_known(name)) {
+        return Some(format!("the migration capability {name}"));
+    }
+    const SET: &str = "migrate-set-parameters";
+    let lacks = |(name, value): (&String, &Value)| {
+        if !schema.supports_argument(SET, name) {
+            return Some(format!("the migration parameter {name}"));
+        }
+        // Of the values, words are those that a version may not have.
+        let word = value.as_str()?;
+        let lacks = !schema.supports_value(SET, name, word);
+        lacks.then(|| format!("the value {word} of the migration parameter {name}"))
+    };
+    request.parameters.iter().find_map(lacks)
 }
 
 fn ended(side: Side, log: &Path) -> LabError {
     LabError::QemuEnded {
         side: side.name(),
         log: last_lines(log, LOG_LINES),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::bench::scenario::Options;
+    use crate::peer::Peer;
+
+    /// What a QEMU without post-copy preempt and without zstd says.
+    fn lacks(peer: Peer) -> Option<String> {
+        let capabilities = json!([
+            {"capability": "events", "state": false},
+            {"capability": "multifd", "state": false},
+            {"capability": "postcopy-ram", "state": false}
+        ]);
+        let schema = json!([
+            {"name": "migrate-set-parameters", "meta-type": "command", "arg-type": "1"},
+            {"name": "1", "meta-type": "object", "members": [
+                {"name": "max-bandwidth", "type": "int"},
+                {"name": "downtime-limit", "type": "int"},
+                {"name": "multifd-compression", "type": "2"}
+            ]},
+            {"name": "int", "meta-type": "builtin"},
+            {"name": "2", "meta-type": "enum", "values": ["none", "zlib"]}
+        ]);
+        let capabilities: Vec<KnownCapability> = serde_json::from_value(capabilities).unwrap();
+        let schema = Schema::new(serde_json::from_value(schema).unwrap());
+        let request = PeerRequest::new(peer, &Options::new()).unwrap();
+        lacking(&request, &capabilities, &schema)
+    }
+
+    #[test]
+    fn what_a_qemu_lacks_is_named() {
+        assert_eq!(lacks(Peer::PreCopy), None);
+        assert_eq!(lacks(Peer::Multifd), None);
+        assert_eq!(lacks(Peer::PostCopy), None);
+        let preempt = lacks(Peer::PostCopyPreempt).unwrap();
+        assert_eq!(preempt, "the migration capability postcopy-preempt");
+        let zstd = lacks(Peer::MultifdZstd).unwrap();
+        assert_eq!(
+            zstd,
+            "the value zstd of the migration parameter multifd-compression"
+        );
     }
 }
