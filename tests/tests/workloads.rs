@@ -20,7 +20,12 @@ fn bench(folder: &Path, scenario: &str, image: &Path) -> Value {
     let file = folder.join("workload.toml");
     std::fs::write(&file, scenario).unwrap();
     let mut command = Command::new(vmferry::program());
-    command.arg("bench").arg(&file).arg("--json").arg("--image").arg(image);
+    command
+        .arg("bench")
+        .arg(&file)
+        .arg("--json")
+        .arg("--image")
+        .arg(image);
     let results = Answer::of(command.stdin(Stdio::null())).json();
     results["runs"][0]["outcome"].clone()
 }
@@ -33,7 +38,10 @@ fn moved(memory: &str, workload: &str) -> Value {
     let measured = &outcome["measured"];
     assert!(measured.is_object(), "{outcome:#}");
     let verified = &measured["report"]["verified"];
-    assert!(verified["mismatches"] == 0 && verified["pages"].as_u64() > Some(1000), "{verified}");
+    assert!(
+        verified["mismatches"] == 0 && verified["pages"].as_u64() > Some(1000),
+        "{verified}"
+    );
     let seen = &measured["operations"];
     assert_eq!(seen["errors"], 0, "{seen:#}");
     for phase in ["before_per_s", "after_per_s"] {
@@ -48,7 +56,9 @@ fn moved(memory: &str, workload: &str) -> Value {
 fn has_layer(name: &str) -> bool {
     let there = require::image_dir().join(format!("layer-{name}.cpio")).exists();
     if !there {
-        println!("skipped: no layer {name} in the guest image; make it with `cargo xtask image --layers {name}`");
+        println!(
+            "skipped: no layer {name} in the guest image; make it with `cargo xtask image --layers {name}`"
+        );
     }
     there
 }
@@ -59,18 +69,25 @@ fn redis_with_several_clients() {
     if !has_layer("redis") {
         return;
     }
-    let server = "kind = 'redis', mib = 64, values = 2048, value_bytes = 4096, set_get = '5:5', connections = 4";
+    let server =
+        "kind = 'redis', mib = 64, values = 2048, value_bytes = 4096, set_get = '5:5', connections = 4";
     let seen = moved("384M", server);
     assert_eq!(seen["unit"], "operations");
     let latency = &seen["latency"];
     for phase in ["before", "during", "after"] {
         let figure = |name: &str| latency[phase][name].as_f64().unwrap();
-        assert!(figure("count") > 0.0 && figure("p50_ms") > 0.0, "{phase}: {latency:#}");
+        assert!(
+            figure("count") > 0.0 && figure("p50_ms") > 0.0,
+            "{phase}: {latency:#}"
+        );
         assert!(figure("p50_ms") <= figure("p99_ms") && figure("p99_ms") <= figure("max_ms"));
     }
     // One of the operations that were under way when it stopped waited for all of it.
     let longest = latency["during"]["max_ms"].as_f64().unwrap();
-    assert!(longest > 0.9 * seen["longest_gap_ms"].as_f64().unwrap(), "{latency:#}");
+    assert!(
+        longest > 0.9 * seen["longest_gap_ms"].as_f64().unwrap(),
+        "{latency:#}"
+    );
     let windows = latency["windows"].as_array().unwrap();
     assert_eq!(windows.len(), seen["windows"].as_array().unwrap().len());
 }
@@ -109,6 +126,17 @@ fn a_stream_from_the_guest() {
 }
 
 #[test]
+fn a_database_whose_sums_agree() {
+    need!(Qemu, Root, Userfaultfd);
+    if !has_layer("database") {
+        return;
+    }
+    let seen = moved("768M", "kind = 'tpcc', mib = 64, connections = 2");
+    assert_eq!(seen["unit"], "transactions");
+    assert!(seen["latency"]["during"]["count"].as_u64() > Some(0), "{seen:#}");
+}
+
+#[test]
 fn a_build() {
     need!(Qemu, Root, Userfaultfd);
     if has_layer("compile") {
@@ -124,7 +152,11 @@ fn an_image_without_a_layer_is_a_run_that_failed_and_says_how_to_make_it() {
     for name in ["vmlinuz", "initramfs.cpio", "image.json"] {
         std::os::unix::fs::symlink(require::image_dir().join(name), folder.path().join(name)).unwrap();
     }
-    let outcome = bench(folder.path(), &scenario("256M", "kind = 'compile'"), folder.path());
+    let outcome = bench(
+        folder.path(),
+        &scenario("256M", "kind = 'compile'"),
+        folder.path(),
+    );
     let why = outcome["failed"]["why"].as_str().unwrap();
     assert!(why.contains("cargo xtask image --layers compile"), "{why}");
 }

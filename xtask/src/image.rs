@@ -18,9 +18,9 @@ const INIT: &str = include_str!("guest-init.sh");
 
 /// The commands of busybox that the guest's script uses, and some to look around with.
 pub(crate) const APPLETS: [&str; 34] = [
-    "bzip2", "cat", "chmod", "chown", "cp", "dd", "df", "dmesg", "echo", "free", "grep", "gzip", "insmod", "ip", "kill", "ls", "lsmod",
-    "mkdir", "mount", "nc", "ping", "poweroff", "ps", "sh", "sleep", "su", "sync", "top", "tr", "true", "umount",
-    "uname", "usleep", "wc",
+    "bzip2", "cat", "chmod", "chown", "cp", "dd", "df", "dmesg", "echo", "free", "grep", "gzip", "insmod",
+    "ip", "kill", "ls", "lsmod", "mkdir", "mount", "nc", "ping", "poweroff", "ps", "sh", "sleep", "su",
+    "sync", "top", "tr", "true", "umount", "uname", "usleep", "wc",
 ];
 
 /// What the kernel should be told so that its console is the serial port and it boots fast: self-tests and parts that the
@@ -70,7 +70,9 @@ pub(crate) fn build(cache: &Cache, layers: &[Layer]) -> Result<Image> {
     written |= cache::replace(&folder.join("initramfs.cpio"), &initramfs)?;
     written |= cache::replace(&folder.join("image.json"), format!("{about:#}\n").as_bytes())?;
     let mib = |bytes: usize| bytes as f64 / f64::from(1 << 20);
-    let with = built.iter().map(|layer| format!(", layer {} of {:.1} MiB", layer.name, mib(layer.bytes)));
+    let with = built
+        .iter()
+        .map(|layer| format!(", layer {} of {:.1} MiB", layer.name, mib(layer.bytes)));
     let summary = format!(
         "{}: Linux {}, initramfs of {:.1} MiB{}, {}",
         folder.display(),

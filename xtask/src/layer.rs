@@ -8,25 +8,28 @@ use anyhow::{Context as _, Result};
 use clap::ValueEnum;
 
 use crate::cpio::Tree;
-use crate::{command, image, libraries, setup, sources};
+use crate::{command, database, image, libraries, setup, sources};
 
 /// Which one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Layer {
     /// redis.
     Redis,
+    /// PostgreSQL, with tables.
+    Database,
     /// A C compiler, an assembler, and files for them.
     Compile,
 }
 
 impl Layer {
     /// All of them.
-    pub(crate) const ALL: [Self; 2] = [Self::Redis, Self::Compile];
+    pub(crate) const ALL: [Self; 3] = [Self::Redis, Self::Database, Self::Compile];
 
     /// Its name in file names and on the command line.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Redis => "redis",
+            Self::Database => "database",
             Self::Compile => "compile",
         }
     }
@@ -35,6 +38,7 @@ impl Layer {
     pub(crate) fn tree(self) -> Result<Tree> {
         match self {
             Self::Redis => redis(),
+            Self::Database => database::tree(),
             Self::Compile => compile(),
         }
         .with_context(|| format!("no layer {}", self.name()))

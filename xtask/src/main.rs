@@ -5,6 +5,7 @@
 mod cache;
 mod command;
 mod cpio;
+mod database;
 mod demo;
 mod image;
 mod kernel;

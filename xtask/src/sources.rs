@@ -48,7 +48,11 @@ fn header() -> String {
 fn part(file: u32) -> String {
     let mut text = format!("#include \"{HEADER}\"\n\nstatic const u64 table{file}[] = {{");
     for entry in 0..64 {
-        let _ = write!(text, " 0x{:x}ul,", u64::from(file * 64 + entry + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15));
+        let _ = write!(
+            text,
+            " 0x{:x}ul,",
+            u64::from(file * 64 + entry + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15)
+        );
     }
     text.push_str(" };\n");
     for function in 0..FUNCTIONS {
@@ -97,7 +101,9 @@ mod tests {
             std::fs::write(folder.join(name), content).unwrap();
         }
         let mut compiler = Command::new("gcc");
-        compiler.args(["-Wall", "-Wextra", "-Werror", "-O1", "-c", "part00.c", "part01.c", "part02.c"]);
+        compiler.args([
+            "-Wall", "-Wextra", "-Werror", "-O1", "-c", "part00.c", "part01.c", "part02.c",
+        ]);
         match compiler.current_dir(&folder).output() {
             Ok(output) => {
                 let said = String::from_utf8_lossy(&output.stderr);

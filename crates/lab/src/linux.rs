@@ -249,7 +249,10 @@ mod tests {
             ..LinuxGuest::default()
         };
         let (_, args) = append(&guest, &["compile"]);
-        assert!(args.iter().any(|arg| arg.ends_with("/initramfs-compile.cpio")), "{args:?}");
+        assert!(
+            args.iter().any(|arg| arg.ends_with("/initramfs-compile.cpio")),
+            "{args:?}"
+        );
         let image = image(&["redis"]);
         let error = guest.args(image.path(), image.path()).unwrap_err().to_string();
         assert!(error.contains("`cargo xtask image --layers compile`"), "{error}");

@@ -85,7 +85,9 @@ impl Timeline {
         let (start, end) = (self.ns(window.start), self.ns(window.end));
         let first = self.entries.partition_point(|entry| entry.ended_ns <= start);
         let last = self.entries.partition_point(|entry| entry.ended_ns < end);
-        let mut previous = first.checked_sub(1).map_or(0, |index| self.entries[index].ended_ns);
+        let mut previous = first
+            .checked_sub(1)
+            .map_or(0, |index| self.entries[index].ended_ns);
         let mut longest = 0;
         let after = self.entries.get(last).map_or(end, |entry| entry.ended_ns);
         let within = self.entries[first.min(last)..last].iter();

@@ -8,13 +8,16 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::Result;
 use crate::guards::Interrupt;
-use crate::load::{Load, Protocol, SetGet, Settings, Stream, memcached, redis};
+use crate::load::{Load, Protocol, SetGet, Settings, Stream, memcached, postgres, redis};
 use crate::namespace::Namespace;
 use crate::topology::GUEST;
 
 /// Where servers in the guest listen.
 pub(crate) const MEMCACHED_PORT: u16 = 11211;
 const REDIS_PORT: u16 = 6379;
+const POSTGRES_PORT: u16 = 5432;
+/// The guest's server takes a few more.
+const MAX_DATABASE_CONNECTIONS: u32 = 32;
 /// Where the guest's own load says how far it has come, or streams.
 const WORK_PORT: u16 = 7121;
 /// How long a server that was started may take to answer.
@@ -33,6 +36,17 @@ pub enum Workload {
     Memcached(KeyValue),
     /// redis, with clients that read and write.
     Redis(KeyValue),
+    /// PostgreSQL, with clients that order and pay like those of TPC-C.
+    Tpcc {
+        /// MiB of its shared buffers.
+        mib: u64,
+        /// Clients, each with a connection of its own and one transaction under way.
+        #[serde(default = "one")]
+        connections: u32,
+        /// Transactions a second; as many as go where absent.
+        #[serde(default)]
+        transactions_per_s: Option<u32>,
+    },
     /// Writes memory, page after page.
     Write {
         /// So much of it.
@@ -99,6 +113,7 @@ impl Workload {
         Some(match self {
             Self::Idle => return None,
             Self::Memcached(_) | Self::Redis(_) => "operations",
+            Self::Tpcc { .. } => "transactions",
             Self::Write { .. } => "pages",
             Self::Cpu { .. } => "loops",
             Self::Compile {} => "files",
@@ -119,6 +134,7 @@ impl Workload {
     pub fn layer(&self) -> Option<&'static str> {
         match self {
             Self::Redis(_) => Some("redis"),
+            Self::Tpcc { .. } => Some("database"),
             Self::Compile {} => Some("compile"),
             _ => None,
         }
@@ -139,6 +155,7 @@ impl Workload {
             Self::Idle => None,
             Self::Memcached(server) => Some(format!("vmferry.memcached={}", server.mib)),
             Self::Redis(server) => Some(format!("vmferry.redis={}", server.mib)),
+            Self::Tpcc { mib, .. } => Some(format!("vmferry.database={mib}")),
             Self::Write { mib, mib_per_s } => work(format!("write:{mib}:{}", mib_per_s.unwrap_or(0))),
             Self::Cpu { percent } => work(format!("cpu:{percent}")),
             Self::Gzip { mib } => work(format!("gzip:{mib}")),
@@ -162,6 +179,20 @@ impl Workload {
                 more_than_0("values", server.values.into())?;
                 more_than_0("connections", server.connections.into())?;
                 more_than_0("operations_per_s", server.operations_per_s.map_or(1, u64::from))
+            }
+            Self::Tpcc {
+                mib,
+                connections,
+                transactions_per_s,
+            } => {
+                more_than_0("mib", *mib)?;
+                more_than_0("transactions_per_s", transactions_per_s.map_or(1, u64::from))?;
+                match connections {
+                    1..=MAX_DATABASE_CONNECTIONS => Ok(()),
+                    _ => Err(format!(
+                        "connections of its workload is {connections}, expected 1 to {MAX_DATABASE_CONNECTIONS}"
+                    )),
+                }
             }
             Self::Write { mib, mib_per_s } => {
                 more_than_0("mib", *mib)?;
@@ -198,6 +229,15 @@ impl Workload {
         let stream = match self {
             Self::Memcached(server) => return server.start(Protocol::Memcached, namespace).map(Some),
             Self::Redis(server) => return server.start(Protocol::Redis, namespace).map(Some),
+            Self::Tpcc {
+                connections,
+                transactions_per_s,
+                ..
+            } => {
+                let rate = transactions_per_s.map_or(f64::from(u32::MAX), f64::from);
+                let load = Load::order_and_pay(guest(POSTGRES_PORT), *connections, rate, Some(namespace));
+                return load.map(Some);
+            }
             Self::NetSend {} => Stream::FromGuest,
             Self::NetReceive { mib_per_s } => Stream::ToGuest {
                 bytes_per_s: mib_per_s.map(mib_to_bytes),
@@ -214,6 +254,7 @@ impl Workload {
                 .version()
                 .map(drop),
             Self::Redis(_) => redis::Connection::open(guest(REDIS_PORT), PATIENCE)?.ping(),
+            Self::Tpcc { .. } => postgres::Connection::open(guest(POSTGRES_PORT), PATIENCE).map(drop),
             _ => TcpStream::connect_timeout(&guest(WORK_PORT), PATIENCE).map(drop),
         }
     }
@@ -258,7 +299,9 @@ mod tests {
 
     fn read(text: &str) -> std::result::Result<Workload, String> {
         let holder: std::result::Result<Holder, _> = toml::from_str(&format!("workload = {{ {text} }}"));
-        holder.map(|holder| holder.workload).map_err(|error| error.message().to_owned())
+        holder
+            .map(|holder| holder.workload)
+            .map_err(|error| error.message().to_owned())
     }
 
     #[test]
@@ -266,17 +309,78 @@ mod tests {
         let server = "mib = 64, values = 10, value_bytes = 100, set_get = \"5:5\"";
         for (text, parameter, layer, unit) in [
             ("kind = \"idle\"", None, None, None),
-            (&*format!("kind = \"memcached\", {server}"), Some("vmferry.memcached=64"), None, Some("operations")),
-            (&*format!("kind = \"redis\", {server}"), Some("vmferry.redis=64"), Some("redis"), Some("operations")),
-            ("kind = \"write\", mib = 32", Some("vmferry.work=write:32:0"), None, Some("pages")),
-            ("kind = \"write\", mib = 32, mib_per_s = 9", Some("vmferry.work=write:32:9"), None, Some("pages")),
-            ("kind = \"cpu\", percent = 40", Some("vmferry.work=cpu:40"), None, Some("loops")),
-            ("kind = \"gzip\", mib = 8", Some("vmferry.work=gzip:8"), None, Some("bytes")),
-            ("kind = \"bzip2\", mib = 8", Some("vmferry.work=bzip2:8"), None, Some("bytes")),
-            ("kind = \"compile\"", Some("vmferry.work=compile"), Some("compile"), Some("files")),
-            ("kind = \"disk-read\", mib = 8", Some("vmferry.work=disk-read"), None, Some("bytes")),
-            ("kind = \"net-send\"", Some("vmferry.work=net-send"), None, Some("bytes")),
-            ("kind = \"net-receive\"", Some("vmferry.work=net-receive"), None, Some("bytes")),
+            (
+                &*format!("kind = \"memcached\", {server}"),
+                Some("vmferry.memcached=64"),
+                None,
+                Some("operations"),
+            ),
+            (
+                &*format!("kind = \"redis\", {server}"),
+                Some("vmferry.redis=64"),
+                Some("redis"),
+                Some("operations"),
+            ),
+            (
+                "kind = \"tpcc\", mib = 32",
+                Some("vmferry.database=32"),
+                Some("database"),
+                Some("transactions"),
+            ),
+            (
+                "kind = \"write\", mib = 32",
+                Some("vmferry.work=write:32:0"),
+                None,
+                Some("pages"),
+            ),
+            (
+                "kind = \"write\", mib = 32, mib_per_s = 9",
+                Some("vmferry.work=write:32:9"),
+                None,
+                Some("pages"),
+            ),
+            (
+                "kind = \"cpu\", percent = 40",
+                Some("vmferry.work=cpu:40"),
+                None,
+                Some("loops"),
+            ),
+            (
+                "kind = \"gzip\", mib = 8",
+                Some("vmferry.work=gzip:8"),
+                None,
+                Some("bytes"),
+            ),
+            (
+                "kind = \"bzip2\", mib = 8",
+                Some("vmferry.work=bzip2:8"),
+                None,
+                Some("bytes"),
+            ),
+            (
+                "kind = \"compile\"",
+                Some("vmferry.work=compile"),
+                Some("compile"),
+                Some("files"),
+            ),
+            (
+                "kind = \"disk-read\", mib = 8",
+                Some("vmferry.work=disk-read"),
+                None,
+                Some("bytes"),
+            ),
+            (
+                "kind = \"net-send\"",
+                Some("vmferry.work=net-send"),
+                None,
+                Some("bytes"),
+            ),
+            (
+                "kind = \"net-receive\"",
+                Some("vmferry.work=net-receive"),
+                None,
+                Some("bytes"),
+            ),
         ] {
             let workload = read(text).unwrap();
             workload.check().unwrap();
@@ -295,9 +399,16 @@ mod tests {
             ("kind = \"gzip\", mib = 0", "mib"),
             ("kind = \"gzip\", mib = 1, level = 9", "level"),
             ("kind = \"cpu\", percent = 101", "101"),
-            ("kind = \"redis\", mib = 1, values = 0, value_bytes = 1, set_get = \"1:9\"", "values"),
-            ("kind = \"redis\", mib = 1, values = 1, value_bytes = 1, set_get = \"1\"", "ratio"),
+            (
+                "kind = \"redis\", mib = 1, values = 0, value_bytes = 1, set_get = \"1:9\"",
+                "values",
+            ),
+            (
+                "kind = \"redis\", mib = 1, values = 1, value_bytes = 1, set_get = \"1\"",
+                "ratio",
+            ),
             ("kind = \"write\", mib = 1, mib_per_s = 0", "mib_per_s"),
+            ("kind = \"tpcc\", mib = 1, connections = 33", "33"),
         ] {
             let error = read(text).and_then(|workload| workload.check()).unwrap_err();
             assert!(error.contains(named), "{text}: {error}");

@@ -35,7 +35,11 @@ impl Build {
         let listed = std::fs::read_dir(sources)
             .map_err(|error| format!("cannot list {}: {error}", sources.display()))?;
         let is_source = |path: &PathBuf| path.extension().is_some_and(|extension| extension == "c");
-        let mut files: Vec<_> = listed.flatten().map(|entry| entry.path()).filter(is_source).collect();
+        let mut files: Vec<_> = listed
+            .flatten()
+            .map(|entry| entry.path())
+            .filter(is_source)
+            .collect();
         files.sort();
         if files.is_empty() {
             return Err(format!("{} has no C files", sources.display()));
@@ -85,7 +89,13 @@ impl Build {
         let name = source.file_stem().unwrap_or_default();
         let target = |extension: &str| self.folder.join(name).with_extension(extension);
         let (assembly, object) = (target("s"), target("o"));
-        finish(Command::new("cc1").args(["-quiet", "-O2"]).arg(source).arg("-o").arg(&assembly))?;
+        finish(
+            Command::new("cc1")
+                .args(["-quiet", "-O2"])
+                .arg(source)
+                .arg("-o")
+                .arg(&assembly),
+        )?;
         finish(Command::new("as").arg(&assembly).arg("-o").arg(&object))?;
         std::fs::read(&object).map_err(|error| format!("cannot read {}: {error}", object.display()))
     }
@@ -121,7 +131,11 @@ mod tests {
     #[test]
     fn a_program_that_fails_is_named() {
         assert_eq!(finish(&mut Command::new("true")), Ok(()));
-        assert!(finish(&mut Command::new("false")).unwrap_err().contains("false failed"));
+        assert!(
+            finish(&mut Command::new("false"))
+                .unwrap_err()
+                .contains("false failed")
+        );
         let missing = finish(&mut Command::new("no-such-program"));
         assert!(missing.unwrap_err().contains("cannot start no-such-program"));
     }

@@ -57,6 +57,9 @@ mod tests {
         assert_eq!(known.check(3, b"one", "file"), Ok(()));
         assert_eq!(known.check(3, b"one", "file"), Ok(()));
         assert_eq!(known.check(0, b"two", "file"), Ok(()));
-        assert_eq!(known.check(3, b"two", "file").unwrap_err(), "file 3 is not what it was at first");
+        assert_eq!(
+            known.check(3, b"two", "file").unwrap_err(),
+            "file 3 is not what it was at first"
+        );
     }
 }

@@ -34,7 +34,8 @@ struct Disk {
 
 impl Disk {
     fn open(device: &Path) -> Result<Self, String> {
-        let file = File::open(device).map_err(|error| format!("cannot open {}: {error}", device.display()))?;
+        let file =
+            File::open(device).map_err(|error| format!("cannot open {}: {error}", device.display()))?;
         Ok(Self {
             file,
             piece: vec![0; PIECE],
@@ -73,7 +74,10 @@ mod tests {
         let mut disk = Disk::open(&path).unwrap();
         let (progress, status) = (Progress::default(), Status::default());
         (0..2).for_each(|_| disk.pass(&progress, &status).unwrap());
-        assert_eq!((status.line().as_str(), progress.total()), ("ok passes=2", 6 * PIECE as u64));
+        assert_eq!(
+            (status.line().as_str(), progress.total()),
+            ("ok passes=2", 6 * PIECE as u64)
+        );
         content[PIECE] = 8;
         std::fs::write(&path, &content).unwrap();
         disk.pass(&progress, &status).unwrap();

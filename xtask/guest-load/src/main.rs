@@ -65,16 +65,42 @@ struct Command {
 
 #[derive(Debug, PartialEq, Eq)]
 enum Load {
-    Memory { mib: usize, rate_mib_s: usize },
-    Disk { device: String, mib: usize },
-    Churn { folder: PathBuf, mib: usize },
-    Used { mib: usize },
-    Cpu { percent: u32 },
-    Compress { program: String, mib: usize, folder: PathBuf },
-    Compile { sources: PathBuf, folder: PathBuf },
-    DiskRead { device: PathBuf },
-    Send { port: u16 },
-    Receive { port: u16 },
+    Memory {
+        mib: usize,
+        rate_mib_s: usize,
+    },
+    Disk {
+        device: String,
+        mib: usize,
+    },
+    Churn {
+        folder: PathBuf,
+        mib: usize,
+    },
+    Used {
+        mib: usize,
+    },
+    Cpu {
+        percent: u32,
+    },
+    Compress {
+        program: String,
+        mib: usize,
+        folder: PathBuf,
+    },
+    Compile {
+        sources: PathBuf,
+        folder: PathBuf,
+    },
+    DiskRead {
+        device: PathBuf,
+    },
+    Send {
+        port: u16,
+    },
+    Receive {
+        port: u16,
+    },
 }
 
 impl Command {
@@ -138,7 +164,11 @@ impl Load {
                 mib: positive("--mib")?,
             },
             "cpu" => Self::Cpu {
-                percent: values.get("--percent")?.parse().ok().filter(|&percent| percent <= 100)?,
+                percent: values
+                    .get("--percent")?
+                    .parse()
+                    .ok()
+                    .filter(|&percent| percent <= 100)?,
             },
             "gzip" | "bzip2" => Self::Compress {
                 program: kind.to_owned(),

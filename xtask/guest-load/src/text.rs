@@ -67,6 +67,10 @@ mod tests {
         text.split_whitespace()
             .for_each(|word| *counts.entry(word).or_default() += 1);
         let most = counts.values().max().unwrap();
-        assert!(counts.len() > 1000 && *most > 100, "{} words, {most}", counts.len());
+        assert!(
+            counts.len() > 1000 && *most > 100,
+            "{} words, {most}",
+            counts.len()
+        );
     }
 }

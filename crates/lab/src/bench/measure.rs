@@ -164,7 +164,11 @@ impl Workbench<'_> {
         source.run(&spec)?;
         let alive = || linux::check_alive(source, GUEST);
         let load = linux::wait_for_text(source, GUEST, folder, "vmferry-guest: ready", self.interrupt)
-            .and_then(|()| guest.workload.start_clients(&topology.client, self.interrupt, alive))
+            .and_then(|()| {
+                guest
+                    .workload
+                    .start_clients(&topology.client, self.interrupt, alive)
+            })
             .map_err(|error| with_console(error, &console))?;
         let (measured, moments) = self.migrate(run, ground, spec, watch, || Ok(()))?;
         let printed = std::fs::read(&console).unwrap_or_default();

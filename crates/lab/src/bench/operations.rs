@@ -151,7 +151,9 @@ impl Moments {
             before: before.figures(),
             during: during.figures(),
             after: after.figures(),
-            deciles_ms: (0..=10).map(|tenth| all.quantile_ms(f64::from(tenth) / 10.0)).collect(),
+            deciles_ms: (0..=10)
+                .map(|tenth| all.quantile_ms(f64::from(tenth) / 10.0))
+                .collect(),
             windows,
         })
     }

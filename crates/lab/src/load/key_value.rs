@@ -116,7 +116,11 @@ pub(super) trait Store: Send {
 
     /// Stores values, `window` requests ahead of the answers, which is much faster than one by one. `more` writes
     /// the next value into its buffer and returns its key.
-    fn set_all(&mut self, window: usize, more: &mut dyn FnMut(&mut Vec<u8>) -> Option<String>) -> io::Result<()> {
+    fn set_all(
+        &mut self,
+        window: usize,
+        more: &mut dyn FnMut(&mut Vec<u8>) -> Option<String>,
+    ) -> io::Result<()> {
         let mut value = Vec::new();
         let mut waiting = 0;
         while let Some(key) = more(&mut value) {
@@ -425,7 +429,11 @@ pub(super) mod tests {
         let settings = settings("127.0.0.1:1".parse().unwrap());
         let mut keys: Vec<_> = (0..3)
             .map(|number| Values::new(&settings, number, 3))
-            .flat_map(|values| (0..values.versions.len()).map(move |index| values.key(index)).collect::<Vec<_>>())
+            .flat_map(|values| {
+                (0..values.versions.len())
+                    .map(move |index| values.key(index))
+                    .collect::<Vec<_>>()
+            })
             .collect();
         keys.sort_unstable();
         assert_eq!(keys, (0..64).collect::<Vec<_>>());

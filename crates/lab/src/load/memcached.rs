@@ -31,7 +31,11 @@ impl Connection {
     /// When it does not answer in time, or with nonsense.
     pub fn version(&mut self) -> io::Result<String> {
         self.lines.write(b"version\r\n")?;
-        let version = self.lines.read_line()?.strip_prefix("VERSION ").map(str::to_owned);
+        let version = self
+            .lines
+            .read_line()?
+            .strip_prefix("VERSION ")
+            .map(str::to_owned);
         version.ok_or_else(|| self.lines.unexpected("VERSION"))
     }
 }
@@ -101,7 +105,12 @@ pub(super) mod tests {
 
     #[test]
     fn answers_that_are_none_are_errors() {
-        let answers = ["STORED", "VALUE other 0 3\r\nabc\r\nEND\r\n", "VALUE key 0 9999999999\r\n", "BOO\r\n"];
+        let answers = [
+            "STORED",
+            "VALUE other 0 3\r\nabc\r\nEND\r\n",
+            "VALUE key 0 9999999999\r\n",
+            "BOO\r\n",
+        ];
         check_nonsense(&answers, "get key\r\n".len(), |address, timeout| {
             Ok(Box::new(Connection::open(address, timeout)?))
         });

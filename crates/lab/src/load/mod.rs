@@ -8,8 +8,10 @@ mod connection;
 mod key_value;
 pub mod memcached;
 mod operate;
+pub mod postgres;
 pub mod redis;
 mod stream;
+mod tpcc;
 
 use std::io;
 use std::net::SocketAddr;
@@ -97,6 +99,24 @@ impl Load {
             source,
         })?;
         Self::spawn("operations", workers, None, namespace)
+    }
+
+    /// Connects clients of the database at `address` from inside `namespace` (or from here), and starts them. Together they do so many
+    /// transactions a second at most. When they are stopped everything has to add up.
+    pub(crate) fn order_and_pay(
+        address: SocketAddr,
+        connections: u32,
+        transactions_per_s: f64,
+        namespace: Option<&Namespace>,
+    ) -> Result<Self> {
+        let prepared = within(namespace, || {
+            tpcc::prepare(address, connections, transactions_per_s)
+        })?;
+        let (workers, last_check) = prepared.map_err(|source| LabError::Client {
+            what: "connect to the database".into(),
+            source,
+        })?;
+        Self::spawn("transactions", workers, Some(last_check), namespace)
     }
 
     /// Connects to a stream at `address` from inside `namespace` (or from here), and follows it. `unit` is what it counts.

@@ -99,9 +99,17 @@ pub(super) mod tests {
 
     #[test]
     fn answers_that_are_none_are_errors() {
-        let answers = ["+OK\r\n", "$3\r\nabcdef\r\n", "$99999999999\r\n", "-ERR no\r\n", "$-2\r\n"];
-        check_nonsense(&answers, "*2\r\n$3\r\nGET\r\n$3\r\nkey\r\n".len(), |address, timeout| {
-            Ok(Box::new(Connection::open(address, timeout)?))
-        });
+        let answers = [
+            "+OK\r\n",
+            "$3\r\nabcdef\r\n",
+            "$99999999999\r\n",
+            "-ERR no\r\n",
+            "$-2\r\n",
+        ];
+        check_nonsense(
+            &answers,
+            "*2\r\n$3\r\nGET\r\n$3\r\nkey\r\n".len(),
+            |address, timeout| Ok(Box::new(Connection::open(address, timeout)?)),
+        );
     }
 }

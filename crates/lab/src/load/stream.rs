@@ -208,7 +208,10 @@ mod tests {
         let load = Load::follow(Stream::FromGuest, address, "bytes", None).unwrap();
         wait_until(&load, |record| record.wrong_values > 0);
         let record = load.stop();
-        assert!(record.operations >= BLOCK as u64 && record.failures == 0, "{record:?}");
+        assert!(
+            record.operations >= BLOCK as u64 && record.failures == 0,
+            "{record:?}"
+        );
     }
 
     #[test]
@@ -233,7 +236,10 @@ mod tests {
         let (taken, took) = told.recv().unwrap();
         let block = block();
         assert!(taken[..BLOCK] == block && taken[BLOCK..] == block[..10]);
-        assert!(took > Duration::from_millis(100), "{took:?} for 256 KiB at 2 MiB/s");
+        assert!(
+            took > Duration::from_millis(100),
+            "{took:?} for 256 KiB at 2 MiB/s"
+        );
     }
 
     #[test]
