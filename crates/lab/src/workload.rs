@@ -65,7 +65,7 @@ pub enum Workload {
         /// So much of it, again and again.
         mib: u64,
     },
-    /// Compresses text with `bzip2`.
+    /// Compresses text with `bzip2`, which takes 900 kB of it at a time and is heard of no more often.
     Bzip2 {
         /// So much of it, again and again.
         mib: u64,
