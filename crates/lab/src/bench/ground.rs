@@ -45,7 +45,7 @@ impl Ground {
         let link: Link = run.key.link.parse().map_err(wrong)?;
         let made = match requirements::missing_for_network() {
             None => {
-                let taps = run.guest.memcached.is_some();
+                let taps = run.guest.workload.has_client();
                 Topology::create(&std::process::id().to_string(), &link, taps)
             }
             Some(why) => Err(LabError::Missing(why)),

@@ -14,8 +14,7 @@ use super::plan::{CommandLine, GUEST, PlannedRun, guest_words};
 use super::scenario::{GuestKind, Scenario};
 use crate::error::{LabError, Result};
 use crate::guards::Interrupt;
-use crate::linux::{self, LinuxGuest};
-use crate::load::{Load, Settings};
+use crate::linux::{self, LinuxGuest, Place as _};
 use crate::relay::LinkDelay;
 use crate::requirements;
 use crate::topology::Topology;
@@ -107,32 +106,24 @@ impl Workbench<'_> {
         let (Some(image), Some(topology)) = (&self.image, &ground.topology) else {
             return Err(LabError::Missing("no guest image or no network".into()));
         };
-        let console = ground.folder.path().join("console");
+        let folder = ground.folder.path();
         let guest = LinuxGuest {
-            network: run.guest.memcached.is_some(),
-            memcached_mib: run.guest.memcached.as_ref().map(|memcached| memcached.mib),
+            workload: run.guest.workload.clone(),
             load: run.guest.load.clone(),
             agent: run.guest.agent,
         };
         let image = std::path::absolute(image).map_err(LabError::system("find the guest image"))?;
-        let spec = self.spec(run, &guest.args(&image, &console)?)?;
+        let spec = self.spec(run, &guest.args(&image, folder)?)?;
+        let console = linux::console(folder);
         ground.run(&spec)?;
-        let booted = linux::wait_for_text(ground, GUEST, &console, "vmferry-guest: ready", self.interrupt);
-        booted.map_err(|error| with_console(error, &console))?;
-        let load = match &run.guest.memcached {
-            None => None,
-            Some(memcached) => {
-                linux::wait_for_memcached(ground, GUEST, &topology.client, self.interrupt)?;
-                let settings = Settings {
-                    address: linux::memcached(),
-                    values: memcached.values,
-                    value_bytes: memcached.value_bytes,
-                    operations_per_s: memcached.operations_per_s.unwrap_or(u32::MAX),
-                    one_set_in: memcached.one_set_in,
-                };
-                Some(Load::start(settings, Some(&topology.client))?)
-            }
-        };
+        let alive = || ground.check_alive(GUEST);
+        let load = linux::wait_for_text(ground, GUEST, folder, "vmferry-guest: ready", self.interrupt)
+            .and_then(|()| {
+                guest
+                    .workload
+                    .start_clients(&topology.client, self.interrupt, alive)
+            })
+            .map_err(|error| with_console(error, &console))?;
         let moved = self.migrate(run, ground, spec, watch, || Ok(()));
         let printed = std::fs::read(&console).unwrap_or_default();
         // What the guest says explains more than what came of it.

@@ -32,7 +32,7 @@ pub use account::Account;
 pub use fit::Dropped;
 pub use machine::Machine;
 pub use measure::Measured;
-pub use operations::Operations;
+pub use operations::{Latencies, Operations};
 pub use plan::{CommandLine, PlannedRun, Request, RunKey};
 pub use results::{Outcome, Results, Run};
 pub use scenario::{GuestKind, Scenario};

@@ -9,7 +9,13 @@
 //! name = "synthetic"
 //! kind = "synth"                   # or "qemu"
 //! memory = "1G"
-//! load = "write:256M + fill:256M"  # as `vmferry run --synthetic` reads it; of QEMU's guest as its image does
+//! load = "write:256M + fill:256M"  # as `vmferry run --synthetic` reads it
+//!
+//! [[guest]]
+//! name = "server"
+//! kind = "qemu"
+//! memory = "1G"
+//! workload = { kind = "redis", mib = 384, values = 65536, value_bytes = 4096, set_get = "1:9" }  # see `Workload`
 //!
 //! [[variant]]
 //! strategy = "pre-copy"            # or "all"
@@ -46,7 +52,7 @@ use serde::{Deserialize, Serialize};
 
 pub use claim::{BEST_PEER, Claim};
 pub use figure::{Dimension, Figure, FigureKind};
-pub use guest::{Guest, GuestKind, GuestQuick, Memcached};
+pub use guest::{Guest, GuestKind, GuestQuick};
 pub(crate) use options::words;
 pub use options::{OptionValue, Options};
 pub use variant::Variant;
@@ -399,6 +405,11 @@ at_most = 0.5
                 "strategy = \"hybrid\"",
                 "strategy = \"hybrid\"\nlimit_s = -1",
                 "limit_s of variant \"hybrid\"",
+            ),
+            (
+                "load = \"write:64M\"",
+                "workload = { kind = \"cpu\", percent = 1 }",
+                "synthetic",
             ),
         ] {
             let error = refusal(&SMALL.replace(from, to));
