@@ -1,7 +1,6 @@
 //! One plain QEMU, as a process that goes with its guard.
 
 use std::fs::File;
-use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -10,6 +9,7 @@ use serde_json::Value;
 use vmferry_guest_qemu::QemuConfig;
 use vmferry_guest_qemu::qmp::commands::{Capability, MigrateSetCapabilities};
 use vmferry_guest_qemu::qmp::{Command as QmpCommand, Qmp, Schema};
+use vmferry_memory::spawn_detached;
 
 use super::monitor::{KnownCapability, QueryCapabilities, SetParameters};
 use super::report::Side;
@@ -64,10 +64,12 @@ impl Qemu {
             .args(&line[1..])
             .stdin(Stdio::null())
             .stdout(said)
-            .stderr(also)
-            // A Ctrl-C at the terminal is for us alone.
-            .process_group(0);
-        let mut process = Process::new(namespace.spawn(&mut command)?);
+            .stderr(also);
+        // In a session of its own, as vmferry starts it: a Ctrl-C at the terminal is for us alone, and the kernel shares processors
+        // out by session.
+        let child = namespace.enter(|| spawn_detached(command, &[]))?;
+        let child = child.map_err(LabError::system(format!("start {}", line[0])))?;
+        let mut process = Process::new(child);
         let what = format!("the monitor of the {}'s QEMU", side.name());
         let qmp = interrupt.wait_for(&what, START_LIMIT, || {
             if process.exit_status()?.is_some() {
