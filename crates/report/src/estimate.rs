@@ -31,7 +31,10 @@ impl Estimate {
             let figure = metric::of(run.outcome.measured()?, name)?;
             Some((run.key.repetition, figure))
         };
-        let each: Vec<_> = runs.filter_map(figure).filter(|(_, figure)| figure.is_finite()).collect();
+        let each: Vec<_> = runs
+            .filter_map(figure)
+            .filter(|(_, figure)| figure.is_finite())
+            .collect();
         let spread = Spread::of(each.iter().map(|(_, figure)| *figure))?;
         Some(Self {
             median: spread.median,

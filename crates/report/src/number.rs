@@ -117,12 +117,18 @@ mod tests {
         ] {
             assert_eq!(show(unit, value), text);
         }
-        assert_eq!((ratio(0.0734), ratio(1.0), ratio(12.34)), ("0.0734".into(), "1.00".into(), "12.3".into()));
+        assert_eq!(
+            (ratio(0.0734), ratio(1.0), ratio(12.34)),
+            ("0.0734".into(), "1.00".into(), "12.3".into())
+        );
     }
 
     #[test]
     fn an_axis_has_one_unit() {
-        assert_eq!(scaled(Unit::Bytes, 3.0 * 1024.0 * 1024.0), (1024.0 * 1024.0, "MiB"));
+        assert_eq!(
+            scaled(Unit::Bytes, 3.0 * 1024.0 * 1024.0),
+            (1024.0 * 1024.0, "MiB")
+        );
         assert_eq!(scaled(Unit::Milliseconds, 25_000.0), (1e3, "s"));
         assert_eq!(scaled(Unit::Count, 4e6), (1e6, "million"));
     }

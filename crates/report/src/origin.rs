@@ -44,10 +44,20 @@ fn machines(sources: &[Source]) -> Markup {
 
 /// What is known of a machine.
 pub(crate) fn facts(machine: &Machine) -> Vec<(&'static str, String)> {
-    let built = if machine.optimised { "" } else { ", built without optimisation" };
-    let revision = machine.revision.as_ref().map(|revision| format!(", revision {revision}"));
+    let built = if machine.optimised {
+        ""
+    } else {
+        ", built without optimisation"
+    };
+    let revision = machine
+        .revision
+        .as_ref()
+        .map(|revision| format!(", revision {revision}"));
     let mut facts = vec![
-        ("vmferry", format!("{}{}{built}", machine.vmferry, revision.unwrap_or_default())),
+        (
+            "vmferry",
+            format!("{}{}{built}", machine.vmferry, revision.unwrap_or_default()),
+        ),
         ("QEMU", machine.qemu.clone().unwrap_or_else(|| "none".into())),
         ("kernel", format!("Linux {}", machine.kernel)),
         ("processors", format!("{} x {}", machine.cpus, machine.cpu)),
@@ -58,7 +68,11 @@ pub(crate) fn facts(machine: &Machine) -> Vec<(&'static str, String)> {
         ("hypervisor below", &machine.hypervisor),
         ("huge pages", &machine.huge_pages),
     ];
-    facts.extend(known.into_iter().filter_map(|(name, value)| Some((name, value.clone()?))));
+    facts.extend(
+        known
+            .into_iter()
+            .filter_map(|(name, value)| Some((name, value.clone()?))),
+    );
     facts
 }
 
@@ -78,7 +92,13 @@ fn commands(source: &Source) -> Markup {
             guests.push((&run.key.guest, without_folders(&measured.guest.config)));
         }
     }
-    moves.sort_by_key(|(variant, _)| results.content.variants.iter().position(|it| it.name() == *variant));
+    moves.sort_by_key(|(variant, _)| {
+        results
+            .content
+            .variants
+            .iter()
+            .position(|it| it.name() == *variant)
+    });
     html! {
         h4 { code { (results.scenario) } " (seed " (results.content.seed) ")" }
         dl class="commands" {
@@ -126,7 +146,10 @@ fn files(sources: &[Source]) -> Markup {
 }
 
 fn hash(bytes: &[u8]) -> String {
-    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+    Sha256::digest(bytes)
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect()
 }
 
 /// The median of how busy the machine was when runs began, and how many runs began on a machine with more to do than it has
@@ -136,7 +159,10 @@ pub(crate) fn load(results: &[&Results]) -> Option<(f64, usize)> {
     let mut busy = 0;
     for results in results {
         for run in &results.runs {
-            let cpus = results.machines.get(run.machine).map_or(1, |machine| machine.cpus);
+            let cpus = results
+                .machines
+                .get(run.machine)
+                .map_or(1, |machine| machine.cpus);
             if let Some(load) = run.load_average {
                 loads.push(load);
                 // The bench's own guest and daemons keep about one busy.

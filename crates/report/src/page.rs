@@ -63,10 +63,15 @@ fn contents(sections: &[Section<'_>]) -> Markup {
 fn overview(sources: &[Source]) -> Markup {
     let results: Vec<&Results> = sources.iter().map(|source| &source.results).collect();
     let runs = || results.iter().flat_map(|results| &results.runs);
-    let failed: Vec<_> = results.iter().map(|results| (results, failures(results))).collect();
+    let failed: Vec<_> = results
+        .iter()
+        .map(|results| (results, failures(results)))
+        .collect();
     let failures: usize = failed.iter().map(|(_, failures)| failures).sum();
     let began = runs().map(|run| run.started_unix_ms).min();
-    let ended = runs().map(|run| run.started_unix_ms + (run.took_s * 1e3) as u64).max();
+    let ended = runs()
+        .map(|run| run.started_unix_ms + (run.took_s * 1e3) as u64)
+        .max();
     let hours = runs().map(|run| run.took_s).sum::<f64>() / 3600.0;
     let machines: Vec<_> = results.iter().flat_map(|results| &results.machines).collect();
     html! {
@@ -123,11 +128,20 @@ fn how_to_read(sources: &[Source]) -> Markup {
 }
 
 fn failures(results: &Results) -> usize {
-    results.runs.iter().filter(|run| run.outcome.measured().is_none()).count()
+    results
+        .runs
+        .iter()
+        .filter(|run| run.outcome.measured().is_none())
+        .count()
 }
 
 /// The day and minute of a moment, in UTC.
 fn date(unix_ms: u64) -> String {
-    let at = i64::try_from(unix_ms).ok().and_then(|ms| jiff::Timestamp::from_millisecond(ms).ok());
-    at.map_or_else(|| "?".to_owned(), |at| at.strftime("%Y-%m-%d %H:%M UTC").to_string())
+    let at = i64::try_from(unix_ms)
+        .ok()
+        .and_then(|ms| jiff::Timestamp::from_millisecond(ms).ok());
+    at.map_or_else(
+        || "?".to_owned(),
+        |at| at.strftime("%Y-%m-%d %H:%M UTC").to_string(),
+    )
 }

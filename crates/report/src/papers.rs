@@ -37,8 +37,12 @@ pub(crate) fn coverage(sections: &[Section<'_>]) -> Markup {
 fn place(sections: &[Section<'_>], paper: &Paper, figure: &PaperFigure) -> Markup {
     let name = format!("{} {}", paper.name, figure.number);
     let here = |section: &Section<'_>| -> Vec<_> {
-        let figures = section.figures().filter(|(shown, _)| shown.source.contains(&name));
-        figures.map(|(shown, anchor)| (shown.title.clone(), anchor.clone())).collect()
+        let figures = section
+            .figures()
+            .filter(|(shown, _)| shown.source.contains(&name));
+        figures
+            .map(|(shown, anchor)| (shown.title.clone(), anchor.clone()))
+            .collect()
     };
     let here: Vec<_> = sections.iter().flat_map(here).collect();
     html! {
@@ -63,7 +67,12 @@ fn place(sections: &[Section<'_>], paper: &Paper, figure: &PaperFigure) -> Marku
 fn measured_by(name: &str) -> Vec<&'static str> {
     let has = |scenario: &&str| {
         let content = catalog::find(scenario).ok();
-        content.is_some_and(|(_, content)| content.figures.iter().any(|figure| figure.source.iter().any(|it| it == name)))
+        content.is_some_and(|(_, content)| {
+            content
+                .figures
+                .iter()
+                .any(|figure| figure.source.iter().any(|it| it == name))
+        })
     };
     catalog::names().filter(has).collect()
 }

@@ -90,7 +90,11 @@ pub fn compare(first: &Results, second: &Results) -> Result<Comparison> {
         )));
     }
     if first.quick != second.quick {
-        let (scaled, full) = if first.quick { ("first", "second") } else { ("second", "first") };
+        let (scaled, full) = if first.quick {
+            ("first", "second")
+        } else {
+            ("second", "first")
+        };
         return Err(LabError::NotComparable(format!(
             "the {scaled} was measured with --quick, the {full} was not"
         )));
@@ -102,7 +106,11 @@ pub fn compare(first: &Results, second: &Results) -> Result<Comparison> {
         match (has(first, case), has(second, case)) {
             (true, false) => only_first.push(name()),
             (false, true) => only_second.push(name()),
-            _ => changes.extend(METRICS.iter().filter_map(|metric| change(first, second, case, metric))),
+            _ => changes.extend(
+                METRICS
+                    .iter()
+                    .filter_map(|metric| change(first, second, case, metric)),
+            ),
         }
     }
     adjust(&mut changes);
@@ -150,19 +158,23 @@ fn figures<'a>(
     [guest, link, variant]: Case<'a>,
     figure: impl Fn(&super::Measured) -> Option<f64> + 'a,
 ) -> impl Iterator<Item = f64> + 'a {
-    let is_of = move |run: &&super::Run| {
-        run.key.guest == guest && run.key.link == link && run.key.variant == variant
-    };
+    let is_of =
+        move |run: &&super::Run| run.key.guest == guest && run.key.link == link && run.key.variant == variant;
     let runs = results.runs.iter().filter(is_of);
-    runs.filter_map(move |run| figure(run.outcome.measured()?)).filter(|figure| figure.is_finite())
+    runs.filter_map(move |run| figure(run.outcome.measured()?))
+        .filter(|figure| figure.is_finite())
 }
 
 fn change(first: &Results, second: &Results, case: Case<'_>, metric: &str) -> Option<Change> {
-    let of = |results| -> Vec<f64> { figures(results, case, |measured| metric::of(measured, metric)).collect() };
+    let of =
+        |results| -> Vec<f64> { figures(results, case, |measured| metric::of(measured, metric)).collect() };
     let (one, other) = (of(first), of(second));
     let Difference { p, delta } = statistics::difference(&one, &other)?;
     let [guest, link, variant] = case.map(str::to_owned);
-    let (first, second) = (Spread::of(one.iter().copied())?, Spread::of(other.iter().copied())?);
+    let (first, second) = (
+        Spread::of(one.iter().copied())?,
+        Spread::of(other.iter().copied())?,
+    );
     Some(Change {
         guest,
         link,
@@ -218,7 +230,8 @@ fn caveats(first: &Results, second: &Results) -> Vec<String> {
     }
     let unoptimised = |results: &Results| results.machines.iter().any(|machine| !machine.optimised);
     if unoptimised(first) != unoptimised(second) {
-        caveats.push("only one of them was measured with a vmferry that was built with optimisation".to_owned());
+        caveats
+            .push("only one of them was measured with a vmferry that was built with optimisation".to_owned());
     }
     let load = |results: &Results| Spread::of(results.runs.iter().filter_map(|run| run.load_average));
     if let Some((one, other)) = load(first).zip(load(second))
@@ -244,7 +257,9 @@ mod tests {
 
     fn pages(comparison: &Comparison) -> &Change {
         let mut changes = comparison.changes.iter();
-        changes.find(|change| change.variant == "hybrid" && change.metric == "pages_sent").unwrap()
+        changes
+            .find(|change| change.variant == "hybrid" && change.metric == "pages_sent")
+            .unwrap()
     }
 
     #[test]
@@ -264,7 +279,10 @@ mod tests {
     #[test]
     fn few_runs_tell_nothing() {
         let found = compare(&sent(&[300, 310, 320]), &sent(&[3, 3, 3])).unwrap();
-        assert_eq!((pages(&found).finding, pages(&found).adjusted_p), (Finding::TooFewRuns, None));
+        assert_eq!(
+            (pages(&found).finding, pages(&found).adjusted_p),
+            (Finding::TooFewRuns, None)
+        );
     }
 
     #[test]
@@ -276,7 +294,12 @@ mod tests {
         assert!(error.contains("\"t\"") && error.contains("\"u\""), "{error}");
         let mut other = results();
         other.quick = true;
-        assert!(compare(&one, &other).unwrap_err().to_string().contains("the second was measured with --quick"));
+        assert!(
+            compare(&one, &other)
+                .unwrap_err()
+                .to_string()
+                .contains("the second was measured with --quick")
+        );
         let mut other = results();
         other.content.warm_up_s += 1.0;
         other.machines[0].cpus += 1;

@@ -62,7 +62,10 @@ impl Machine {
     /// The machine without the programs on it, in a line.
     pub fn hardware(&self) -> String {
         let gib = self.memory_bytes as f64 / (1u64 << 30) as f64;
-        format!("{} x {}, {gib:.1} GiB, Linux {}", self.cpus, self.cpu, self.kernel)
+        format!(
+            "{} x {}, {gib:.1} GiB, Linux {}",
+            self.cpus, self.cpu, self.kernel
+        )
     }
 }
 
@@ -82,7 +85,9 @@ fn qemu_version() -> Option<String> {
 }
 
 fn distribution(os_release: &str) -> Option<String> {
-    let name = os_release.lines().find_map(|line| line.strip_prefix("PRETTY_NAME="))?;
+    let name = os_release
+        .lines()
+        .find_map(|line| line.strip_prefix("PRETTY_NAME="))?;
     Some(name.trim_matches('"').to_owned())
 }
 
@@ -93,7 +98,10 @@ fn hypervisor(cpuinfo: &str, product: &str) -> Option<String> {
         "" => "not named",
         product => product,
     };
-    flags.split(' ').any(|flag| flag == "hypervisor").then(|| product.to_owned())
+    flags
+        .split(' ')
+        .any(|flag| flag == "hypervisor")
+        .then(|| product.to_owned())
 }
 
 /// The word in brackets.
@@ -125,7 +133,10 @@ mod tests {
     #[test]
     fn files_of_the_system_are_understood() {
         let os_release = "NAME=\"Debian GNU/Linux\"\nPRETTY_NAME=\"Debian GNU/Linux 12 (bookworm)\"\n";
-        assert_eq!(distribution(os_release).unwrap(), "Debian GNU/Linux 12 (bookworm)");
+        assert_eq!(
+            distribution(os_release).unwrap(),
+            "Debian GNU/Linux 12 (bookworm)"
+        );
         assert_eq!(chosen("always [madvise] never\n").unwrap(), "madvise");
         let cpuinfo = "model name\t: X\nflags\t\t: fpu hypervisor sse\n";
         assert_eq!(hypervisor(cpuinfo, "KVM\n").unwrap(), "KVM");

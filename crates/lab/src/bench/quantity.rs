@@ -76,7 +76,9 @@ impl Quantity {
             None => {
                 let words = name.replace(['_', '.'], " ");
                 let without = ["ms", "us", "bytes", "per s", "seconds"];
-                let label = without.iter().find_map(|unit| words.strip_suffix(&format!(" {unit}")));
+                let label = without
+                    .iter()
+                    .find_map(|unit| words.strip_suffix(&format!(" {unit}")));
                 (label.unwrap_or(&words).to_owned(), None)
             }
         };
@@ -115,7 +117,10 @@ mod tests {
             assert!(!Quantity::of(name).label.contains('_'), "{name}");
         }
         let wait = Quantity::of("encoding.wait_ms");
-        assert_eq!((wait.label.as_str(), wait.unit), ("encoding wait", Unit::Milliseconds));
+        assert_eq!(
+            (wait.label.as_str(), wait.unit),
+            ("encoding wait", Unit::Milliseconds)
+        );
         assert_eq!(wait.better, None);
         for (name, unit) in [
             ("memory_bytes.source", Unit::Bytes),

@@ -30,7 +30,8 @@ impl Results {
             }
             None => return Err(other("holds something else than results of a bench".into())),
         }
-        let results = serde_json::from_value(value).map_err(|error| other(format!("is damaged ({error})")))?;
+        let results =
+            serde_json::from_value(value).map_err(|error| other(format!("is damaged ({error})")))?;
         Ok((results, bytes))
     }
 
@@ -60,13 +61,16 @@ impl Results {
             let guest = of.guests.iter().find(|guest| guest.name == name).cloned();
             guest.map(|guest| Guest { quick: None, ..guest })
         };
-        let variant = |of: &Scenario, name: &str| of.variants.iter().find(|variant| variant.name() == name).cloned();
+        let variant =
+            |of: &Scenario, name: &str| of.variants.iter().find(|variant| variant.name() == name).cloned();
         let same = |run: &Run| {
             guest(old, &run.key.guest) == guest(scenario, &run.key.guest)
                 && variant(old, &run.key.variant) == variant(scenario, &run.key.variant)
                 && scenario.links.contains(&run.key.link)
         };
-        times(old) == times(scenario) && old.host_options == scenario.host_options && self.runs.iter().all(same)
+        times(old) == times(scenario)
+            && old.host_options == scenario.host_options
+            && self.runs.iter().all(same)
     }
 }
 
@@ -96,7 +100,11 @@ mod tests {
         let (results, bytes) = Results::read(&file).unwrap();
         assert_eq!((results.scenario.as_str(), results.quick), ("encodings", true));
         assert_eq!(bytes, std::fs::read(&file).unwrap());
-        for (content, named) in [("[1]", "something else"), ("{", "something else"), (r#"{"format": 99}"#, "format 99")] {
+        for (content, named) in [
+            ("[1]", "something else"),
+            ("{", "something else"),
+            (r#"{"format": 99}"#, "format 99"),
+        ] {
             std::fs::write(&file, content).unwrap();
             let error = Results::read(&file).unwrap_err().to_string();
             assert!(error.contains(named) && error.contains("r.json"), "{error}");

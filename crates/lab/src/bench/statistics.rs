@@ -77,7 +77,10 @@ fn interval(count: usize, mut draw: impl FnMut(&mut SplitMix64) -> f64) -> Optio
 }
 
 fn resampled_median(figures: &[f64], numbers: &mut SplitMix64) -> f64 {
-    let mut drawn: Vec<f64> = figures.iter().map(|_| figures[below(numbers, figures.len())]).collect();
+    let mut drawn: Vec<f64> = figures
+        .iter()
+        .map(|_| figures[below(numbers, figures.len())])
+        .collect();
     drawn.sort_by(f64::total_cmp);
     quantile(&drawn, 0.5)
 }
@@ -243,7 +246,10 @@ mod tests {
     #[test]
     fn ratios_have_intervals_of_their_own() {
         let ratio = of_ratio(&[20.0, 22.0, 21.0, 19.0], &[10.0, 11.0, 9.0, 10.5]).unwrap();
-        assert!(ratio.contains(2.0) && ratio.low > 1.6 && ratio.high < 2.5, "{ratio:?}");
+        assert!(
+            ratio.contains(2.0) && ratio.low > 1.6 && ratio.high < 2.5,
+            "{ratio:?}"
+        );
         assert_eq!(of_ratio(&[1.0, 2.0], &[1.0]), None);
         assert_eq!(of_ratio(&[1.0, 2.0], &[0.0, 0.0]), None);
     }
@@ -288,7 +294,13 @@ mod tests {
     fn many_tests_are_adjusted_for() {
         let found = adjusted(&[0.01, 0.04, 0.03, 0.005]);
         let expected = [0.02, 0.04, 0.04, 0.02];
-        assert!(found.iter().zip(expected).all(|(one, other)| (one - other).abs() < 1e-12), "{found:?}");
+        assert!(
+            found
+                .iter()
+                .zip(expected)
+                .all(|(one, other)| (one - other).abs() < 1e-12),
+            "{found:?}"
+        );
         assert!(adjusted(&[]).is_empty());
         assert_eq!(adjusted(&[0.9, 1.0]), [1.0, 1.0]);
     }

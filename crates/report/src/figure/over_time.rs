@@ -31,7 +31,10 @@ pub(super) fn timelines(results: &Results, cases: &[Case<'_>], anchor: &str) -> 
             (*case, end, points(clients, end))
         });
         let drawn: Vec<_> = drawn.collect();
-        let peaks = drawn.iter().flat_map(|(_, _, points)| points).map(|(_, [_, _, most])| *most);
+        let peaks = drawn
+            .iter()
+            .flat_map(|(_, _, points)| points)
+            .map(|(_, [_, _, most])| *most);
         let most = peaks.fold(0.0, f64::max);
         let draw = |(case, end, points): (Case<'_>, f64, Vec<_>)| {
             plots += 1;
@@ -68,7 +71,10 @@ fn timeline(
     let start_s = points.first().map_or(0.0, |(at, _)| *at);
     let plot = Timeline {
         id,
-        title: &format!("Throughput of {} with {}, {}", case.guest, case.variant, case.link),
+        title: &format!(
+            "Throughput of {} with {}, {}",
+            case.guest, case.variant, case.link
+        ),
         unit: Unit::PerSecond,
         points,
         resumed_s: moment("execution_transfer_ms"),
@@ -93,7 +99,10 @@ fn end_s(seen: &Operations) -> f64 {
 
 /// Smallest, median and largest of the repetitions, in steps of time that all have in common.
 fn points(seen: &[&Operations], end_s: f64) -> Vec<(f64, [f64; 3])> {
-    let start_s = seen.iter().map(|client| client.windows_start_ms / 1e3).fold(0.0, f64::min);
+    let start_s = seen
+        .iter()
+        .map(|client| client.windows_start_ms / 1e3)
+        .fold(0.0, f64::min);
     let window_s = seen[0].window_ms as f64 / 1e3;
     let windows = ((end_s - start_s) / window_s).ceil().max(1.0);
     // Whole windows: parts of one are not known.
@@ -102,7 +111,10 @@ fn points(seen: &[&Operations], end_s: f64) -> Vec<(f64, [f64; 3])> {
     let mut points = Vec::new();
     for step in 0..steps {
         let from = start_s + step as f64 * step_s;
-        let mut rates: Vec<_> = seen.iter().filter_map(|client| rate(client, from, from + step_s)).collect();
+        let mut rates: Vec<_> = seen
+            .iter()
+            .filter_map(|client| rate(client, from, from + step_s))
+            .collect();
         // Where only some are left, they speak for themselves and not for all.
         if rates.len() * 2 >= seen.len() && !rates.is_empty() {
             rates.sort_by(f64::total_cmp);
@@ -140,7 +152,11 @@ pub(super) fn rounds(results: &Results, figure: &Figure, cases: &[Case<'_>], anc
                 let point = |(round, spread): (usize, Option<[f64; 3]>)| {
                     let [low, y, high] = spread?;
                     let interval = (low < high).then_some(Interval { low, high });
-                    Some(Point { x: (round + 1) as f64, y, interval })
+                    Some(Point {
+                        x: (round + 1) as f64,
+                        y,
+                        interval,
+                    })
                 };
                 let points: Vec<_> = points.into_iter().filter_map(point).collect();
                 if points.is_empty() {
@@ -150,7 +166,11 @@ pub(super) fn rounds(results: &Results, figure: &Figure, cases: &[Case<'_>], anc
                     shown.push(case.variant);
                     shown.len() - 1
                 });
-                lines.push(Line { name: case.variant, index, points });
+                lines.push(Line {
+                    name: case.variant,
+                    index,
+                    points,
+                });
             }
             if lines.is_empty() {
                 continue;
@@ -176,9 +196,9 @@ pub(super) fn rounds(results: &Results, figure: &Figure, cases: &[Case<'_>], anc
 }
 
 /// Each metric of each round as a table.
-pub(super) fn rounds_table(results: &Results, figure: &Figure, cases: &[Case<'_>]) -> Markup {
+pub(super) fn rounds_tables(results: &Results, figure: &Figure, cases: &[Case<'_>]) -> Markup {
     html! {
-        @for metric in &figure.metrics {
+        div class="tables" { @for metric in &figure.metrics {
             @for (group, cases) in grouped(cases, &[Dimension::Guest, Dimension::Link]) {
                 @let columns: Vec<_> = cases.iter().map(|case| (case.variant, spreads(results, *case, metric))).filter(|(_, spreads)| !spreads.is_empty()).collect();
                 @let most = columns.iter().map(|(_, spreads)| spreads.len()).max().unwrap_or(0);
@@ -187,11 +207,11 @@ pub(super) fn rounds_table(results: &Results, figure: &Figure, cases: &[Case<'_>
                     @let rows: Vec<_> = (0..most).map(|round| {
                         (round + 1, columns.iter().map(|(_, spreads)| spreads.get(round).copied().flatten()).collect())
                     }).collect();
-                    p class="group" { (Quantity::of(metric).label) " of each round: " (group) }
-                    (table::rounds(&names, &rows, Quantity::of(metric).unit))
+                    @let caption = format!("{} of each round: {group}", Quantity::of(metric).label);
+                    (table::rounds(&caption, &names, &rows, Quantity::of(metric).unit))
                 }
             }
-        }
+        } }
     }
 }
 
@@ -204,7 +224,10 @@ fn spreads(results: &Results, case: Case<'_>, metric: &str) -> Vec<Option<[f64; 
         .collect();
     let most = runs.iter().map(Vec::len).max().unwrap_or(0);
     let spread = |round: usize| {
-        let mut figures: Vec<_> = runs.iter().filter_map(|run| run.get(round).copied().flatten()).collect();
+        let mut figures: Vec<_> = runs
+            .iter()
+            .filter_map(|run| run.get(round).copied().flatten())
+            .collect();
         figures.sort_by(f64::total_cmp);
         Some([*figures.first()?, quantile(&figures, 0.5), *figures.last()?])
     };

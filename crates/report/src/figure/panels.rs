@@ -12,10 +12,14 @@ use crate::table;
 
 const DIMENSIONS: [Dimension; 3] = [Dimension::Guest, Dimension::Link, Dimension::Variant];
 
+/// How many plots its bars need.
+pub(super) fn count(figure: &Figure, cases: &[Case<'_>]) -> usize {
+    grouped(cases, &fixed(figure)).len() * figure.metrics.len()
+}
+
 /// Bars with one dimension along the axis.
 pub(super) fn bars(results: &Results, figure: &Figure, cases: &[Case<'_>], anchor: &str) -> Markup {
-    let along = figure.along();
-    let fixed: Vec<_> = DIMENSIONS.into_iter().filter(|dimension| *dimension != along).collect();
+    let fixed = fixed(figure);
     let mut plots = Vec::new();
     for (group, cases) in grouped(cases, &fixed) {
         for metric in &figure.metrics {
@@ -44,6 +48,15 @@ pub(super) fn bars(results: &Results, figure: &Figure, cases: &[Case<'_>], ancho
     html! { div class="plots" { @for plot in plots { (plot) } } }
 }
 
+/// What is not along the axis of bars.
+fn fixed(figure: &Figure) -> Vec<Dimension> {
+    let along = figure.along();
+    DIMENSIONS
+        .into_iter()
+        .filter(|dimension| *dimension != along)
+        .collect()
+}
+
 fn bar<'a>(results: &'a Results, figure: &Figure, case: Case<'a>, metric: &str) -> Bar<'a> {
     let lacking = match table::outcomes(results, case) {
         (0, failures) if !failures.is_empty() => "failed",
@@ -65,14 +78,19 @@ pub(super) fn lines(results: &Results, figure: &Figure, cases: &[Case<'_>], anch
         Dimension::Variant => Dimension::Guest,
         _ => Dimension::Variant,
     };
-    let fixed = DIMENSIONS.into_iter().find(|other| *other != along && *other != series);
+    let fixed = DIMENSIONS
+        .into_iter()
+        .find(|other| *other != along && *other != series);
     let all = names(cases, series);
     let x_names = names(cases, along);
     let placed = x_names.iter().all(|name| figure.place(name).is_some());
     let place = |name: &str| match placed {
         true => figure.place(name),
         // Names without numbers, one after the other.
-        false => x_names.iter().position(|other| *other == name).map(|index| index as f64),
+        false => x_names
+            .iter()
+            .position(|other| *other == name)
+            .map(|index| index as f64),
     };
     let x_label = figure.x_label.as_deref().unwrap_or(match along {
         Dimension::Link if placed => "link, Mbit/s",
@@ -115,7 +133,10 @@ pub(super) fn lines(results: &Results, figure: &Figure, cases: &[Case<'_>], anch
                 unit: figure.relative_to.is_none().then_some(quantity.unit),
                 log: figure.log,
                 x_label,
-                names: x_names.iter().filter_map(|name| Some((place(name)?, tick(name, placed, figure)))).collect(),
+                names: x_names
+                    .iter()
+                    .filter_map(|name| Some((place(name)?, tick(name, placed, figure))))
+                    .collect(),
                 lines,
             };
             plots.push(panel(&heading, &group, &quantity, &plot.draw()));

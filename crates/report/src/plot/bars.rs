@@ -55,7 +55,9 @@ impl Bars<'_> {
         let scale = Scale::over(least, most, self.log);
         let bottom = ROW * self.bars.len() as f64 + 4.0;
         let x = |value: f64| SIDE + scale.at(value) * (WIDTH - 2.0 * SIDE);
-        let (factor, unit) = self.unit.map_or((1.0, "times"), |unit| number::scaled(unit, most));
+        let (factor, unit) = self
+            .unit
+            .map_or((1.0, "times"), |unit| number::scaled(unit, most));
         let label = match unit {
             "" => self.label.to_owned(),
             unit => format!("{} ({unit})", self.label),
@@ -102,7 +104,7 @@ impl Bars<'_> {
                     path class="whisker" d={ "M" (low) " " (place(middle)) "H" (high)
                         "M" (low) " " (place(middle - 4.0)) "v8M" (high) " " (place(middle - 4.0)) "v8" } {}
                 }
-                @for (_, value) in &estimate.each {
+                @for (_, value) in estimate.each.iter().filter(|_| estimate.count() > 1) {
                     circle class="run" cx=(place(x(*value))) cy=(place(middle)) r="1.8" {}
                 }
             }
@@ -110,7 +112,8 @@ impl Bars<'_> {
     }
 
     fn show(&self, value: f64) -> String {
-        self.unit.map_or_else(|| number::ratio(value), |unit| number::show(unit, value))
+        self.unit
+            .map_or_else(|| number::ratio(value), |unit| number::show(unit, value))
     }
 
     fn description(&self) -> String {

@@ -62,8 +62,16 @@ impl Lines<'_> {
     /// Draws them.
     pub(crate) fn draw(&self) -> Markup {
         let points = || self.lines.iter().flat_map(|line| &line.points);
-        let high = |point: &Point| point.interval.map_or(point.y, |interval| interval.high.max(point.y));
-        let low = |point: &Point| point.interval.map_or(point.y, |interval| interval.low.min(point.y));
+        let high = |point: &Point| {
+            point
+                .interval
+                .map_or(point.y, |interval| interval.high.max(point.y))
+        };
+        let low = |point: &Point| {
+            point
+                .interval
+                .map_or(point.y, |interval| interval.low.min(point.y))
+        };
         let one = if self.unit.is_none() { 1.0 } else { 0.0 };
         let most = points().map(high).fold(one, f64::max);
         let vertical = Scale::over(points().map(low).fold(f64::INFINITY, f64::min), most, self.log);
@@ -77,7 +85,9 @@ impl Lines<'_> {
         };
         let x = |value: f64| LEFT + horizontal.at(value) * (WIDTH - LEFT - RIGHT);
         let y = |value: f64| HEIGHT - BOTTOM - vertical.at(value) * (HEIGHT - TOP - BOTTOM);
-        let (factor, unit) = self.unit.map_or((1.0, "times"), |unit| number::scaled(unit, most));
+        let (factor, unit) = self
+            .unit
+            .map_or((1.0, "times"), |unit| number::scaled(unit, most));
         let below = HEIGHT - BOTTOM;
         let content = html! {
             @for tick in vertical.ticks(factor, 5) {
@@ -106,7 +116,12 @@ impl Lines<'_> {
             }
         };
         let names: Vec<_> = self.lines.iter().map(|line| line.name).collect();
-        let description = format!("{} over {}, a line each for {}", self.label, self.x_label, names.join(", "));
+        let description = format!(
+            "{} over {}, a line each for {}",
+            self.label,
+            self.x_label,
+            names.join(", ")
+        );
         drawing(self.id, HEIGHT, self.title, &description, &content)
     }
 
@@ -158,10 +173,26 @@ fn mark(index: usize, x: f64, y: f64) -> String {
         2 => &[(0.0, -4.2), (4.0, 3.2), (-4.0, 3.2)],
         3 => &[(0.0, -4.6), (4.6, 0.0), (0.0, 4.6), (-4.6, 0.0)],
         4 => &[
-            (-1.4, -4.4), (1.4, -4.4), (1.4, -1.4), (4.4, -1.4), (4.4, 1.4), (1.4, 1.4),
-            (1.4, 4.4), (-1.4, 4.4), (-1.4, 1.4), (-4.4, 1.4), (-4.4, -1.4), (-1.4, -1.4),
+            (-1.4, -4.4),
+            (1.4, -4.4),
+            (1.4, -1.4),
+            (4.4, -1.4),
+            (4.4, 1.4),
+            (1.4, 1.4),
+            (1.4, 4.4),
+            (-1.4, 4.4),
+            (-1.4, 1.4),
+            (-4.4, 1.4),
+            (-4.4, -1.4),
+            (-1.4, -1.4),
         ],
-        _ => return format!("M{} {}a3.6 3.6 0 1 0 7.2 0a3.6 3.6 0 1 0 -7.2 0Z", place(x - 3.6), place(y)),
+        _ => {
+            return format!(
+                "M{} {}a3.6 3.6 0 1 0 7.2 0a3.6 3.6 0 1 0 -7.2 0Z",
+                place(x - 3.6),
+                place(y)
+            );
+        }
     };
     path(corners.iter().map(|(dx, dy)| (x + dx, y + dy))) + "Z"
 }

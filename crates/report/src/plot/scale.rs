@@ -67,7 +67,10 @@ impl Scale {
                 let decades = (high / low).log10().floor() as i32;
                 // All of them do not fit where there are many.
                 let every = (decades / count.max(1) as i32 + 1).max(1) as usize;
-                (0..=decades).step_by(every).map(|power| low * 10f64.powi(power)).collect()
+                (0..=decades)
+                    .step_by(every)
+                    .map(|power| low * 10f64.powi(power))
+                    .collect()
             }
         }
     }
@@ -87,7 +90,10 @@ mod tests {
 
     #[test]
     fn ticks_are_round_numbers_within_the_scale() {
-        assert_eq!(Scale::from_zero(9.8).ticks(1.0, 5), [0.0, 2.0, 4.0, 6.0, 8.0, 10.0]);
+        assert_eq!(
+            Scale::from_zero(9.8).ticks(1.0, 5),
+            [0.0, 2.0, 4.0, 6.0, 8.0, 10.0]
+        );
         assert_eq!(Scale::from_zero(0.0).ticks(1.0, 2), [0.0, 1.0]);
         let mib = 1024.0 * 1024.0;
         assert_eq!(Scale::from_zero(400.0 * mib).ticks(mib, 4)[1], 200.0 * mib);

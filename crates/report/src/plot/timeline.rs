@@ -77,7 +77,8 @@ impl Timeline<'_> {
     }
 
     fn description(&self) -> String {
-        let seconds = |moment: Option<f64>| moment.map_or("never".to_owned(), |at| format!("{} s", number::digits(at)));
+        let seconds =
+            |moment: Option<f64>| moment.map_or("never".to_owned(), |at| format!("{} s", number::digits(at)));
         format!(
             "Operations a second of the client over time. The guest runs at the destination after {}, the migration is over after {}.",
             seconds(self.resumed_s),

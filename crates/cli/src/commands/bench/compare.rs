@@ -45,11 +45,22 @@ pub(super) fn run(common: &Common, args: &CompareArgs) -> Result<ExitCode> {
 fn render(found: &Comparison, all: bool) -> String {
     let mut text = format!("{}: what changed from A to B\n", found.scenario);
     let mut line = |line: String| text.extend([line.as_str(), "\n"]);
-    found.caveats.iter().for_each(|caveat| line(format!("caution: {caveat}")));
+    found
+        .caveats
+        .iter()
+        .for_each(|caveat| line(format!("caution: {caveat}")));
     for (which, names) in [("A", &found.only_first), ("B", &found.only_second)] {
-        names.iter().for_each(|name| line(format!("only in {which}: {name}")));
+        names
+            .iter()
+            .for_each(|name| line(format!("only in {which}: {name}")));
     }
-    let count = |finding| found.changes.iter().filter(|change| change.finding == finding).count();
+    let count = |finding| {
+        found
+            .changes
+            .iter()
+            .filter(|change| change.finding == finding)
+            .count()
+    };
     line(format!(
         "{} better, {} worse, {} different, {} without a difference that can be told from chance, {} with too few runs to tell",
         count(Finding::Better),
@@ -97,7 +108,9 @@ fn block(changes: &[&Change]) -> String {
             median(change.first.median, change.first.count),
             median(change.second.median, change.second.count),
             change.ratio.map_or("-".into(), |ratio| format!("{ratio:.3}")),
-            change.interval.map_or("-".into(), |it| format!("{:.3} to {:.3}", it.low, it.high)),
+            change
+                .interval
+                .map_or("-".into(), |it| format!("{:.3} to {:.3}", it.low, it.high)),
             format!("{:+.2}", change.delta),
             change.adjusted_p.map_or("-".into(), |p| format!("{p:.3}")),
             words.to_owned(),

@@ -153,10 +153,18 @@ impl Figure {
         if self.metrics.is_empty() && self.kind != FigureKind::Timeline {
             return Err(format!("figure {id:?} has no metrics: it would show nothing"));
         }
-        let known: BTreeSet<_> = scenario.guests.iter().map(|guest: &Guest| guest.name.as_str()).collect();
+        let known: BTreeSet<_> = scenario
+            .guests
+            .iter()
+            .map(|guest: &Guest| guest.name.as_str())
+            .collect();
         there_are(id, "guest", &self.guests, &known)?;
         // Those of --quick are others.
-        let quick = scenario.quick.iter().filter_map(|quick| quick.links.as_ref()).flatten();
+        let quick = scenario
+            .quick
+            .iter()
+            .filter_map(|quick| quick.links.as_ref())
+            .flatten();
         let known: BTreeSet<_> = scenario.links.iter().chain(quick).map(String::as_str).collect();
         there_are(id, "link", &self.links, &known)?;
         let known: BTreeSet<_> = scenario.variants.iter().map(Variant::name).collect();
@@ -170,7 +178,9 @@ fn there_are(id: &str, what: &str, names: &[String], known: &BTreeSet<&str>) -> 
         None => Ok(()),
         Some(unknown) => {
             let known = known.iter().copied().collect::<Vec<_>>().join(", ");
-            Err(format!("figure {id:?} shows {what} {unknown:?}, and there are only {known}"))
+            Err(format!(
+                "figure {id:?} shows {what} {unknown:?}, and there are only {known}"
+            ))
         }
     }
 }
@@ -244,7 +254,10 @@ links = ["100mbit", "1gbit"]
         let scenario = Scenario::parse("t.toml", SCENARIO).unwrap();
         let links = &scenario.figures[1];
         assert_eq!(links.along(), Dimension::Link);
-        assert_eq!((links.place("500mbit"), links.place("1gbit")), (Some(500.0), Some(1000.0)));
+        assert_eq!(
+            (links.place("500mbit"), links.place("1gbit")),
+            (Some(500.0), Some(1000.0))
+        );
         assert_eq!(links.place("none"), None);
         let variants = &scenario.figures[0];
         assert_eq!(variants.place("64 regions"), Some(64.0));
@@ -259,7 +272,11 @@ links = ["100mbit", "1gbit"]
             ("id = \"pages\"", "id = \"times\"", "times"),
             ("\"100mbit\", \"1gbit\"]\n", "\"2gbit\"]\n", "2gbit"),
             ("metrics = [\"total_ms\"]", "", "metrics"),
-            ("kind = \"lines\"", "kind = \"lines\"\nvariants = [\"hybrid\"]", "hybrid"),
+            (
+                "kind = \"lines\"",
+                "kind = \"lines\"\nvariants = [\"hybrid\"]",
+                "hybrid",
+            ),
             ("figure = \"times\"", "figure = \"tmies\"", "tmies"),
         ] {
             let text = SCENARIO.replace(from, to);

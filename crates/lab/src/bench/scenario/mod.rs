@@ -206,8 +206,13 @@ impl Scenario {
         all_different("figure", self.figures.iter().map(|figure| figure.id.as_str()))?;
         self.figures.iter().try_for_each(|figure| figure.check(self))?;
         let named = self.claims.iter().filter_map(|claim| claim.figure.as_ref());
-        match named.into_iter().find(|id| !self.figures.iter().any(|figure| figure.id == **id)) {
-            Some(unknown) => Err(format!("a claim belongs to figure {unknown:?}, and there is none of that id")),
+        match named
+            .into_iter()
+            .find(|id| !self.figures.iter().any(|figure| figure.id == **id))
+        {
+            Some(unknown) => Err(format!(
+                "a claim belongs to figure {unknown:?}, and there is none of that id"
+            )),
             None => Ok(()),
         }
     }
