@@ -33,6 +33,10 @@ pub(crate) fn figure(results: &Results, figure: &Figure, anchor: &str) -> Markup
         (FigureKind::Timeline, true) => OF_TIMELINES.map(str::to_owned).to_vec(),
         _ => figure.metrics.clone(),
     };
+    let plots = match figure.kind {
+        FigureKind::Bars => panels::count(figure, &cases),
+        _ => 0,
+    };
     html! {
         figure id=(anchor) class="figure" {
             figcaption {
@@ -52,10 +56,13 @@ pub(crate) fn figure(results: &Results, figure: &Figure, anchor: &str) -> Markup
                 }
             }
             @if measured {
-                (plots(results, figure, &cases, anchor))
-                @match figure.kind {
-                    FigureKind::Rounds => (over_time::rounds_table(results, figure, &cases)),
-                    _ => (table::figures(results, &cases, &metrics, figure.relative_to.as_deref())),
+                // A single plot leaves room for its table beside it.
+                div class=(if plots == 1 { "single" } else { "several" }) {
+                    (plots_of(results, figure, &cases, anchor))
+                    @match figure.kind {
+                        FigureKind::Rounds => (over_time::rounds_tables(results, figure, &cases)),
+                        _ => (table::figures(results, &cases, &metrics, figure.relative_to.as_deref())),
+                    }
                 }
             } @else if !cases.is_empty() {
                 (table::figures(results, &cases, &[], None))
@@ -80,7 +87,7 @@ pub(crate) fn usual(results: &Results) -> Vec<Figure> {
     figures
 }
 
-fn plots(results: &Results, figure: &Figure, cases: &[Case<'_>], anchor: &str) -> Markup {
+fn plots_of(results: &Results, figure: &Figure, cases: &[Case<'_>], anchor: &str) -> Markup {
     match figure.kind {
         FigureKind::Bars => panels::bars(results, figure, cases, anchor),
         FigureKind::Lines => panels::lines(results, figure, cases, anchor),

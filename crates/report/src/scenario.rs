@@ -1,8 +1,8 @@
 //! A scenario on the page.
 
 use maud::{Markup, html};
-use vmferry_lab::bench::scenario::Figure;
 use vmferry_lab::bench::Results;
+use vmferry_lab::bench::scenario::Figure;
 
 use crate::{Source, figure, verdict};
 
@@ -20,9 +20,17 @@ impl<'a> Section<'a> {
         let mut sections: Vec<Self> = Vec::new();
         for source in sources {
             let results = &source.results;
-            let plain = |letter: char| if letter.is_ascii_alphanumeric() { letter.to_ascii_lowercase() } else { '-' };
+            let plain = |letter: char| {
+                if letter.is_ascii_alphanumeric() {
+                    letter.to_ascii_lowercase()
+                } else {
+                    '-'
+                }
+            };
             let name: String = results.scenario.chars().map(plain).collect();
-            let earlier = sections.iter().filter(|section| section.results.scenario == results.scenario);
+            let earlier = sections
+                .iter()
+                .filter(|section| section.results.scenario == results.scenario);
             let anchor = match earlier.count() {
                 0 => name,
                 earlier => format!("{name}-{}", earlier + 1),
@@ -59,7 +67,11 @@ impl<'a> Section<'a> {
     pub(crate) fn show(&self) -> Markup {
         let results = self.results;
         let rest = self.beside();
-        let failed = results.runs.iter().filter(|run| run.outcome.measured().is_none()).count();
+        let failed = results
+            .runs
+            .iter()
+            .filter(|run| run.outcome.measured().is_none())
+            .count();
         html! {
             section id=(self.anchor) class="scenario" {
                 h2 { (results.title) }
@@ -84,13 +96,21 @@ impl<'a> Section<'a> {
     fn conditions(&self) -> String {
         let content = &self.results.content;
         let guests = content.guests.iter().map(|guest| {
-            let load = guest.load.as_deref().map(|load| format!(", {load}")).unwrap_or_default();
+            let load = guest
+                .load
+                .as_deref()
+                .map(|load| format!(", {load}"))
+                .unwrap_or_default();
             format!("{} ({}, {} vCPU{load})", guest.name, guest.memory, guest.vcpus)
         });
         let measured = self.results.runs.iter().filter_map(|run| run.outcome.measured());
         let mut links: Vec<_> = measured.map(|measured| measured.link.as_str()).collect();
         links.sort_unstable();
         links.dedup();
-        format!("Guests: {}. Links: {}", guests.collect::<Vec<_>>().join("; "), links.join("; "))
+        format!(
+            "Guests: {}. Links: {}",
+            guests.collect::<Vec<_>>().join("; "),
+            links.join("; ")
+        )
     }
 }

@@ -1,8 +1,8 @@
 //! What stands at the top: what was measured, how vmferry does beside QEMU itself, and where it is behind.
 
 use maud::{Markup, html};
-use vmferry_lab::bench::quantity::{Better, Quantity};
 use vmferry_lab::bench::Results;
+use vmferry_lab::bench::quantity::{Better, Quantity};
 use vmferry_lab::bench::scenario::Variant;
 
 use crate::estimate::{Case, Estimate};
@@ -41,7 +41,9 @@ enum Standing {
     Level,
     Behind,
     /// A single run: nothing says how sure it is.
-    Unsure { behind: bool },
+    Unsure {
+        behind: bool,
+    },
 }
 
 /// The table of ratios, and the list of what is not as it should be.
@@ -97,11 +99,22 @@ fn compare<'a>(section: &'a Section<'a>) -> Vec<Comparison<'a>> {
     found
 }
 
-fn best<'a>(results: &'a Results, guest: &str, link: &str, metric: &str, side: Side) -> Option<(&'a str, Estimate)> {
+fn best<'a>(
+    results: &'a Results,
+    guest: &str,
+    link: &str,
+    metric: &str,
+    side: Side,
+) -> Option<(&'a str, Estimate)> {
     let variants = results.content.variants.iter().map(Variant::name);
     let estimates = variants
         .filter(|name| Side::of(&results.content, name) == side)
-        .filter_map(|variant| Some((variant, Estimate::of(results, Case { guest, link, variant }, metric)?)));
+        .filter_map(|variant| {
+            Some((
+                variant,
+                Estimate::of(results, Case { guest, link, variant }, metric)?,
+            ))
+        });
     let worse = |one: &(&str, Estimate), other: &(&str, Estimate)| one.1.median.total_cmp(&other.1.median);
     match Quantity::of(metric).better? {
         Better::Lower => estimates.min_by(worse),
@@ -114,7 +127,9 @@ impl Comparison<'_> {
         let lower = Quantity::of(self.metric).better == Some(Better::Lower);
         let behind = |ratio: f64| (ratio > 1.0) == lower && ratio != 1.0;
         match self.ratio.interval {
-            None => Standing::Unsure { behind: behind(self.ratio.median) },
+            None => Standing::Unsure {
+                behind: behind(self.ratio.median),
+            },
             Some(interval) if interval.contains(1.0) => Standing::Level,
             Some(_) if behind(self.ratio.median) => Standing::Behind,
             Some(_) => Standing::Ahead,
@@ -173,16 +188,26 @@ fn ratios(comparisons: &[Comparison<'_>]) -> Markup {
 }
 
 fn behind(sections: &[Section<'_>], comparisons: &[Comparison<'_>]) -> Markup {
-    let behind = |it: &&Comparison<'_>| matches!(it.standing(), Standing::Behind | Standing::Unsure { behind: true });
+    let behind = |it: &&Comparison<'_>| {
+        matches!(
+            it.standing(),
+            Standing::Behind | Standing::Unsure { behind: true }
+        )
+    };
     let behind: Vec<_> = comparisons.iter().filter(behind).collect();
     let mut differing = Vec::new();
     for section in sections {
         for (figure, anchor) in section.figures() {
             let judged = verdict::of(section.results, figure);
-            let judged = judged.into_iter().filter(|it| matches!(it.reading, Reading::Differs { .. }));
+            let judged = judged
+                .into_iter()
+                .filter(|it| matches!(it.reading, Reading::Differs { .. }));
             differing.extend(judged.map(|it| (section, anchor.clone(), figure.why.clone(), it)));
         }
-        let judged = section.beside().into_iter().filter(|it| matches!(it.reading, Reading::Differs { .. }));
+        let judged = section
+            .beside()
+            .into_iter()
+            .filter(|it| matches!(it.reading, Reading::Differs { .. }));
         differing.extend(judged.map(|it| (section, section.anchor.clone(), None, it)));
     }
     html! {

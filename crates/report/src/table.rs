@@ -7,28 +7,35 @@ use vmferry_lab::bench::{Outcome, Results};
 use crate::estimate::{Case, Estimate};
 use crate::number;
 
-/// A row for each case, a column for each metric, and the causes of runs that failed. Of those of `relative_to` the others are
-/// shown as ratios too.
+/// Tables for metrics of which so many have room beside each other.
+const NARROW: usize = 2;
+
+/// A table for each guest and link: a row for each variant, a column for each metric, and the causes of runs that failed. Beside
+/// figures of `relative_to` the others are shown as ratios too.
 pub(crate) fn figures(
     results: &Results,
     cases: &[Case<'_>],
     metrics: &[String],
     relative_to: Option<&str>,
 ) -> Markup {
-    let several = |name: fn(&Case<'_>) -> String| {
-        let mut names: Vec<_> = cases.iter().map(name).collect();
-        names.dedup();
-        names.len() > 1
-    };
-    let guests = several(|case| case.guest.to_owned());
-    let links = several(|case| case.link.to_owned());
-    let columns = 2 + usize::from(guests) + usize::from(links) + metrics.len();
+    let groups = cases.chunk_by(|one, other| (one.guest, one.link) == (other.guest, other.link));
     html! {
-        div class="scroll" tabindex="0" role="region" aria-label="table of figures" {
+        div class=(if metrics.len() <= NARROW { "tables" } else { "tables wide" }) {
+            @for group in groups { (of_group(results, group, metrics, relative_to)) }
+        }
+    }
+}
+
+fn of_group(results: &Results, cases: &[Case<'_>], metrics: &[String], relative_to: Option<&str>) -> Markup {
+    let what = cases
+        .first()
+        .map(|case| format!("{}, {}", case.guest, case.link))
+        .unwrap_or_default();
+    html! {
+        div class="scroll" tabindex="0" role="region" aria-label={ "figures of " (what) } {
             table {
+                caption { (what) }
                 thead { tr {
-                    @if guests { th scope="col" { "guest" } }
-                    @if links { th scope="col" { "link" } }
                     th scope="col" { "variant" }
                     th scope="col" class="number" { "runs" }
                     @for metric in metrics { th scope="col" class="number" { (Quantity::of(metric).label) } }
@@ -37,8 +44,6 @@ pub(crate) fn figures(
                     @for case in cases {
                         @let (measured, failures) = outcomes(results, *case);
                         tr {
-                            @if guests { td { (case.guest) } }
-                            @if links { td { (case.link) } }
                             th scope="row" { (case.variant) }
                             td class="number" { "n = " (measured) }
                             @for metric in metrics {
@@ -46,7 +51,7 @@ pub(crate) fn figures(
                             }
                         }
                         @for (cause, times) in failures {
-                            tr class="failed" { td colspan=(columns) {
+                            tr class="failed" { td colspan=(2 + metrics.len()) {
                                 span class="verdict differs" { span aria-hidden="true" { "✗" } " failed" }
                                 @if times > 1 { " (" (times) " runs)" } ": " (cause)
                             } }
@@ -80,13 +85,12 @@ fn cell(results: &Results, case: Case<'_>, metric: &str, relative_to: Option<&st
     }
 }
 
-/// The median, and below it where it lies truly.
+/// The median, and below it where it lies truly. How many runs that is of stands beside it.
 pub(crate) fn with_spread(estimate: &Estimate, show: impl Fn(f64) -> String) -> Markup {
     html! {
         (show(estimate.median))
-        @match estimate.interval {
-            Some(interval) => div class="spread" { (show(interval.low)) " to " (show(interval.high)) },
-            None => @if estimate.count() == 1 { div class="spread" { "one run" } },
+        @if let Some(interval) = estimate.interval {
+            div class="spread" { (show(interval.low)) " to " (show(interval.high)) }
         }
     }
 }
@@ -108,10 +112,16 @@ pub(crate) fn outcomes<'a>(results: &'a Results, case: Case<'_>) -> (usize, Vec<
 }
 
 /// A table of rounds: a row for each round, a column for each line.
-pub(crate) fn rounds(names: &[&str], rows: &[(usize, Vec<Option<[f64; 3]>>)], unit: Unit) -> Markup {
+pub(crate) fn rounds(
+    caption: &str,
+    names: &[&str],
+    rows: &[(usize, Vec<Option<[f64; 3]>>)],
+    unit: Unit,
+) -> Markup {
     html! {
-        div class="scroll tall" tabindex="0" role="region" aria-label="table of rounds" {
+        div class="scroll tall" tabindex="0" role="region" aria-label=(caption) {
             table {
+                caption { (caption) }
                 thead { tr {
                     th scope="col" class="number" { "round" }
                     @for name in names { th scope="col" class="number" { (name) } }

@@ -28,7 +28,8 @@ impl Reading {
     /// Of a verdict about this claim.
     pub(crate) fn of(verdict: &Verdict, claim: &Claim) -> Self {
         let within = |value: f64| {
-            claim.at_most.is_none_or(|most| value <= most) && claim.at_least.is_none_or(|least| value >= least)
+            claim.at_most.is_none_or(|most| value <= most)
+                && claim.at_least.is_none_or(|least| value >= least)
         };
         let sure = |holds: bool| {
             let ends = verdict.interval.map(|interval| [interval.low, interval.high]);
@@ -82,18 +83,27 @@ pub(crate) fn of<'a>(results: &'a Results, figure: &Figure) -> Vec<Judged<'a>> {
 
 /// What is said of none of these figures.
 pub(crate) fn beside<'a>(results: &'a Results, figures: &[&Figure]) -> Vec<Judged<'a>> {
-    judged(results, |claim, _| !figures.iter().any(|figure| figure.has(claim)))
+    judged(results, |claim, _| {
+        !figures.iter().any(|figure| figure.has(claim))
+    })
 }
 
 fn judged<'a>(results: &'a Results, concerns: impl Fn(&Claim, &Verdict) -> bool) -> Vec<Judged<'a>> {
     let mut judged = Vec::new();
     for claim in &results.content.claims {
-        let verdicts = results.verdicts.iter().filter(|verdict| verdict.claim == claim.text);
-        judged.extend(verdicts.filter(|verdict| concerns(claim, verdict)).map(|verdict| Judged {
-            claim,
-            verdict,
-            reading: Reading::of(verdict, claim),
-        }));
+        let verdicts = results
+            .verdicts
+            .iter()
+            .filter(|verdict| verdict.claim == claim.text);
+        judged.extend(
+            verdicts
+                .filter(|verdict| concerns(claim, verdict))
+                .map(|verdict| Judged {
+                    claim,
+                    verdict,
+                    reading: Reading::of(verdict, claim),
+                }),
+        );
     }
     judged
 }
@@ -101,7 +111,11 @@ fn judged<'a>(results: &'a Results, concerns: impl Fn(&Claim, &Verdict) -> bool)
 /// All of them together: it differs where one of them does.
 pub(crate) fn together(judged: &[Judged<'_>]) -> Option<Reading> {
     let worst = |of: fn(Reading) -> bool| judged.iter().map(|it| it.reading).filter(move |it| of(*it)).min();
-    let differing = judged.iter().map(|it| it.reading).filter(|it| matches!(it, Reading::Differs { .. })).max();
+    let differing = judged
+        .iter()
+        .map(|it| it.reading)
+        .filter(|it| matches!(it, Reading::Differs { .. }))
+        .max();
     differing
         .or_else(|| worst(|it| matches!(it, Reading::Holds { .. })))
         .or_else(|| worst(|_| true))
@@ -131,12 +145,22 @@ impl Judged<'_> {
             (None, _) => "no figures".to_owned(),
             (Some(found), None) => format!("{} (one run)", show(found)),
             (Some(found), Some(interval)) => {
-                format!("{} ({} to {})", show(found), show(interval.low), show(interval.high))
+                format!(
+                    "{} ({} to {})",
+                    show(found),
+                    show(interval.low),
+                    show(interval.high)
+                )
             }
         };
         let bounds = [("at least", self.claim.at_least), ("at most", self.claim.at_most)];
-        let bounds = bounds.into_iter().filter_map(|(word, bound)| Some(format!("{word} {}", show(bound?))));
+        let bounds = bounds
+            .into_iter()
+            .filter_map(|(word, bound)| Some(format!("{word} {}", show(bound?))));
         let bounds = bounds.collect::<Vec<_>>().join(", ");
-        format!("{of}: {found}, expected {bounds}; {}, {}", self.verdict.guest, self.verdict.link)
+        format!(
+            "{of}: {found}, expected {bounds}; {}, {}",
+            self.verdict.guest, self.verdict.link
+        )
     }
 }

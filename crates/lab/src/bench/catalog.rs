@@ -120,9 +120,18 @@ mod tests {
             }
         }
         for scenario in names() {
-            for source in find(scenario).unwrap().1.figures.iter().flat_map(|figure| &figure.source) {
+            for source in find(scenario)
+                .unwrap()
+                .1
+                .figures
+                .iter()
+                .flat_map(|figure| &figure.source)
+            {
                 let row = row(source).unwrap();
-                assert!(row.contains(&format!("`{scenario}`")), "{source} is measured by {scenario}: {row}");
+                assert!(
+                    row.contains(&format!("`{scenario}`")),
+                    "{source} is measured by {scenario}: {row}"
+                );
             }
         }
     }

@@ -61,13 +61,16 @@ impl Results {
             let guest = of.guests.iter().find(|guest| guest.name == name).cloned();
             guest.map(|guest| Guest { quick: None, ..guest })
         };
-        let variant = |of: &Scenario, name: &str| of.variants.iter().find(|variant| variant.name() == name).cloned();
+        let variant =
+            |of: &Scenario, name: &str| of.variants.iter().find(|variant| variant.name() == name).cloned();
         let same = |run: &Run| {
             guest(old, &run.key.guest) == guest(scenario, &run.key.guest)
                 && variant(old, &run.key.variant) == variant(scenario, &run.key.variant)
                 && scenario.links.contains(&run.key.link)
         };
-        times(old) == times(scenario) && old.host_options == scenario.host_options && self.runs.iter().all(same)
+        times(old) == times(scenario)
+            && old.host_options == scenario.host_options
+            && self.runs.iter().all(same)
     }
 }
 

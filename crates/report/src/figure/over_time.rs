@@ -196,9 +196,9 @@ pub(super) fn rounds(results: &Results, figure: &Figure, cases: &[Case<'_>], anc
 }
 
 /// Each metric of each round as a table.
-pub(super) fn rounds_table(results: &Results, figure: &Figure, cases: &[Case<'_>]) -> Markup {
+pub(super) fn rounds_tables(results: &Results, figure: &Figure, cases: &[Case<'_>]) -> Markup {
     html! {
-        @for metric in &figure.metrics {
+        div class="tables" { @for metric in &figure.metrics {
             @for (group, cases) in grouped(cases, &[Dimension::Guest, Dimension::Link]) {
                 @let columns: Vec<_> = cases.iter().map(|case| (case.variant, spreads(results, *case, metric))).filter(|(_, spreads)| !spreads.is_empty()).collect();
                 @let most = columns.iter().map(|(_, spreads)| spreads.len()).max().unwrap_or(0);
@@ -207,11 +207,11 @@ pub(super) fn rounds_table(results: &Results, figure: &Figure, cases: &[Case<'_>
                     @let rows: Vec<_> = (0..most).map(|round| {
                         (round + 1, columns.iter().map(|(_, spreads)| spreads.get(round).copied().flatten()).collect())
                     }).collect();
-                    p class="group" { (Quantity::of(metric).label) " of each round: " (group) }
-                    (table::rounds(&names, &rows, Quantity::of(metric).unit))
+                    @let caption = format!("{} of each round: {group}", Quantity::of(metric).label);
+                    (table::rounds(&caption, &names, &rows, Quantity::of(metric).unit))
                 }
             }
-        }
+        } }
     }
 }
 

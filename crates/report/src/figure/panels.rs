@@ -12,13 +12,14 @@ use crate::table;
 
 const DIMENSIONS: [Dimension; 3] = [Dimension::Guest, Dimension::Link, Dimension::Variant];
 
+/// How many plots its bars need.
+pub(super) fn count(figure: &Figure, cases: &[Case<'_>]) -> usize {
+    grouped(cases, &fixed(figure)).len() * figure.metrics.len()
+}
+
 /// Bars with one dimension along the axis.
 pub(super) fn bars(results: &Results, figure: &Figure, cases: &[Case<'_>], anchor: &str) -> Markup {
-    let along = figure.along();
-    let fixed: Vec<_> = DIMENSIONS
-        .into_iter()
-        .filter(|dimension| *dimension != along)
-        .collect();
+    let fixed = fixed(figure);
     let mut plots = Vec::new();
     for (group, cases) in grouped(cases, &fixed) {
         for metric in &figure.metrics {
@@ -45,6 +46,15 @@ pub(super) fn bars(results: &Results, figure: &Figure, cases: &[Case<'_>], ancho
         }
     }
     html! { div class="plots" { @for plot in plots { (plot) } } }
+}
+
+/// What is not along the axis of bars.
+fn fixed(figure: &Figure) -> Vec<Dimension> {
+    let along = figure.along();
+    DIMENSIONS
+        .into_iter()
+        .filter(|dimension| *dimension != along)
+        .collect()
 }
 
 fn bar<'a>(results: &'a Results, figure: &Figure, case: Case<'a>, metric: &str) -> Bar<'a> {

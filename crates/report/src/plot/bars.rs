@@ -104,7 +104,7 @@ impl Bars<'_> {
                     path class="whisker" d={ "M" (low) " " (place(middle)) "H" (high)
                         "M" (low) " " (place(middle - 4.0)) "v8M" (high) " " (place(middle - 4.0)) "v8" } {}
                 }
-                @for (_, value) in &estimate.each {
+                @for (_, value) in estimate.each.iter().filter(|_| estimate.count() > 1) {
                     circle class="run" cx=(place(x(*value))) cy=(place(middle)) r="1.8" {}
                 }
             }
