@@ -79,8 +79,7 @@ impl Build {
         thread::scope(|scope| {
             let jobs: Vec<_> = (0..jobs).map(|_| scope.spawn(job)).collect();
             jobs.into_iter()
-                .map(|job| job.join().unwrap_or_else(|_| Err("a job is lost".to_owned())))
-                .collect()
+                .try_for_each(|job| job.join().unwrap_or_else(|_| Err("a job is lost".to_owned())))
         })
     }
 

@@ -6,7 +6,7 @@ use super::scenario::Scenario;
 use crate::error::{LabError, Result};
 
 /// Name and text of each.
-const SCENARIOS: [(&str, &str); 10] = [
+const SCENARIOS: [(&str, &str); 11] = [
     (
         "encodings",
         include_str!("../../../../benches/scenarios/encodings.toml"),
@@ -42,6 +42,10 @@ const SCENARIOS: [(&str, &str); 10] = [
     (
         "server-strategies",
         include_str!("../../../../benches/scenarios/server-strategies.toml"),
+    ),
+    (
+        "workloads",
+        include_str!("../../../../benches/scenarios/workloads.toml"),
     ),
     (
         "write-loop-filter",
