@@ -84,6 +84,10 @@ pub struct PageCounts {
     pub sent: u64,
     /// Crossings of a page that had crossed before.
     pub resent: u64,
+    /// Pages that crossed between the stop and the resume without a demand, because the loading of the device state was
+    /// about to read them.
+    #[serde(default)]
+    pub ahead: u64,
     /// Crossings as 4096 plain bytes.
     pub raw: u64,
     /// Crossings as one byte.

@@ -4,7 +4,7 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use vmferry_core::PageBitmap;
+use vmferry_core::{PageBitmap, PageRun};
 use vmferry_core::destination::{self, Destination};
 use vmferry_core::handover::{Claim, Epoch};
 use vmferry_core::policy::{Faults, LiveStep, Needs, Policy, RoundPages, RoundPlan, StopPlan, View};
@@ -72,6 +72,7 @@ mod source_events {
             ("scanned", Event::Scanned(none())),
             ("stopped", stopped()),
             ("resumed", Event::Resumed),
+            ("switch taken", Event::SwitchTaken),
             ("state sent", Event::StateSent { bytes: 1 }),
             ("round received", Event::RoundReceived { round: 1 }),
             ("ready", Event::Ready(EPOCH)),
@@ -424,6 +425,46 @@ fn what_was_demanded_over_a_lost_connection_is_pushed_first() {
     assert_eq!((first(&batches[0]), first(&batches[1])), ((6, 1), (0, 7)));
 }
 
+#[test]
+fn what_the_loading_reads_goes_ahead_once_the_switch_is_taken() {
+    use source::Event::*;
+    let way = || vec![source_events::accepted(), source_events::armed()];
+    let mut source = source_after(Scripted::default(), way());
+    source.read_by_load([PageRun::new(6, 9), PageRun::new(2, 1), PageRun::new(99, 2)]);
+    source.handle(Duration::ZERO, source_events::stopped()).unwrap();
+    let next = |source: &mut Source| match source.next_batch(Duration::ZERO, 0) {
+        Batch::Pages { runs, .. } => runs,
+        Batch::Idle(None) => Vec::new(),
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(next(&mut source), [], "the destination may not know yet that it is the stop");
+    assert_eq!(source.handle(Duration::ZERO, SwitchTaken).unwrap(), [Command::WakeStreams]);
+    assert_eq!(next(&mut source), [PageRun::new(6, 2), PageRun::single(2)]);
+    assert_eq!(next(&mut source), [], "all others wait for the resume");
+    source.handle(Duration::ZERO, StateSent { bytes: 1 }).unwrap();
+    assert_eq!(source.demanded(Duration::ZERO, 2), source::Demand::UnderWay);
+    assert_eq!(source.demanded(Duration::ZERO, 4), source::Demand::Send);
+    assert_eq!(next(&mut source), [PageRun::single(5)], "what lies behind a demanded page");
+    assert_eq!(source.measured().counts.ahead, 4);
+    // Given up before the commit: the guest goes on here, and no page is sent any more.
+    source.handle(Duration::ZERO, Cancel).unwrap();
+    assert_eq!(source.next_batch(Duration::ZERO, 0), Batch::Finished);
+
+    // A demand proves the switch as well.
+    let mut source = source_after(Scripted::default(), way());
+    source.handle(Duration::ZERO, source_events::stopped()).unwrap();
+    assert_eq!(source.demanded(Duration::ZERO, 0), source::Demand::Send);
+    assert_eq!(next(&mut source), [PageRun::new(1, 7)]);
+    for event in [StateSent { bytes: 1 }, Ready(EPOCH), Journaled, Running(EPOCH)] {
+        source.handle(Duration::ZERO, event).unwrap();
+    }
+    assert_eq!(
+        source.handle(Duration::ZERO, SwitchTaken).unwrap(),
+        [],
+        "late, and no news any more"
+    );
+}
+
 mod destination_events {
     use vmferry_core::destination::Event;
 
@@ -628,6 +669,7 @@ ExEEEEEEEEEEEEEEEEE. armed
 EEExxEEEEEEEEEEEEEE. scanned
 EEEEExEEEEEEEEEEEEE. stopped
 EEEEEExEEEEEEEEEEEE. resumed
+EEEEEEEExxx.x....... switch taken
 EEEEEEE.xEEEEEEEEEE. state sent
 EEEEEEEEEEEEEEEEEEE. round received
 EEEEEEEEExEEEEEEEEE. ready

@@ -9,7 +9,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tracing::warn;
-use vmferry_core::PAGE_SIZE;
+use vmferry_core::{PAGE_SIZE, PageRun};
 use vmferry_guest::{DirtyTracker, Enlightened, GuestError, GuestState, MigrateOut, Result};
 
 use crate::args::options;
@@ -79,6 +79,10 @@ impl MigrateOut for QemuGuest {
             });
         }
         self.prepare_stream(&schema)
+    }
+
+    fn shared_with_devices(&self) -> Vec<PageRun> {
+        self.ring_pages()
     }
 
     fn enlightened(&self) -> Option<&dyn Enlightened> {

@@ -79,6 +79,12 @@ pub trait MigrateOut: Guest {
     /// # Errors
     /// When the hypervisor cannot save it.
     fn save_device_state(&self) -> Result<Vec<u8>>;
+    /// Pages that devices and the guest talk through (the rings of paravirtual devices), as far as they can be told while it
+    /// runs. Loading the device state reads them, and a guest cannot do without them. A hint: where some are missing or wrong
+    /// it costs time, nothing else.
+    fn shared_with_devices(&self) -> Vec<PageRun> {
+        Vec::new()
+    }
     /// What the guest says about its pages, where it was set up to say something.
     fn enlightened(&self) -> Option<&dyn Enlightened> {
         None

@@ -42,6 +42,8 @@ pub enum Event {
     },
     /// A retracted stop: the guest runs at the source again.
     Resumed,
+    /// The destination has noted which pages follow ([`Command::SendSwitch`]): it takes them from now on.
+    SwitchTaken,
     /// The device state was saved and is on its way; its size.
     StateSent {
         /// Bytes of device state.
@@ -150,7 +152,7 @@ pub enum Command {
     },
     /// Let the stopped guest go on here; answer [`Event::Resumed`].
     Retract,
-    /// Tell the destination that these pages follow after the resume.
+    /// Tell the destination that these pages follow after the resume; it answers [`Event::SwitchTaken`].
     SendSwitch {
         /// The pages still to come.
         pending: PageBitmap,

@@ -156,6 +156,23 @@ impl State {
         }
     }
 
+    /// Whether the guest is between its stop and its resume, with pages that follow, and the connection holds.
+    pub(super) const fn awaits_resume(&self) -> bool {
+        matches!(
+            self,
+            Self::StopCopy(StopCopy {
+                rest: None,
+                post_copy: true,
+                ..
+            }) | Self::Preparing { post_copy: true }
+                | Self::HandingOver {
+                    post_copy: true,
+                    connected: true,
+                }
+                | Self::Committing { post_copy: true }
+        )
+    }
+
     /// Whether the guest is past the commit point.
     pub(super) const fn committed(&self) -> bool {
         matches!(

@@ -217,7 +217,9 @@ impl World {
             }),
             Command::SendSwitch { pending } => {
                 self.spoil_dropped();
-                self.send(ToDestination::Switch(pending)).map(|()| None)
+                self.send(ToDestination::Switch(pending))
+                    .and_then(|()| self.send(ToDestination::Ping))
+                    .map(|()| None)
             }
             Command::SendState => self
                 .local_failure("save")

@@ -16,6 +16,7 @@ use vmferry_wire::ToDestination;
 
 use super::Shared;
 use super::connection::Connection;
+use super::control::AFTER_SWITCH;
 use crate::dir::{GuestDir, remove};
 use crate::journal::Journal;
 use crate::usage::MemorySampler;
@@ -107,6 +108,11 @@ impl Driver {
                 self.ask_guest(false);
             }
             events.extend(self.offer().err().map(Event::Failed));
+            // While the destination creates its like.
+            if shared.source().needs().faults != Faults::None {
+                let pages = self.vm.shared_with_devices();
+                shared.source().read_by_load(pages);
+            }
         }
         loop {
             while let Some(event) = events.pop_front() {
@@ -210,6 +216,7 @@ impl Driver {
                 self.shared.encodings.no_more_deltas();
                 let resend = self.shared.source().needs().faults == Faults::MissingAndStale;
                 self.send_all(&ToDestination::switch(&pending, resend))
+                    .and_then(|()| self.send(&ToDestination::Ping { nonce: AFTER_SWITCH }))
                     .map(|()| None)
             }
             Command::SendState => self.send_state().map(Some),
