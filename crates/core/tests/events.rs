@@ -74,6 +74,7 @@ mod source_events {
             ("resumed", Event::Resumed),
             ("switch taken", Event::SwitchTaken),
             ("state sent", Event::StateSent { bytes: 1 }),
+            ("state confirmed", Event::StateConfirmed),
             ("round received", Event::RoundReceived { round: 1 }),
             ("ready", Event::Ready(EPOCH)),
             ("ready for another epoch", Event::Ready(EPOCH.next())),
@@ -169,6 +170,7 @@ fn sources() -> Vec<(&'static str, Source)> {
             armed(),
             stopped(),
             StateSent { bytes: 1 },
+            StateConfirmed,
             Ready(EPOCH),
         ];
         source_after(Scripted::default(), way.into_iter().chain(more).collect())
@@ -220,6 +222,26 @@ fn sources() -> Vec<(&'static str, Source)> {
             source_after(
                 Scripted::default(),
                 vec![accepted(), armed(), stopped(), StateSent { bytes: 1 }],
+            ),
+        ),
+        (
+            "preparing, confirmed",
+            source_after(
+                Scripted::default(),
+                vec![
+                    accepted(),
+                    armed(),
+                    stopped(),
+                    StateSent { bytes: 1 },
+                    StateConfirmed,
+                ],
+            ),
+        ),
+        (
+            "preparing, ready",
+            source_after(
+                Scripted::default(),
+                vec![accepted(), armed(), stopped(), StateSent { bytes: 1 }, Ready(EPOCH)],
             ),
         ),
         ("handing over", to(vec![])),
@@ -345,6 +367,7 @@ fn the_operator_decides_for_a_severed_guest_without_pages_there() {
     assert_eq!(source.next_batch(Duration::ZERO, 0), Batch::RoundEnd(1));
     for event in [
         RoundReceived { round: 1 },
+        StateConfirmed,
         Ready(EPOCH),
         Journaled,
         Disconnected("cut".into()),
@@ -455,7 +478,8 @@ fn what_the_loading_reads_goes_ahead_once_the_switch_is_taken() {
     source.handle(Duration::ZERO, source_events::stopped()).unwrap();
     assert_eq!(source.demanded(Duration::ZERO, 0), source::Demand::Send);
     assert_eq!(next(&mut source), [PageRun::new(1, 7)]);
-    for event in [StateSent { bytes: 1 }, Ready(EPOCH), Journaled, Running(EPOCH)] {
+    let way = [StateSent { bytes: 1 }, Ready(EPOCH), StateConfirmed, Journaled, Running(EPOCH)];
+    for event in way {
         source.handle(Duration::ZERO, event).unwrap();
     }
     assert_eq!(
@@ -662,33 +686,34 @@ fn what_the_source_said_over_an_older_connection_does_not_count() {
 
 /// A column a state of [`sources`], a row an event.
 const SOURCE_TABLE: &str = "\
-xEEEEEEEEEEEEEEEEEE. accepted
-EEEEEEEEEEEEEEEEEEE. no streams
-.................... enlightened
-ExEEEEEEEEEEEEEEEEE. armed
-EEExxEEEEEEEEEEEEEE. scanned
-EEEEExEEEEEEEEEEEEE. stopped
-EEEEEExEEEEEEEEEEEE. resumed
-EEEEEEEExxx.x....... switch taken
-EEEEEEE.xEEEEEEEEEE. state sent
-EEEEEEEEEEEEEEEEEEE. round received
-EEEEEEEEExEEEEEEEEE. ready
-EEEEEEEEEEEEEEEEEEE. ready for another epoch
-EEEEEEEEEExxEEEEEEx. journaled
-xxxxxxxxxxxxxxxxxxx. journal failed
-EEEEEEEEEEEEx.....E. running
-EEEEEEEEEEEEEEEEEEE. running in another epoch
-EEEEEEEEEEEEEExxxxE. complete
-xxxxxxxxxx..xxxxxx.. disconnected
-EEEEEEEEEEEExxxxxxE. reconnected: owner
-EEEEEEEEEEEExEExExE. reconnected: prepared
-EEEEEEEEEEEExEExExE. reconnected: declined
-EEEEEEEEEEEEEEEEEEE. reconnected: another epoch
-xxxxxxxxxxTTTTTTTTTT cancel
-TTTTTTTTTTTTTTTxxxTT resolve: source
-TTTTTTTTTTTTTTTTTTTT resolve: destination
-xxxxxxxxxx..xxxxxx.. failed
-.................... tick
+xEEEEEEEEEEEEEEEEEEEE. accepted
+EEEEEEEEEEEEEEEEEEEEE. no streams
+...................... enlightened
+ExEEEEEEEEEEEEEEEEEEE. armed
+EEExxEEEEEEEEEEEEEEEE. scanned
+EEEEExEEEEEEEEEEEEEEE. stopped
+EEEEEExEEEEEEEEEEEEEE. resumed
+EEEEEEEExxxxx.x....... switch taken
+EEEEEEE.xEEEEEEEEEEEE. state sent
+EEEEEEEEE.ExEEEEEEEEE. state confirmed
+EEEEEEEEEEEEEEEEEEEEE. round received
+EEEEEEEEE.xEEEEEEEEEE. ready
+EEEEEEEEEEEEEEEEEEEEE. ready for another epoch
+EEEEEEEEEEEExxEEEEEEx. journaled
+xxxxxxxxxxxxxxxxxxxxx. journal failed
+EEEEEEEEEEEEEEx.....E. running
+EEEEEEEEEEEEEEEEEEEEE. running in another epoch
+EEEEEEEEEEEEEEEExxxxE. complete
+xxxxxxxxxxxx..xxxxxx.. disconnected
+EEEEEEEEEEEEEExxxxxxE. reconnected: owner
+EEEEEEEEEEEEEExEExExE. reconnected: prepared
+EEEEEEEEEEEEEExEExExE. reconnected: declined
+EEEEEEEEEEEEEEEEEEEEE. reconnected: another epoch
+xxxxxxxxxxxxTTTTTTTTTT cancel
+TTTTTTTTTTTTTTTTTxxxTT resolve: source
+TTTTTTTTTTTTTTTTTTTTTT resolve: destination
+xxxxxxxxxxxx..xxxxxx.. failed
+...................... tick
 ";
 /// A column a state of [`destinations`], a row an event.
 const DESTINATION_TABLE: &str = "\

@@ -49,6 +49,8 @@ pub enum Event {
         /// Bytes of device state.
         bytes: u64,
     },
+    /// The device state was saved whole.
+    StateConfirmed,
     /// The destination has everything of this round.
     RoundReceived {
         /// Which round.
@@ -159,6 +161,8 @@ pub enum Command {
     },
     /// Save the device state and send it; answer [`Event::StateSent`].
     SendState,
+    /// Make sure that the device state was saved whole; answer [`Event::StateConfirmed`]. The destination loads meanwhile.
+    ConfirmState,
     /// Send the hash of every page of the stopped guest; pages that were [dropped](super::Source::dropped) count as
     /// zero.
     SendHashes,

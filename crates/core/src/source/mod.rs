@@ -304,6 +304,7 @@ impl Source {
             event @ Event::Enlightened(_) => self.asking_event(now, event),
             event @ (Event::Stopped { .. }
             | Event::StateSent { .. }
+            | Event::StateConfirmed
             | Event::RoundReceived { .. }
             | Event::Ready(_)
             | Event::Journaled

@@ -43,10 +43,14 @@ pub(super) enum State {
     Retracting,
     /// Rest and device state cross. *Source, paused.*
     StopCopy(StopCopy),
-    /// The destination loads. *Source, paused.*
+    /// The destination loads, and the source makes sure that what it saved is whole. *Source, paused.*
     Preparing {
         /// Pages follow after the resume.
         post_copy: bool,
+        /// The destination has loaded it.
+        ready: bool,
+        /// It is whole.
+        confirmed: bool,
     },
     /// *Handed over* is being written. *Nobody, until it is known what the journal holds.*
     HandingOver {
@@ -164,7 +168,7 @@ impl State {
                 rest: None,
                 post_copy: true,
                 ..
-            }) | Self::Preparing { post_copy: true }
+            }) | Self::Preparing { post_copy: true, .. }
                 | Self::HandingOver {
                     post_copy: true,
                     connected: true,

@@ -19,6 +19,7 @@ use super::connection::Connection;
 use super::control::AFTER_SWITCH;
 use crate::dir::{GuestDir, remove};
 use crate::journal::Journal;
+use crate::link::chain;
 use crate::usage::MemorySampler;
 
 /// How often the driver looks around when nothing happens.
@@ -220,6 +221,11 @@ impl Driver {
                     .map(|()| None)
             }
             Command::SendState => self.send_state().map(Some),
+            Command::ConfirmState => self
+                .vm
+                .confirm_device_state()
+                .map(|()| Some(Event::StateConfirmed))
+                .map_err(|e| chain(&e)),
             Command::SendHashes => self.send_hashes().map(|()| None),
             Command::SendPrepare(epoch) => self
                 .send(&ToDestination::Prepare { epoch: epoch.0 })
