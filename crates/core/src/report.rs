@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::encoding::EncodingReport;
+use crate::encoding::{Encoding, EncodingReport};
 
 /// How a migration ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -224,6 +224,9 @@ pub struct Progress {
     pub sent_pages: u64,
     /// Bytes on the wire so far.
     pub bytes_on_wire: u64,
+    /// How the last batch of pages crossed; absent before the first.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub encoding: Option<Encoding>,
     /// Current rate of sending, bytes a second.
     pub rate_bytes_per_s: f64,
     /// Rate at which the guest dirties memory, bytes a second.

@@ -4,12 +4,12 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use vmferry_core::{PageBitmap, PageRun};
 use vmferry_core::destination::{self, Destination};
 use vmferry_core::handover::{Claim, Epoch};
 use vmferry_core::policy::{Faults, LiveStep, Needs, Policy, RoundPages, RoundPlan, StopPlan, View};
 use vmferry_core::report::Outcome;
 use vmferry_core::source::{self, Batch, Command, SentBatch, Side, Source, Summary};
+use vmferry_core::{PageBitmap, PageRun};
 
 const PAGES: u64 = 8;
 const EPOCH: Epoch = Epoch(3);
@@ -241,7 +241,13 @@ fn sources() -> Vec<(&'static str, Source)> {
             "preparing, ready",
             source_after(
                 Scripted::default(),
-                vec![accepted(), armed(), stopped(), StateSent { bytes: 1 }, Ready(EPOCH)],
+                vec![
+                    accepted(),
+                    armed(),
+                    stopped(),
+                    StateSent { bytes: 1 },
+                    Ready(EPOCH),
+                ],
             ),
         ),
         ("handing over", to(vec![])),
@@ -460,14 +466,25 @@ fn what_the_loading_reads_goes_ahead_once_the_switch_is_taken() {
         Batch::Idle(None) => Vec::new(),
         other => panic!("{other:?}"),
     };
-    assert_eq!(next(&mut source), [], "the destination may not know yet that it is the stop");
-    assert_eq!(source.handle(Duration::ZERO, SwitchTaken).unwrap(), [Command::WakeStreams]);
+    assert_eq!(
+        next(&mut source),
+        [],
+        "the destination may not know yet that it is the stop"
+    );
+    assert_eq!(
+        source.handle(Duration::ZERO, SwitchTaken).unwrap(),
+        [Command::WakeStreams]
+    );
     assert_eq!(next(&mut source), [PageRun::new(6, 2), PageRun::single(2)]);
     assert_eq!(next(&mut source), [], "all others wait for the resume");
     source.handle(Duration::ZERO, StateSent { bytes: 1 }).unwrap();
     assert_eq!(source.demanded(Duration::ZERO, 2), source::Demand::UnderWay);
     assert_eq!(source.demanded(Duration::ZERO, 4), source::Demand::Send);
-    assert_eq!(next(&mut source), [PageRun::single(5)], "what lies behind a demanded page");
+    assert_eq!(
+        next(&mut source),
+        [PageRun::single(5)],
+        "what lies behind a demanded page"
+    );
     assert_eq!(source.measured().counts.ahead, 4);
     // Given up before the commit: the guest goes on here, and no page is sent any more.
     source.handle(Duration::ZERO, Cancel).unwrap();
@@ -478,7 +495,13 @@ fn what_the_loading_reads_goes_ahead_once_the_switch_is_taken() {
     source.handle(Duration::ZERO, source_events::stopped()).unwrap();
     assert_eq!(source.demanded(Duration::ZERO, 0), source::Demand::Send);
     assert_eq!(next(&mut source), [PageRun::new(1, 7)]);
-    let way = [StateSent { bytes: 1 }, Ready(EPOCH), StateConfirmed, Journaled, Running(EPOCH)];
+    let way = [
+        StateSent { bytes: 1 },
+        Ready(EPOCH),
+        StateConfirmed,
+        Journaled,
+        Running(EPOCH),
+    ];
     for event in way {
         source.handle(Duration::ZERO, event).unwrap();
     }

@@ -19,7 +19,10 @@ const MAX_ENTRIES: u64 = 1 << 15;
 impl QemuGuest {
     /// The pages of all rings; none where QEMU does not tell.
     pub(crate) fn ring_pages(&self) -> Vec<PageRun> {
-        match self.queues().and_then(|queues| Ok((queues, self.physical_map()?))) {
+        match self
+            .queues()
+            .and_then(|queues| Ok((queues, self.physical_map()?)))
+        {
             Ok((queues, map)) => pages_of(&queues, &map),
             Err(error) => {
                 debug!(guest = %self.spec.name, %error, "QEMU does not tell where the rings are");
@@ -39,7 +42,11 @@ impl QemuGuest {
                 })
             };
             // Beyond the last queue, and of a device that was just unplugged, the answer is an error.
-            queues.extend((0..).map_while(|queue| status(queue).ok()).take(MAX_QUEUES - queues.len()));
+            queues.extend(
+                (0..)
+                    .map_while(|queue| status(queue).ok())
+                    .take(MAX_QUEUES - queues.len()),
+            );
         }
         Ok(queues)
     }
@@ -53,7 +60,9 @@ fn pages_of(queues: &[VirtioQueue], map: &GuestPhysicalMap) -> Vec<PageRun> {
         .flat_map(|(address, bytes)| {
             let first = address / PAGE_SIZE;
             let end = address.saturating_add(bytes).div_ceil(PAGE_SIZE);
-            map.pages_in(first..end).flat_map(PageRun::pages).collect::<Vec<_>>()
+            map.pages_in(first..end)
+                .flat_map(PageRun::pages)
+                .collect::<Vec<_>>()
         })
         .collect();
     pages.sort_unstable();
@@ -77,7 +86,9 @@ fn parts(queue: &VirtioQueue) -> impl Iterator<Item = (u64, u64)> + use<> {
         (queue.vring_avail, 6 + 2 * entries),
         (queue.vring_used, 6 + 8 * entries),
     ];
-    parts.into_iter().filter(move |&(address, _)| address != 0 && entries != 0)
+    parts
+        .into_iter()
+        .filter(move |&(address, _)| address != 0 && entries != 0)
 }
 
 #[cfg(test)]

@@ -87,7 +87,9 @@ impl Source {
             && let Some(run) = self.ahead.runs.pop_front()
         {
             let pending = self.ledger.pending();
-            let found = pending.next_run(run.first, room).filter(|found| found.first < run.end());
+            let found = pending
+                .next_run(run.first, room)
+                .filter(|found| found.first < run.end());
             let Some(found) = found else { continue };
             let end = found.end().min(run.end());
             let taken = PageRun::new(found.first, end - found.first);

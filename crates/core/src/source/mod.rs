@@ -267,6 +267,7 @@ impl Source {
             remaining_pages: remaining,
             sent_pages: self.recorder.counts.sent,
             bytes_on_wire: self.recorder.bytes,
+            encoding: None,
             rate_bytes_per_s: self.recorder.recent_rate(now),
             dirty_bytes_per_s: self.rates.dirty_bytes_per_s(),
             eta_ms: eta.map(|eta| eta.as_secs_f64() * 1e3),

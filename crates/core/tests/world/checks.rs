@@ -63,7 +63,9 @@ impl Checks {
         let pushes = match scenario.algorithm {
             Strategy::PostCopy => vec!["pull and push"],
             Strategy::PostCopyPush | Strategy::Enlightened => [&between[..], &["pull and push"]].concat(),
-            Strategy::Hybrid | Strategy::HybridLearning => [&between[..], &["push", "pull and push"]].concat(),
+            Strategy::Hybrid | Strategy::HybridLearning => {
+                [&between[..], &["push", "pull and push"]].concat()
+            }
             Strategy::StopAndCopy => vec!["stop-and-copy"],
             _ => [&between[..], &["push", "pull and push"]].concat(),
         };
@@ -132,7 +134,11 @@ impl World {
             (self.checks.sent.raw, self.checks.sent.uniform)
         );
         assert_eq!(measured.page_bytes, self.checks.sent.bytes);
-        assert!(self.checks.ahead <= counts.ahead, "{} and {counts:?}", self.checks.ahead);
+        assert!(
+            self.checks.ahead <= counts.ahead,
+            "{} and {counts:?}",
+            self.checks.ahead
+        );
         let in_rounds: u64 = measured.rounds.iter().map(|round| round.pages_sent).sum();
         assert!(in_rounds <= counts.sent, "{in_rounds} of {}", counts.sent);
         assert!(counts.hole + measured.data_pages <= self.scenario.pages);

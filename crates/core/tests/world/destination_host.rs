@@ -381,7 +381,12 @@ impl World {
 
     fn begin_load(&mut self) {
         let pages = self.scenario.pages;
-        let known: Vec<_> = self.scenario.read_by_load.iter().flat_map(|run| run.pages()).collect();
+        let known: Vec<_> = self
+            .scenario
+            .read_by_load
+            .iter()
+            .flat_map(|run| run.pages())
+            .collect();
         let touched = (0..self.chooser.below(4))
             .map(|_| match known.is_empty() || self.chooser.once_in(2) {
                 true => self.chooser.below(pages),

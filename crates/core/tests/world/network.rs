@@ -10,7 +10,9 @@ use crate::chooser::Chooser;
 /// From source to destination.
 #[derive(Debug)]
 pub(crate) enum ToDestination {
-    Offer { streams: usize },
+    Offer {
+        streams: usize,
+    },
     Switch(PageBitmap),
     /// Are you there? Goes out behind the switch.
     Ping,

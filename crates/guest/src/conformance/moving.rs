@@ -67,7 +67,10 @@ fn hand_over(subject: &dyn Subject, source: &Held, destination: &Held) -> Outcom
     let mut state = Vec::new();
     let bytes = source.stream_device_state(&mut state)?;
     demand(bytes == state.len() as u64, || {
-        format!("{} bytes of device state came, {bytes} by its own account", state.len())
+        format!(
+            "{} bytes of device state came, {bytes} by its own account",
+            state.len()
+        )
     })?;
     destination.load_device_state(&state)?;
     source.confirm_device_state()?;
