@@ -23,17 +23,25 @@
 //! at_most = 0.4
 //! ```
 
-use std::collections::{BTreeMap, BTreeSet};
+mod claim;
+mod guest;
+mod link;
+mod options;
+mod variant;
+
+use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
-use vmferry_core::Strategy;
+
+pub use claim::Claim;
+pub use guest::{Guest, GuestKind, GuestQuick, Memcached};
+pub(crate) use link::NO_LIMIT;
+pub use link::is_rate;
+pub(crate) use options::words;
+pub use options::{OptionValue, Options};
+pub use variant::Variant;
 
 use crate::error::{LabError, Result};
-
-/// A link without a limit.
-pub(crate) const NO_LIMIT: &str = "none";
-/// Stands for every strategy there is.
-const ALL: &str = "all";
 
 /// What a file says.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -93,130 +101,6 @@ pub struct Quick {
     pub links: Option<Vec<String>>,
 }
 
-/// What executes a guest.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum GuestKind {
-    /// The synthetic guest.
-    Synth,
-    /// The Linux of the guest image, in QEMU.
-    Qemu,
-}
-
-/// A guest.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Guest {
-    /// Its name in results.
-    pub name: String,
-    /// What executes it.
-    pub kind: GuestKind,
-    /// RAM, as in `512M`.
-    pub memory: String,
-    /// Virtual CPUs.
-    #[serde(default = "one")]
-    pub vcpus: u32,
-    /// What it does, as `vmferry run --synthetic` or the guest image reads it.
-    #[serde(default)]
-    pub load: Option<String>,
-    /// Its memcached and the client of that.
-    #[serde(default)]
-    pub memcached: Option<Memcached>,
-    /// Whether the agent runs in it.
-    #[serde(default)]
-    pub agent: bool,
-    /// Further options of `vmferry run`, without their dashes.
-    #[serde(default)]
-    pub options: Options,
-    /// What `--quick` changes.
-    #[serde(default)]
-    pub quick: Option<GuestQuick>,
-}
-
-/// What `--quick` changes in a guest.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct GuestQuick {
-    /// See [`Guest::memory`].
-    pub memory: Option<String>,
-    /// See [`Guest::load`].
-    pub load: Option<String>,
-    /// See [`Guest::memcached`].
-    pub memcached: Option<Memcached>,
-}
-
-/// A memcached in the guest, and a client outside that reads and writes over one connection and knows every value.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Memcached {
-    /// MiB that it may use for items.
-    pub mib: u64,
-    /// How many values there are.
-    pub values: u32,
-    /// Bytes of each.
-    pub value_bytes: usize,
-    /// Operations a second; as many as go where absent.
-    #[serde(default)]
-    pub operations_per_s: Option<u32>,
-    /// One operation of so many stores, the others read.
-    pub one_set_in: u64,
-}
-
-/// Options of a command, without their dashes.
-pub type Options = BTreeMap<String, OptionValue>;
-
-/// Value of an option.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(untagged)]
-pub enum OptionValue {
-    /// A flag, given or not.
-    Flag(bool),
-    /// A whole number.
-    Integer(i64),
-    /// Another number.
-    Number(f64),
-    /// Anything else.
-    Text(String),
-}
-
-/// One of the things that are compared.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Variant {
-    /// Its name in results and claims; the strategy's where absent.
-    #[serde(default)]
-    pub name: Option<String>,
-    /// Strategy, or `all` for each there is.
-    pub strategy: String,
-    /// Further options of `vmferry migrate`, without their dashes.
-    #[serde(default)]
-    pub options: Options,
-}
-
-/// What is expected of a variant: of a metric, or of its ratio to that of another variant.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Claim {
-    /// In words.
-    pub text: String,
-    /// Which figure.
-    pub metric: String,
-    /// Whose.
-    pub variant: String,
-    /// The variant it is divided by.
-    #[serde(default)]
-    pub relative_to: Option<String>,
-    /// Largest value for which it holds.
-    #[serde(default)]
-    pub at_most: Option<f64>,
-    /// Smallest value for which it holds.
-    #[serde(default)]
-    pub at_least: Option<f64>,
-    /// Only for guests of this kind.
-    #[serde(default)]
-    pub guest: Option<GuestKind>,
-}
-
 impl Scenario {
     /// Reads a scenario. `file` names it in errors.
     ///
@@ -246,13 +130,7 @@ impl Scenario {
             self.cool_down_s = quick.cool_down_s.unwrap_or(self.cool_down_s);
             self.links = quick.links.unwrap_or(self.links);
         }
-        for guest in &mut self.guests {
-            if let Some(quick) = guest.quick.take() {
-                guest.memory = quick.memory.unwrap_or_else(|| guest.memory.clone());
-                guest.load = quick.load.or_else(|| guest.load.take());
-                guest.memcached = quick.memcached.or_else(|| guest.memcached.take());
-            }
-        }
+        self.guests = self.guests.into_iter().map(Guest::quick).collect();
         self
     }
 
@@ -268,18 +146,7 @@ impl Scenario {
 
     /// A variant of strategy `all` becomes one for each strategy.
     fn with_every_strategy(mut self) -> Self {
-        let expand = |variant: Variant| -> Vec<Variant> {
-            if variant.strategy != ALL {
-                return vec![variant];
-            }
-            let of = |strategy: Strategy| Variant {
-                name: variant.name.as_ref().map(|name| format!("{strategy} {name}")),
-                strategy: strategy.to_string(),
-                options: variant.options.clone(),
-            };
-            Strategy::ALL.into_iter().map(of).collect()
-        };
-        self.variants = self.variants.into_iter().flat_map(expand).collect();
+        self.variants = self.variants.into_iter().flat_map(Variant::expand).collect();
         self
     }
 
@@ -317,81 +184,10 @@ impl Scenario {
         all_different("link", self.links.iter().map(String::as_str))?;
         words(&self.host_options)?;
         self.guests.iter().try_for_each(Guest::check)?;
-        self.claims.iter().try_for_each(|claim| self.check_claim(claim))
+        self.claims
+            .iter()
+            .try_for_each(|claim| claim.check(&self.variants))
     }
-
-    fn check_claim(&self, claim: &Claim) -> std::result::Result<(), String> {
-        let text = &claim.text;
-        for name in std::iter::once(&claim.variant).chain(&claim.relative_to) {
-            if !self.variants.iter().any(|variant| variant.name() == name) {
-                let known: Vec<_> = self.variants.iter().map(Variant::name).collect();
-                return Err(format!(
-                    "the claim {text:?} is about variant {name:?}, and there are only {}",
-                    known.join(", ")
-                ));
-            }
-        }
-        match (claim.at_most, claim.at_least) {
-            (None, None) => Err(format!("the claim {text:?} has neither at_most nor at_least")),
-            _ => Ok(()),
-        }
-    }
-}
-
-impl Guest {
-    fn check(&self) -> std::result::Result<(), String> {
-        let name = &self.name;
-        if self.kind == GuestKind::Synth && (self.memcached.is_some() || self.agent) {
-            return Err(format!(
-                "guest {name:?} is synthetic: memcached and agent are for guests of kind \"qemu\""
-            ));
-        }
-        if let Some(memcached) = &self.memcached
-            && (memcached.values == 0 || memcached.one_set_in == 0)
-        {
-            return Err(format!(
-                "memcached of guest {name:?}: values and one_set_in have to be more than 0"
-            ));
-        }
-        words(&self.options).map(drop)
-    }
-}
-
-impl Variant {
-    /// Its name in results and claims.
-    pub fn name(&self) -> &str {
-        self.name.as_deref().unwrap_or(&self.strategy)
-    }
-}
-
-/// Whether `tc` reads it as a rate above zero; or `none`.
-pub fn is_rate(text: &str) -> bool {
-    let digits = text.trim_end_matches(|letter: char| letter.is_ascii_alphabetic());
-    let unit = text[digits.len()..].to_ascii_lowercase();
-    let known = ["bit", "kbit", "mbit", "gbit"].contains(&unit.as_str());
-    text == NO_LIMIT || known && digits.parse::<u32>().is_ok_and(|number| number > 0)
-}
-
-/// Options as words of a command line.
-pub(crate) fn words(options: &Options) -> std::result::Result<Vec<String>, String> {
-    let mut words = Vec::new();
-    for (name, value) in options {
-        if name.is_empty() || name.starts_with('-') {
-            return Err(format!("option {name:?} has to be written without its dashes"));
-        }
-        let value = match value {
-            OptionValue::Flag(false) => continue,
-            OptionValue::Flag(true) => None,
-            OptionValue::Integer(number) => Some(number.to_string()),
-            OptionValue::Number(number) => Some(number.to_string()),
-            OptionValue::Text(text) => Some(text.clone()),
-        };
-        words.push(match value {
-            None => format!("--{name}"),
-            Some(value) => format!("--{name}={value}"),
-        });
-    }
-    Ok(words)
 }
 
 fn all_different<'a>(what: &str, names: impl Iterator<Item = &'a str>) -> std::result::Result<(), String> {
@@ -406,10 +202,6 @@ fn all_different<'a>(what: &str, names: impl Iterator<Item = &'a str>) -> std::r
 
 fn no_sampling() -> Options {
     Options::from([("no-sampling".to_owned(), OptionValue::Flag(true))])
-}
-
-fn one() -> u32 {
-    1
 }
 
 fn three() -> u32 {
@@ -430,6 +222,8 @@ fn half_an_hour() -> f64 {
 
 #[cfg(test)]
 mod tests {
+    use vmferry_core::Strategy;
+
     use super::*;
 
     const SMALL: &str = r#"

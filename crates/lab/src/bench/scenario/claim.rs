@@ -1,0 +1,50 @@
+//! What a scenario expects.
+
+use serde::{Deserialize, Serialize};
+
+use super::guest::GuestKind;
+use super::variant::Variant;
+
+/// What is expected of a variant: of a metric, or of its ratio to that of another variant.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Claim {
+    /// In words.
+    pub text: String,
+    /// Which figure.
+    pub metric: String,
+    /// Whose.
+    pub variant: String,
+    /// The variant it is divided by.
+    #[serde(default)]
+    pub relative_to: Option<String>,
+    /// Largest value for which it holds.
+    #[serde(default)]
+    pub at_most: Option<f64>,
+    /// Smallest value for which it holds.
+    #[serde(default)]
+    pub at_least: Option<f64>,
+    /// Only for guests of this kind.
+    #[serde(default)]
+    pub guest: Option<GuestKind>,
+}
+
+impl Claim {
+    /// Whether it is about variants that there are.
+    pub(super) fn check(&self, variants: &[Variant]) -> std::result::Result<(), String> {
+        let text = &self.text;
+        for name in std::iter::once(&self.variant).chain(&self.relative_to) {
+            if !variants.iter().any(|variant| variant.name() == name) {
+                let known: Vec<_> = variants.iter().map(Variant::name).collect();
+                return Err(format!(
+                    "the claim {text:?} is about variant {name:?}, and there are only {}",
+                    known.join(", ")
+                ));
+            }
+        }
+        match (self.at_most, self.at_least) {
+            (None, None) => Err(format!("the claim {text:?} has neither at_most nor at_least")),
+            _ => Ok(()),
+        }
+    }
+}
