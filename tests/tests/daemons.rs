@@ -310,6 +310,59 @@ fn a_qemu_that_somebody_else_started_is_taken_over_and_moved() {
     guest.console.assert_healthy(2);
 }
 
+/// The port for the agent is one that its owner gave it.
+#[test]
+fn a_qemu_of_somebody_else_moves_by_what_its_agent_says() {
+    need!(Qemu, Root, Userfaultfd);
+    let _turn = shared_turn();
+    let hosts = Hosts::new();
+    let chardev = format!(
+        "socket,id=a,path={},server=on,wait=off",
+        hosts.dir.path().join("a.sock").display()
+    );
+    let port = [
+        "-device",
+        "virtio-serial-pci",
+        "-chardev",
+        &chardev,
+        "-device",
+        "virtserialport,chardev=a,name=org.vmferry.agent.0",
+    ];
+    let guest = TestGuest::new("vm", hosts.dir.path(), 192, "write:16:20 vmferry.agent", &port);
+    let memory = [
+        "-object",
+        "memory-backend-memfd,id=mem0,size=192M,share=on",
+        "-machine",
+        "q35,memory-backend=mem0",
+    ];
+    let qemu = by_hand(&hosts, &guest, "agent", &memory);
+    guest.console.wait_for("guest-load: ok");
+    hosts
+        .source
+        .call(&["attach", "--pid", &qemu.0.id().to_string(), "--name", "vm"])
+        .expect_json();
+    // From here on the daemon has its connection: the QEMU at the destination, on the same machine, listens in the same place.
+    eventually("the agent answers", || {
+        hosts.source.call(&["agent", "vm"]).code == Some(0)
+    });
+    let report = hosts
+        .migrate(
+            "vm",
+            &["--strategy", "enlightened", "--agent-timeout", "20s", "--verify"],
+        )
+        .expect_json();
+    assert_verified(&report);
+    let notes = report["notes"].to_string();
+    assert!(notes.contains("kernel code"), "{report:#}");
+    assert!(
+        report["pages"]["free"].as_u64() > Some((192 << 8) / 20),
+        "{report:#}"
+    );
+    assert!(report["pages"]["ahead"].as_u64() > Some(0), "{report:#}");
+    hosts.destination.assert_owns("vm");
+    guest.console.assert_healthy(2);
+}
+
 #[test]
 fn what_is_missing_to_take_a_qemu_over_is_said() {
     need!(Qemu, Root, Userfaultfd);

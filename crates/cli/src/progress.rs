@@ -48,13 +48,20 @@ impl Drop for ProgressLine {
     }
 }
 
-/// Phase, round, rate, dirty rate, remaining, ETA.
+/// Phase, round, what was sent and how, rate, dirty rate, remaining, ETA.
 pub(crate) fn line(progress: &Progress) -> String {
     let mut parts = vec![progress.phase.clone()];
     if progress.round > 0 {
         parts.push(format!("round {}", progress.round));
     }
-    parts.push(format!("{} sent", units::size(progress.sent_pages * PAGE_SIZE)));
+    let encoding = progress
+        .encoding
+        .map(|encoding| format!(" as {encoding}"))
+        .unwrap_or_default();
+    parts.push(format!(
+        "{} sent{encoding}",
+        units::size(progress.sent_pages * PAGE_SIZE)
+    ));
     if progress.rate_bytes_per_s > 0.0 {
         parts.push(units::rate(progress.rate_bytes_per_s));
     }
@@ -116,6 +123,7 @@ mod tests {
             remaining_pages: 8192,
             sent_pages: 131_072,
             bytes_on_wire: 540 << 20,
+            encoding: Some("lz4+delta".parse().unwrap()),
             rate_bytes_per_s: 112.0 * 1048576.0,
             dirty_bytes_per_s: 12.5 * 1048576.0,
             eta_ms: Some(285.0),
@@ -123,7 +131,7 @@ mod tests {
         };
         assert_eq!(
             line(&progress),
-            "push, round 3, 512 MiB sent, 112 MiB/s, dirtied at 12.5 MiB/s, 32 MiB remaining, ETA 285 ms, after 2.5 s"
+            "push, round 3, 512 MiB sent as lz4+delta, 112 MiB/s, dirtied at 12.5 MiB/s, 32 MiB remaining, ETA 285 ms, after 2.5 s"
         );
     }
 

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::encoding::EncodingReport;
+use crate::encoding::{Encoding, EncodingReport};
 
 /// How a migration ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -84,6 +84,10 @@ pub struct PageCounts {
     pub sent: u64,
     /// Crossings of a page that had crossed before.
     pub resent: u64,
+    /// Pages that crossed between the stop and the resume without a demand, because the loading of the device state was
+    /// about to read them.
+    #[serde(default)]
+    pub ahead: u64,
     /// Crossings as 4096 plain bytes.
     pub raw: u64,
     /// Crossings as one byte.
@@ -220,6 +224,9 @@ pub struct Progress {
     pub sent_pages: u64,
     /// Bytes on the wire so far.
     pub bytes_on_wire: u64,
+    /// How the last batch of pages crossed; absent before the first.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub encoding: Option<Encoding>,
     /// Current rate of sending, bytes a second.
     pub rate_bytes_per_s: f64,
     /// Rate at which the guest dirties memory, bytes a second.

@@ -4,12 +4,12 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use vmferry_core::PageBitmap;
 use vmferry_core::destination::{self, Destination};
 use vmferry_core::handover::{Claim, Epoch};
 use vmferry_core::policy::{Faults, LiveStep, Needs, Policy, RoundPages, RoundPlan, StopPlan, View};
 use vmferry_core::report::Outcome;
 use vmferry_core::source::{self, Batch, Command, SentBatch, Side, Source, Summary};
+use vmferry_core::{PageBitmap, PageRun};
 
 const PAGES: u64 = 8;
 const EPOCH: Epoch = Epoch(3);
@@ -72,7 +72,9 @@ mod source_events {
             ("scanned", Event::Scanned(none())),
             ("stopped", stopped()),
             ("resumed", Event::Resumed),
+            ("switch taken", Event::SwitchTaken),
             ("state sent", Event::StateSent { bytes: 1 }),
+            ("state confirmed", Event::StateConfirmed),
             ("round received", Event::RoundReceived { round: 1 }),
             ("ready", Event::Ready(EPOCH)),
             ("ready for another epoch", Event::Ready(EPOCH.next())),
@@ -168,6 +170,7 @@ fn sources() -> Vec<(&'static str, Source)> {
             armed(),
             stopped(),
             StateSent { bytes: 1 },
+            StateConfirmed,
             Ready(EPOCH),
         ];
         source_after(Scripted::default(), way.into_iter().chain(more).collect())
@@ -219,6 +222,32 @@ fn sources() -> Vec<(&'static str, Source)> {
             source_after(
                 Scripted::default(),
                 vec![accepted(), armed(), stopped(), StateSent { bytes: 1 }],
+            ),
+        ),
+        (
+            "preparing, confirmed",
+            source_after(
+                Scripted::default(),
+                vec![
+                    accepted(),
+                    armed(),
+                    stopped(),
+                    StateSent { bytes: 1 },
+                    StateConfirmed,
+                ],
+            ),
+        ),
+        (
+            "preparing, ready",
+            source_after(
+                Scripted::default(),
+                vec![
+                    accepted(),
+                    armed(),
+                    stopped(),
+                    StateSent { bytes: 1 },
+                    Ready(EPOCH),
+                ],
             ),
         ),
         ("handing over", to(vec![])),
@@ -344,6 +373,7 @@ fn the_operator_decides_for_a_severed_guest_without_pages_there() {
     assert_eq!(source.next_batch(Duration::ZERO, 0), Batch::RoundEnd(1));
     for event in [
         RoundReceived { round: 1 },
+        StateConfirmed,
         Ready(EPOCH),
         Journaled,
         Disconnected("cut".into()),
@@ -422,6 +452,64 @@ fn what_was_demanded_over_a_lost_connection_is_pushed_first() {
         other => panic!("{other:?}"),
     };
     assert_eq!((first(&batches[0]), first(&batches[1])), ((6, 1), (0, 7)));
+}
+
+#[test]
+fn what_the_loading_reads_goes_ahead_once_the_switch_is_taken() {
+    use source::Event::*;
+    let way = || vec![source_events::accepted(), source_events::armed()];
+    let mut source = source_after(Scripted::default(), way());
+    source.read_by_load([PageRun::new(6, 9), PageRun::new(2, 1), PageRun::new(99, 2)]);
+    source.handle(Duration::ZERO, source_events::stopped()).unwrap();
+    let next = |source: &mut Source| match source.next_batch(Duration::ZERO, 0) {
+        Batch::Pages { runs, .. } => runs,
+        Batch::Idle(None) => Vec::new(),
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(
+        next(&mut source),
+        [],
+        "the destination may not know yet that it is the stop"
+    );
+    assert_eq!(
+        source.handle(Duration::ZERO, SwitchTaken).unwrap(),
+        [Command::WakeStreams]
+    );
+    assert_eq!(next(&mut source), [PageRun::new(6, 2), PageRun::single(2)]);
+    assert_eq!(next(&mut source), [], "all others wait for the resume");
+    source.handle(Duration::ZERO, StateSent { bytes: 1 }).unwrap();
+    assert_eq!(source.demanded(Duration::ZERO, 2), source::Demand::UnderWay);
+    assert_eq!(source.demanded(Duration::ZERO, 4), source::Demand::Send);
+    assert_eq!(
+        next(&mut source),
+        [PageRun::single(5)],
+        "what lies behind a demanded page"
+    );
+    assert_eq!(source.measured().counts.ahead, 4);
+    // Given up before the commit: the guest goes on here, and no page is sent any more.
+    source.handle(Duration::ZERO, Cancel).unwrap();
+    assert_eq!(source.next_batch(Duration::ZERO, 0), Batch::Finished);
+
+    // A demand proves the switch as well.
+    let mut source = source_after(Scripted::default(), way());
+    source.handle(Duration::ZERO, source_events::stopped()).unwrap();
+    assert_eq!(source.demanded(Duration::ZERO, 0), source::Demand::Send);
+    assert_eq!(next(&mut source), [PageRun::new(1, 7)]);
+    let way = [
+        StateSent { bytes: 1 },
+        Ready(EPOCH),
+        StateConfirmed,
+        Journaled,
+        Running(EPOCH),
+    ];
+    for event in way {
+        source.handle(Duration::ZERO, event).unwrap();
+    }
+    assert_eq!(
+        source.handle(Duration::ZERO, SwitchTaken).unwrap(),
+        [],
+        "late, and no news any more"
+    );
 }
 
 mod destination_events {
@@ -621,32 +709,34 @@ fn what_the_source_said_over_an_older_connection_does_not_count() {
 
 /// A column a state of [`sources`], a row an event.
 const SOURCE_TABLE: &str = "\
-xEEEEEEEEEEEEEEEEEE. accepted
-EEEEEEEEEEEEEEEEEEE. no streams
-.................... enlightened
-ExEEEEEEEEEEEEEEEEE. armed
-EEExxEEEEEEEEEEEEEE. scanned
-EEEEExEEEEEEEEEEEEE. stopped
-EEEEEExEEEEEEEEEEEE. resumed
-EEEEEEE.xEEEEEEEEEE. state sent
-EEEEEEEEEEEEEEEEEEE. round received
-EEEEEEEEExEEEEEEEEE. ready
-EEEEEEEEEEEEEEEEEEE. ready for another epoch
-EEEEEEEEEExxEEEEEEx. journaled
-xxxxxxxxxxxxxxxxxxx. journal failed
-EEEEEEEEEEEEx.....E. running
-EEEEEEEEEEEEEEEEEEE. running in another epoch
-EEEEEEEEEEEEEExxxxE. complete
-xxxxxxxxxx..xxxxxx.. disconnected
-EEEEEEEEEEEExxxxxxE. reconnected: owner
-EEEEEEEEEEEExEExExE. reconnected: prepared
-EEEEEEEEEEEExEExExE. reconnected: declined
-EEEEEEEEEEEEEEEEEEE. reconnected: another epoch
-xxxxxxxxxxTTTTTTTTTT cancel
-TTTTTTTTTTTTTTTxxxTT resolve: source
-TTTTTTTTTTTTTTTTTTTT resolve: destination
-xxxxxxxxxx..xxxxxx.. failed
-.................... tick
+xEEEEEEEEEEEEEEEEEEEE. accepted
+EEEEEEEEEEEEEEEEEEEEE. no streams
+...................... enlightened
+ExEEEEEEEEEEEEEEEEEEE. armed
+EEExxEEEEEEEEEEEEEEEE. scanned
+EEEEExEEEEEEEEEEEEEEE. stopped
+EEEEEExEEEEEEEEEEEEEE. resumed
+EEEEEEEExxxxx.x....... switch taken
+EEEEEEE.xEEEEEEEEEEEE. state sent
+EEEEEEEEE.ExEEEEEEEEE. state confirmed
+EEEEEEEEEEEEEEEEEEEEE. round received
+EEEEEEEEE.xEEEEEEEEEE. ready
+EEEEEEEEEEEEEEEEEEEEE. ready for another epoch
+EEEEEEEEEEEExxEEEEEEx. journaled
+xxxxxxxxxxxxxxxxxxxxx. journal failed
+EEEEEEEEEEEEEEx.....E. running
+EEEEEEEEEEEEEEEEEEEEE. running in another epoch
+EEEEEEEEEEEEEEEExxxxE. complete
+xxxxxxxxxxxx..xxxxxx.. disconnected
+EEEEEEEEEEEEEExxxxxxE. reconnected: owner
+EEEEEEEEEEEEEExEExExE. reconnected: prepared
+EEEEEEEEEEEEEExEExExE. reconnected: declined
+EEEEEEEEEEEEEEEEEEEEE. reconnected: another epoch
+xxxxxxxxxxxxTTTTTTTTTT cancel
+TTTTTTTTTTTTTTTTTxxxTT resolve: source
+TTTTTTTTTTTTTTTTTTTTTT resolve: destination
+xxxxxxxxxxxx..xxxxxx.. failed
+...................... tick
 ";
 /// A column a state of [`destinations`], a row an event.
 const DESTINATION_TABLE: &str = "\

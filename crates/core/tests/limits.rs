@@ -78,6 +78,7 @@ impl Rig {
         let mut rig = self.stopped();
         for event in [
             Event::StateSent { bytes: 0 },
+            Event::StateConfirmed,
             Event::Ready(EPOCH),
             Event::Journaled,
             Event::Running(EPOCH),

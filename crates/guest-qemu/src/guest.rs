@@ -12,6 +12,8 @@ use vmferry_memory::FileId;
 
 use crate::agent::AgentState;
 use crate::launch::{self, Started};
+use crate::migrate_in::Incoming;
+use crate::migrate_out::Outgoing;
 use crate::physical::GuestPhysicalMap;
 use crate::process::QemuProcess;
 use crate::qmp::commands::{Cont, QueryStatus, Quit, Stop};
@@ -22,8 +24,6 @@ use crate::uffd::InQemu;
 
 /// How long `stop` and `cont` may take: they wait for disks.
 const SWITCH_TIMEOUT: Duration = Duration::from_secs(60);
-/// How long `cont` may take where pages are missing, before its answer is not waited for any more.
-const MISSING_PAGE_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long QEMU may take to say what it is doing; it does not answer while it waits for a page.
 const STATUS_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long QEMU may take to end by itself.
@@ -40,6 +40,8 @@ pub struct QemuGuest {
     pub(crate) uffd: InQemu,
     pub(crate) record: Arc<RecordFile>,
     pub(crate) agent: AgentState,
+    pub(crate) outgoing: Mutex<Outgoing>,
+    pub(crate) incoming: Mutex<Option<Incoming>>,
     phase: Mutex<Phase>,
     last_state: Mutex<GuestState>,
     /// RAM that goes with the device state, in bytes: no limit until it is known.
@@ -138,6 +140,8 @@ impl QemuGuest {
             dir: dir.to_owned(),
             uffd: InQemu::default(),
             agent: AgentState::default(),
+            outgoing: Mutex::default(),
+            incoming: Mutex::default(),
             process,
             qmp,
             ram: Arc::new(ram),
@@ -169,23 +173,11 @@ impl QemuGuest {
 
     /// Lets the vCPUs run.
     ///
-    /// While pages are missing QEMU may wait for one before it answers. It says before that point that it resumes:
-    /// from there on nothing but those pages holds the guest up, however long they take.
+    /// QEMU says that it resumes, lets them go, and answers when it has the time: they keep it from that, and so do pages that
+    /// are missing, however long they take. From its word on nothing but those pages holds the guest up.
     fn cont(&self) -> std::result::Result<(), QmpError> {
-        let cursor = self.qmp.events().now();
-        if self.record.fault_mode().is_none() {
-            return self.qmp.run_within(&Cont {}, SWITCH_TIMEOUT).map(drop);
-        }
-        match self.qmp.run_within(&Cont {}, MISSING_PAGE_TIMEOUT) {
-            Err(QmpError::TimedOut { .. }) => {
-                let resumes = |event: &Event| event.name == "RESUME";
-                self.qmp
-                    .events()
-                    .wait(cursor, SWITCH_TIMEOUT, Cont::NAME, resumes)
-                    .map(drop)
-            }
-            answer => answer.map(drop),
-        }
+        let resumes = |event: &Event| event.name == "RESUME";
+        self.qmp.run_until(&Cont {}, SWITCH_TIMEOUT, resumes)
     }
 
     /// Runs a QMP command; its failure says `doing` what.

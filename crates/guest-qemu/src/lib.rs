@@ -22,6 +22,7 @@ mod paths;
 mod probe;
 mod process;
 mod record;
+mod rings;
 mod tracker;
 mod uffd;
 

@@ -1,15 +1,16 @@
 //! A QEMU guest as the source of a migration.
 
 use std::fs::File;
-use std::io::{self, Read};
+use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
+use std::sync::{MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tracing::warn;
-use vmferry_core::PAGE_SIZE;
+use vmferry_core::{PAGE_SIZE, PageRun};
 use vmferry_guest::{DirtyTracker, Enlightened, GuestError, GuestState, MigrateOut, Result};
 
 use crate::args::options;
@@ -28,6 +29,10 @@ pub(crate) const STATE_FD_NAME: &str = "vmferry-state";
 const IGNORE_SHARED: &str = "x-ignore-shared";
 /// Device state beside RAM blocks that is still taken for device state.
 const STATE_SLACK_BYTES: u64 = 64 << 20;
+/// Bytes of device state that are read at once.
+const STATE_PART_BYTES: usize = 64 << 10;
+/// What is being done, in errors.
+const SAVING: &str = "saving the device state";
 /// How long QEMU may be silent while it saves its state.
 const SAVE_TIMEOUT: Duration = Duration::from_secs(30);
 /// QEMU's own limits must not slow the stop: everything the state holds goes at once.
@@ -54,6 +59,15 @@ const FOREIGN_WRITERS: &[(&str, &str)] = &[
     ),
 ];
 
+/// The device state on its way out.
+#[derive(Default)]
+pub(crate) struct Outgoing {
+    /// Our end of a socket whose other end QEMU holds.
+    socket: Option<UnixStream>,
+    /// QEMU saves since then, and its last word on it has not been looked at.
+    began: Option<Cursor>,
+}
+
 impl MigrateOut for QemuGuest {
     fn prepare_out(&self) -> Result<()> {
         match *self.phase() {
@@ -79,6 +93,10 @@ impl MigrateOut for QemuGuest {
             });
         }
         self.prepare_stream(&schema)
+    }
+
+    fn shared_with_devices(&self) -> Vec<PageRun> {
+        self.ring_pages()
     }
 
     fn enlightened(&self) -> Option<&dyn Enlightened> {
@@ -133,10 +151,19 @@ impl MigrateOut for QemuGuest {
                 Err(error) => warn!(%error, file = node.file, "a disk is not flushed before the stop"),
             }
         }
+        let socket = self.offer_state_socket()?;
+        self.outgoing().socket = Some(socket);
         Ok(())
     }
 
     fn save_device_state(&self) -> Result<Vec<u8>> {
+        let mut state = Vec::with_capacity(1 << 20);
+        self.stream_device_state(&mut state)?;
+        self.confirm_device_state()?;
+        Ok(state)
+    }
+
+    fn stream_device_state(&self, out: &mut dyn Write) -> Result<u64> {
         let mut phase = self.phase();
         if *phase != Phase::Live {
             return Err(self.wrong_state(format!("{:?}", *phase).to_lowercase(), "paused"));
@@ -144,15 +171,20 @@ impl MigrateOut for QemuGuest {
         if self.known_state() != GuestState::Paused {
             return Err(self.wrong_state("running", "paused"));
         }
-        let saved = self.save();
+        let saved = self.save(out);
         match &saved {
             Ok(_) => *phase = Phase::Saved,
-            Err(_) => {
-                // Then `resume` works at once. None running is no error.
-                let _ = self.qmp.run(&MigrateCancel {});
-            }
+            Err(_) => self.give_up_saving(),
         }
         saved
+    }
+
+    fn confirm_device_state(&self) -> Result<()> {
+        let began = self.outgoing().began.take();
+        let Some(cursor) = began else { return Ok(()) };
+        self.wait_for_migration(cursor, Some(SAVE_TIMEOUT), SAVING)
+            .and_then(|()| self.check_ram_was_skipped())
+            .inspect_err(|_| self.give_up_saving())
     }
 }
 
@@ -194,46 +226,69 @@ impl QemuGuest {
         self.learn_foreign_ram()
     }
 
-    fn save(&self) -> Result<Vec<u8>> {
-        let doing = "saving the device state";
-        // Prepared by an earlier daemon perhaps, or not at all.
-        if self.foreign_ram_bytes.load(Ordering::Relaxed) == u64::MAX {
-            self.prepare_stream(&self.asked(self.qmp.schema(), doing)?)?;
-        }
-        let cannot = |error: io::Error| GuestError::operation(doing, error);
-        let (mut ours, theirs) = UnixStream::pair().map_err(cannot)?;
-        ours.set_read_timeout(Some(SAVE_TIMEOUT)).map_err(cannot)?;
+    /// Gives QEMU its end of a new socket for the device state; answers ours.
+    pub(crate) fn offer_state_socket(&self) -> Result<UnixStream> {
+        let doing = "handing QEMU a socket for the device state";
+        let (ours, theirs) = UnixStream::pair().map_err(|error| GuestError::operation(doing, error))?;
         let name = GetFd {
             fdname: STATE_FD_NAME.into(),
         };
         self.asked(self.qmp.run_with_fds(&name, &[theirs.as_fd()]), doing)?;
-        drop(theirs);
-        let cursor = self.qmp.events().now();
+        Ok(ours)
+    }
+
+    fn save(&self, out: &mut dyn Write) -> Result<u64> {
+        // Prepared by an earlier daemon perhaps, or not at all.
+        if self.foreign_ram_bytes.load(Ordering::Relaxed) == u64::MAX {
+            self.prepare_stream(&self.asked(self.qmp.schema(), SAVING)?)?;
+        }
+        let at_hand = self.outgoing().socket.take();
+        let mut stream = match at_hand {
+            Some(socket) => socket,
+            None => self.offer_state_socket()?,
+        };
+        stream
+            .set_read_timeout(Some(SAVE_TIMEOUT))
+            .map_err(|error| GuestError::operation(SAVING, error))?;
+        self.outgoing().began = Some(self.qmp.events().now());
         self.run(
             &Migrate {
                 uri: format!("fd:{STATE_FD_NAME}"),
             },
-            doing,
+            SAVING,
         )?;
-        let state = self.read_state(&mut ours)?;
-        self.wait_for_migration(cursor, Some(SAVE_TIMEOUT), doing)?;
-        self.check_ram_was_skipped()?;
-        Ok(state)
+        self.copy_state(&mut stream, out)
     }
 
-    /// Reads to the end, or to where it cannot be device state any more.
-    fn read_state(&self, stream: &mut UnixStream) -> Result<Vec<u8>> {
+    /// Copies to the end, or to where it cannot be device state any more.
+    fn copy_state(&self, stream: &mut UnixStream, out: &mut dyn Write) -> Result<u64> {
         let limit = self.ram.layout().bytes() / 2 + STATE_SLACK_BYTES;
-        let mut state = Vec::with_capacity(1 << 20);
-        stream
-            .take(limit + 1)
-            .read_to_end(&mut state)
-            .map_err(|error| GuestError::operation("reading the device state", error))?;
-        if state.len() as u64 > limit {
-            Err(self.ram_not_skipped())
-        } else {
-            Ok(state)
+        let mut part = vec![0; STATE_PART_BYTES];
+        let mut bytes = 0;
+        loop {
+            let read = match stream.read(&mut part) {
+                Ok(0) => return Ok(bytes),
+                Ok(read) => read,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) => return Err(GuestError::operation("reading the device state", error)),
+            };
+            bytes += read as u64;
+            if bytes > limit {
+                return Err(self.ram_not_skipped());
+            }
+            out.write_all(&part[..read])
+                .map_err(|error| GuestError::operation("passing the device state on", error))?;
         }
+    }
+
+    /// Ends what QEMU does of it, so that `resume` works at once. Nothing under way is no error.
+    fn give_up_saving(&self) {
+        self.outgoing().began = None;
+        let _ = self.qmp.run(&MigrateCancel {});
+    }
+
+    fn outgoing(&self) -> MutexGuard<'_, Outgoing> {
+        self.outgoing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Waits until QEMU says that its migration, in or out, has ended well. Without a time-out it waits as long as

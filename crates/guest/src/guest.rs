@@ -1,5 +1,6 @@
 //! A guest, and what each side of a migration asks of it.
 
+use std::io::Write;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,7 +9,7 @@ use vmferry_core::{PageBitmap, PageRun};
 
 use crate::backend::GuestSpec;
 use crate::enlightened::Enlightened;
-use crate::error::Result;
+use crate::error::{GuestError, Result};
 use crate::ram::GuestRam;
 
 /// What a guest is doing.
@@ -79,6 +80,30 @@ pub trait MigrateOut: Guest {
     /// # Errors
     /// When the hypervisor cannot save it.
     fn save_device_state(&self) -> Result<Vec<u8>>;
+    /// The same into `out`, in parts as they come, so that the first are under way while the rest is saved. Answers how many
+    /// bytes there were. Whether they are whole, [`MigrateOut::confirm_device_state`] says.
+    ///
+    /// # Errors
+    /// When the hypervisor cannot save it, or `out` does not take it.
+    fn stream_device_state(&self, out: &mut dyn Write) -> Result<u64> {
+        let state = self.save_device_state()?;
+        out.write_all(&state)
+            .map_err(|error| GuestError::operation("sending the device state", error))?;
+        Ok(state.len() as u64)
+    }
+    /// After [`MigrateOut::stream_device_state`], before anybody relies on what it gave: waits for the hypervisor's word on it.
+    ///
+    /// # Errors
+    /// When it was not saved whole.
+    fn confirm_device_state(&self) -> Result<()> {
+        Ok(())
+    }
+    /// Pages that devices and the guest talk through (the rings of paravirtual devices), as far as they can be told while it
+    /// runs. Loading the device state reads them, and a guest cannot do without them. A hint: where some are missing or wrong
+    /// it costs time, nothing else.
+    fn shared_with_devices(&self) -> Vec<PageRun> {
+        Vec::new()
+    }
     /// What the guest says about its pages, where it was set up to say something.
     fn enlightened(&self) -> Option<&dyn Enlightened> {
         None
@@ -126,6 +151,13 @@ pub trait MigrateIn: Guest {
     /// # Errors
     /// When the guest has none.
     fn reopen_page_faults(&self) -> Result<Arc<dyn PageFaults>>;
+    /// Gets ready to load, so that [`MigrateIn::load_device_state`] takes less time; after [`MigrateIn::page_faults`].
+    ///
+    /// # Errors
+    /// When the hypervisor refuses.
+    fn prepare_load(&self) -> Result<()> {
+        Ok(())
+    }
     /// Loads what [`MigrateOut::save_device_state`] gave. The guest is paused afterwards; pages that loading
     /// touches are asked for through [`PageFaults`], so those have to be served meanwhile.
     ///

@@ -141,6 +141,29 @@ impl GuestRam {
         Ok(pages)
     }
 
+    /// Adds to `pages` those that hold data now and are not in it: quickly, where it was [`GuestRam::data_pages`] a short while
+    /// ago. What became a hole since stays in it.
+    ///
+    /// # Errors
+    /// When the memory file cannot be asked.
+    pub fn add_new_data(&self, pages: &mut PageBitmap) -> io::Result<()> {
+        let mut holes = pages.clone();
+        holes.invert();
+        for hole in holes.runs() {
+            for part in self.layout.split(hole) {
+                let start = self.layout.block_run(part.block).first;
+                let range = part.offset_bytes..part.offset_bytes + part.len_bytes;
+                for extent in self.blocks[part.block].data_extents(range) {
+                    let extent = extent.map_err(io::Error::other)?;
+                    let first = extent.start / PAGE_SIZE;
+                    let end = extent.end.div_ceil(PAGE_SIZE);
+                    pages.insert_run(PageRun::new(start + first, end - first));
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// Turns the pages of `run` into holes.
     ///
     /// # Errors
@@ -161,5 +184,40 @@ impl GuestRam {
             .next()
             .expect("a page of the layout");
         (part.block, part.offset_bytes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use vmferry_core::RamBlock;
+
+    use super::*;
+
+    #[test]
+    fn data_that_came_since_is_found_in_the_holes() {
+        let block = |name: &str, pages| RamBlock {
+            name: name.into(),
+            pages,
+        };
+        let layout = RamLayout::new(vec![block("main", 64), block("dimm", 16)]).unwrap();
+        let blocks = [64, 16].map(|pages| Arc::new(SharedMemory::create("test", pages * PAGE_SIZE).unwrap()));
+        let ram = GuestRam::new(layout, blocks.into());
+        let write = |pages: &[u64]| {
+            for &page in pages {
+                ram.write(PageRun::single(page), &[1; PAGE_SIZE as usize]);
+            }
+        };
+        write(&[0, 5, 6, 63, 70]);
+        let mut pages = ram.data_pages().unwrap();
+        let before = pages.clone();
+        ram.add_new_data(&mut pages).unwrap();
+        assert_eq!(pages, before);
+        // Beside what was there, between, at the borders of a block; and what was there is a hole now.
+        write(&[4, 7, 40, 62, 64, 79]);
+        ram.punch(PageRun::single(5)).unwrap();
+        ram.add_new_data(&mut pages).unwrap();
+        let mut expected = ram.data_pages().unwrap();
+        assert!(expected.insert(5), "it was punched");
+        assert_eq!(pages, expected);
     }
 }

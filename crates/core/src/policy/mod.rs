@@ -180,6 +180,12 @@ pub trait Policy: Send {
     /// The guest at the destination demanded `page`.
     fn faulted(&mut self, _view: &View<'_>, _page: u64) {}
 
+    /// Whether pages may cross before the resume that the loading of the device state reads: the plan leaves them for later,
+    /// and they would be demanded one by one.
+    fn sends_ahead(&self) -> bool {
+        true
+    }
+
     /// What the operator should know, since this was asked last: what was learned, what was switched off.
     fn notes(&mut self) -> Vec<String> {
         Vec::new()

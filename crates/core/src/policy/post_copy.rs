@@ -53,6 +53,11 @@ impl Policy for PostCopy {
         }
     }
 
+    /// What is demanded crosses, nothing else.
+    fn sends_ahead(&self) -> bool {
+        false
+    }
+
     fn faulted(&mut self, view: &View<'_>, _page: u64) {
         self.last_demand = Some(view.now);
     }

@@ -42,11 +42,15 @@ pub enum Event {
     },
     /// A retracted stop: the guest runs at the source again.
     Resumed,
+    /// The destination has noted which pages follow ([`Command::SendSwitch`]): it takes them from now on.
+    SwitchTaken,
     /// The device state was saved and is on its way; its size.
     StateSent {
         /// Bytes of device state.
         bytes: u64,
     },
+    /// The device state was saved whole.
+    StateConfirmed,
     /// The destination has everything of this round.
     RoundReceived {
         /// Which round.
@@ -150,13 +154,15 @@ pub enum Command {
     },
     /// Let the stopped guest go on here; answer [`Event::Resumed`].
     Retract,
-    /// Tell the destination that these pages follow after the resume.
+    /// Tell the destination that these pages follow after the resume; it answers [`Event::SwitchTaken`].
     SendSwitch {
         /// The pages still to come.
         pending: PageBitmap,
     },
     /// Save the device state and send it; answer [`Event::StateSent`].
     SendState,
+    /// Make sure that the device state was saved whole; answer [`Event::StateConfirmed`]. The destination loads meanwhile.
+    ConfirmState,
     /// Send the hash of every page of the stopped guest; pages that were [dropped](super::Source::dropped) count as
     /// zero.
     SendHashes,

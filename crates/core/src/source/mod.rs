@@ -2,6 +2,7 @@
 //! carries out. Page streams and the fault stream ask it directly ([`Source::next_batch`],
 //! [`Source::demanded`]): it is the one place that knows which page is whose turn.
 
+mod ahead;
 mod asking;
 mod batch;
 mod event;
@@ -28,6 +29,7 @@ use crate::rates::Rates;
 use crate::report::{Outcome, PhaseReport, Progress, RoundReport};
 use crate::strategy::Limits;
 use crate::tracking::{ScanPoint, Tracking};
+use ahead::Ahead;
 use asking::{Answer, Free};
 use batch::StreamPace;
 use pace::Pace;
@@ -92,6 +94,8 @@ pub struct Source {
     demanded: PageBitmap,
     /// Of these, the ones to push first after a reconnect: the guest waits for them.
     urgent: PageBitmap,
+    /// What crosses between the stop and the resume.
+    ahead: Ahead,
     recorder: Recorder,
     /// What the guest says about its pages.
     answer: Answer,
@@ -133,6 +137,7 @@ impl Source {
             rounds: 0,
             demanded: PageBitmap::new(setup.pages),
             urgent: PageBitmap::new(setup.pages),
+            ahead: Ahead::default(),
             recorder: Recorder::new(State::Offered.phase()),
             answer,
             free: Free::Unknown,
@@ -202,6 +207,7 @@ impl Source {
         }
         match &self.state {
             State::Ended { .. } => Batch::Finished,
+            state if state.awaits_resume() => self.batch_ahead(now),
             State::Round(_) | State::StopCopy(_) => self.round_batch(now, stream),
             State::Pushing { .. } => self.push_batch(now, stream),
             _ => Batch::Idle(None),
@@ -261,6 +267,7 @@ impl Source {
             remaining_pages: remaining,
             sent_pages: self.recorder.counts.sent,
             bytes_on_wire: self.recorder.bytes,
+            encoding: None,
             rate_bytes_per_s: self.recorder.recent_rate(now),
             dirty_bytes_per_s: self.rates.dirty_bytes_per_s(),
             eta_ms: eta.map(|eta| eta.as_secs_f64() * 1e3),
@@ -294,9 +301,11 @@ impl Source {
             | Event::Scanned(_)
             | Event::Resumed
             | Event::Tick) => self.live_event(now, event),
+            Event::SwitchTaken => self.switch_taken(),
             event @ Event::Enlightened(_) => self.asking_event(now, event),
             event @ (Event::Stopped { .. }
             | Event::StateSent { .. }
+            | Event::StateConfirmed
             | Event::RoundReceived { .. }
             | Event::Ready(_)
             | Event::Journaled

@@ -40,6 +40,9 @@ impl Source {
         let resent = self.ledger.claim(PageRun::single(page));
         self.recorder.counts.resent += resent;
         self.pace.owe_pages(1);
+        if self.state.awaits_resume() {
+            self.follow_demand(page);
+        }
         Demand::Send
     }
 

@@ -43,10 +43,14 @@ pub(super) enum State {
     Retracting,
     /// Rest and device state cross. *Source, paused.*
     StopCopy(StopCopy),
-    /// The destination loads. *Source, paused.*
+    /// The destination loads, and the source makes sure that what it saved is whole. *Source, paused.*
     Preparing {
         /// Pages follow after the resume.
         post_copy: bool,
+        /// The destination has loaded it.
+        ready: bool,
+        /// It is whole.
+        confirmed: bool,
     },
     /// *Handed over* is being written. *Nobody, until it is known what the journal holds.*
     HandingOver {
@@ -154,6 +158,23 @@ impl State {
             Self::StopCopy(stop) => stop.rest.as_mut(),
             _ => None,
         }
+    }
+
+    /// Whether the guest is between its stop and its resume, with pages that follow, and the connection holds.
+    pub(super) const fn awaits_resume(&self) -> bool {
+        matches!(
+            self,
+            Self::StopCopy(StopCopy {
+                rest: None,
+                post_copy: true,
+                ..
+            }) | Self::Preparing { post_copy: true, .. }
+                | Self::HandingOver {
+                    post_copy: true,
+                    connected: true,
+                }
+                | Self::Committing { post_copy: true }
+        )
     }
 
     /// Whether the guest is past the commit point.

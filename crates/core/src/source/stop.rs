@@ -33,13 +33,12 @@ impl Source {
             (State::Round(_) | State::StopCopy(_), Event::RoundReceived { round }) => {
                 self.round_received(now, round)
             }
-            (&mut State::Preparing { post_copy }, Event::Ready(epoch)) => {
+            (State::Preparing { ready: false, .. }, Event::Ready(epoch)) => {
                 self.expect_epoch(epoch)?;
-                self.state = State::HandingOver {
-                    post_copy,
-                    connected: true,
-                };
-                Ok(vec![Command::JournalHandedOver(epoch)])
+                Ok(self.hand_over_if_prepared(true))
+            }
+            (State::Preparing { confirmed: false, .. }, Event::StateConfirmed) => {
+                Ok(self.hand_over_if_prepared(false))
             }
             // THE COMMIT POINT: the journal says that the guest belongs to the destination. From here on it
             // runs at the source again only if the destination proves that it never took it.
@@ -78,6 +77,7 @@ impl Source {
                 match event {
                     Event::Stopped { .. } => "the news that the guest stopped",
                     Event::StateSent { .. } => "the device state",
+                    Event::StateConfirmed => "the news that the device state is whole",
                     Event::Ready(_) => "`Ready`",
                     Event::Running(_) => "`Running`",
                     Event::RoundReceived { .. } => "the end of a round",
@@ -174,16 +174,42 @@ impl Source {
         if rest.is_some() || state_outstanding {
             return Vec::new();
         }
-        self.state = State::Preparing { post_copy };
-        let prepare = Command::SendPrepare(self.setup.epoch);
+        self.state = State::Preparing {
+            post_copy,
+            ready: false,
+            confirmed: false,
+        };
+        let prepare = [Command::SendPrepare(self.setup.epoch), Command::ConfirmState];
         // What crossed before the resume is compared before the commit, so that a difference costs nothing.
         if self.setup.verify && !post_copy {
             let note = "all pages were compared while the guest stood still: the downtime contains that";
             self.recorder.note(note.into());
-            vec![Command::SendHashes, prepare]
+            [Command::SendHashes].into_iter().chain(prepare).collect()
         } else {
-            vec![prepare]
+            prepare.into()
         }
+    }
+
+    /// The destination is ready, or else the state is whole: hands over when both hold.
+    fn hand_over_if_prepared(&mut self, now_ready: bool) -> Vec<Command> {
+        let State::Preparing {
+            post_copy,
+            ready,
+            confirmed,
+        } = &mut self.state
+        else {
+            return Vec::new();
+        };
+        *ready |= now_ready;
+        *confirmed |= !now_ready;
+        if !(*ready && *confirmed) {
+            return Vec::new();
+        }
+        self.state = State::HandingOver {
+            post_copy: *post_copy,
+            connected: true,
+        };
+        vec![Command::JournalHandedOver(self.setup.epoch)]
     }
 
     pub(super) fn runs_at_destination(&mut self, now: Duration, post_copy: bool) -> Vec<Command> {

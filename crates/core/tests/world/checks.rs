@@ -22,6 +22,8 @@ pub(crate) struct Checks {
     /// Events that a machine had no place for.
     pub errors: Vec<String>,
     sent: SentBatch,
+    /// Pages that went ahead of the resume.
+    pub ahead: u64,
 }
 
 impl Checks {
@@ -34,6 +36,7 @@ impl Checks {
             filtered: false,
             errors: Vec::new(),
             sent: SentBatch::default(),
+            ahead: 0,
         }
     }
 
@@ -47,8 +50,8 @@ impl Checks {
         self.sent.bytes += sent.bytes;
     }
 
-    /// A batch for a page stream.
-    pub(crate) fn batch(&mut self, scenario: &Scenario, runs: &[PageRun], phase: &str) {
+    /// A batch for a page stream. Answers whether it goes ahead of the resume.
+    pub(crate) fn batch(&mut self, scenario: &Scenario, runs: &[PageRun], phase: &str) -> bool {
         let mut seen = crate::world::no_pages(scenario);
         for run in runs {
             assert!(run.count > 0 && run.end() <= scenario.pages, "{run:?}");
@@ -56,13 +59,27 @@ impl Checks {
             seen.insert_run(*run);
         }
         assert!(seen.count() <= 256, "a batch of {} pages", seen.count());
-        let pushes_after = match scenario.algorithm {
-            Strategy::PostCopy | Strategy::PostCopyPush | Strategy::Enlightened => vec!["pull and push"],
-            Strategy::Hybrid | Strategy::HybridLearning => vec!["push", "pull and push"],
+        let between = ["stop-and-copy", "load device state", "hand over", "commit"];
+        let pushes = match scenario.algorithm {
+            Strategy::PostCopy => vec!["pull and push"],
+            Strategy::PostCopyPush | Strategy::Enlightened => [&between[..], &["pull and push"]].concat(),
+            Strategy::Hybrid | Strategy::HybridLearning => {
+                [&between[..], &["push", "pull and push"]].concat()
+            }
             Strategy::StopAndCopy => vec!["stop-and-copy"],
-            _ => return,
+            _ => [&between[..], &["push", "pull and push"]].concat(),
         };
-        assert!(pushes_after.contains(&phase), "pages pushed in phase {phase:?}");
+        assert!(pushes.contains(&phase), "pages pushed in phase {phase:?}");
+        let sends_rest = !matches!(
+            scenario.algorithm,
+            Strategy::PostCopyPush | Strategy::Enlightened | Strategy::Hybrid | Strategy::HybridLearning
+        );
+        // Pre-copy may do either in its stop.
+        let ahead = between.contains(&phase) && !(sends_rest && phase == "stop-and-copy");
+        if ahead {
+            self.ahead += seen.count();
+        }
+        ahead
     }
 }
 
@@ -117,6 +134,11 @@ impl World {
             (self.checks.sent.raw, self.checks.sent.uniform)
         );
         assert_eq!(measured.page_bytes, self.checks.sent.bytes);
+        assert!(
+            self.checks.ahead <= counts.ahead,
+            "{} and {counts:?}",
+            self.checks.ahead
+        );
         let in_rounds: u64 = measured.rounds.iter().map(|round| round.pages_sent).sum();
         assert!(in_rounds <= counts.sent, "{in_rounds} of {}", counts.sent);
         assert!(counts.hole + measured.data_pages <= self.scenario.pages);

@@ -103,6 +103,14 @@ impl DestinationHost {
             && self.session.as_ref().is_some_and(|s| s.connection == connection)
     }
 
+    /// Pages go through the pager, where anybody still wants them.
+    pub(crate) fn pages_in(&self) -> bool {
+        let gave_up = |session: &Session| session.machine.phase() == "declining";
+        self.session
+            .as_ref()
+            .is_none_or(|session| session.intake == Intake::Paged || gave_up(session))
+    }
+
     pub(crate) fn owns(&self) -> bool {
         matches!(self.journal.last(), Some(Record::Owner { .. }))
     }
@@ -186,6 +194,7 @@ impl World {
                 session.pending = pending;
                 Event::Switch
             }
+            ToDestination::Ping => return self.answer(ToSource::Pong).err().map(Event::Failed),
             ToDestination::State => Event::StateArrived,
             ToDestination::Hashes(hashes) => {
                 session.expected = session.verify.then_some(hashes);
@@ -372,8 +381,17 @@ impl World {
 
     fn begin_load(&mut self) {
         let pages = self.scenario.pages;
-        let touched = (0..self.chooser.below(3))
-            .map(|_| self.chooser.below(pages))
+        let known: Vec<_> = self
+            .scenario
+            .read_by_load
+            .iter()
+            .flat_map(|run| run.pages())
+            .collect();
+        let touched = (0..self.chooser.below(4))
+            .map(|_| match known.is_empty() || self.chooser.once_in(2) {
+                true => self.chooser.below(pages),
+                false => known[self.chooser.below(known.len() as u64) as usize].min(pages - 1),
+            })
             .collect();
         let DestinationHost {
             session,

@@ -74,6 +74,7 @@ fn every_seeded_world_ends_with_one_guest() {
             "dropped exactly",
             "dropped by a list",
             "agent silent",
+            "sent ahead",
         ] {
             assert!(all.contains_key(what), "no world {what}");
         }
@@ -99,6 +100,7 @@ fn tally(from: u64, to: u64) -> BTreeMap<String, u32> {
             (world.checks.severed, "severed"),
             (world.checks.source_restarts > 0, "source restarted"),
             (world.checks.filtered, "filtered"),
+            (world.checks.ahead > 0 && world.completed(), "sent ahead"),
             (world.dropped(Agent::Exact), "dropped exactly"),
             (world.dropped(Agent::Inexact), "dropped by a list"),
             (

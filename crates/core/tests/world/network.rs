@@ -10,8 +10,12 @@ use crate::chooser::Chooser;
 /// From source to destination.
 #[derive(Debug)]
 pub(crate) enum ToDestination {
-    Offer { streams: usize },
+    Offer {
+        streams: usize,
+    },
     Switch(PageBitmap),
+    /// Are you there? Goes out behind the switch.
+    Ping,
     State,
     Hashes(Vec<u32>),
     Prepare(Epoch),
@@ -31,6 +35,7 @@ pub(crate) enum ToSource {
     RoundReceived {
         round: u32,
     },
+    Pong,
     Ready(Epoch),
     Running(Epoch),
     /// With the pages it has, unless it declined.

@@ -49,6 +49,8 @@ pub(crate) struct SourceHost {
     pub asked: Option<Asked>,
     /// Pages that the machine dropped.
     pub dropped: PageBitmap,
+    /// The device state is known to be whole.
+    confirmed: bool,
     /// Threads that try to reconnect.
     pub dialling: u32,
 }
@@ -79,6 +81,7 @@ impl SourceHost {
             senders: Vec::new(),
             asked: None,
             dropped: PageBitmap::new(pages),
+            confirmed: false,
             dialling: 0,
         }
     }
@@ -217,12 +220,18 @@ impl World {
             }),
             Command::SendSwitch { pending } => {
                 self.spoil_dropped();
-                self.send(ToDestination::Switch(pending)).map(|()| None)
+                self.send(ToDestination::Switch(pending))
+                    .and_then(|()| self.send(ToDestination::Ping))
+                    .map(|()| None)
             }
             Command::SendState => self
                 .local_failure("save")
                 .and_then(|()| self.send(ToDestination::State))
                 .map(|()| Some(Event::StateSent { bytes: 1000 })),
+            Command::ConfirmState => self.local_failure("confirm").map(|()| {
+                self.source.confirmed = true;
+                Some(Event::StateConfirmed)
+            }),
             Command::SendHashes => {
                 let mut hashes = self.source.memory.version.clone();
                 for page in self.source.dropped.pages() {
@@ -232,6 +241,7 @@ impl World {
             }
             Command::SendPrepare(epoch) => self.send(ToDestination::Prepare(epoch)).map(|()| None),
             Command::JournalHandedOver(epoch) => {
+                assert!(self.source.confirmed, "a state that may be broken is handed over");
                 let record = Record::HandedOver {
                     epoch,
                     to: "there".into(),

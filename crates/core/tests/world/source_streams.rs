@@ -110,7 +110,12 @@ impl World {
             Batch::Pages { runs, point, .. } => {
                 assert!(!runs.is_empty(), "a batch of nothing");
                 let phase = machine.progress(now).phase;
-                self.checks.batch(&self.scenario, &runs, &phase);
+                let ahead = self.checks.batch(&self.scenario, &runs, &phase);
+                assert!(
+                    !ahead || self.destination.pages_in(),
+                    "pages ahead of the switch: {}",
+                    self.describe()
+                );
                 sender.batch = Some((runs.into(), point));
             }
             Batch::RoundEnd(round) => {
@@ -247,6 +252,7 @@ fn event(message: ToSource, pages: u64) -> Event {
         ToSource::Refuse => Event::Failed("the destination refused".into()),
         ToSource::Failed(reason) => Event::Failed(reason),
         ToSource::RoundReceived { round } => Event::RoundReceived { round },
+        ToSource::Pong => Event::SwitchTaken,
         ToSource::Ready(epoch) => Event::Ready(epoch),
         ToSource::Running(epoch) => Event::Running(epoch),
         ToSource::Owner(epoch, claim, have) => {

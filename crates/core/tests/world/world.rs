@@ -35,6 +35,8 @@ pub(crate) struct Scenario {
     pub slow: bool,
     /// What sits in the guest.
     pub agent: Agent,
+    /// Pages that the source takes the loading of the device state to read.
+    pub read_by_load: Vec<PageRun>,
 }
 
 impl Scenario {
@@ -71,6 +73,10 @@ impl Scenario {
             PageRun::new(first, 1 + chooser.below(pages - first))
         });
         let frees = algorithm == Strategy::Enlightened;
+        // Some of them beyond RAM.
+        let read_by_load = (0..chooser.below(4))
+            .map(|_| PageRun::new(chooser.below(pages + 2), 1 + chooser.below(5)))
+            .collect();
         Self {
             pages,
             streams: 1 + chooser.below(3) as usize,
@@ -89,6 +95,7 @@ impl Scenario {
                 true => Agent::choose(chooser),
                 false => Agent::Silent,
             },
+            read_by_load,
         }
     }
 
@@ -146,7 +153,8 @@ impl World {
             verify: scenario.verify,
             epoch: crate::source_host::EPOCH,
         };
-        let machine = Source::new(setup, scenario.policy()).within(&scenario.limits);
+        let mut machine = Source::new(setup, scenario.policy()).within(&scenario.limits);
+        machine.read_by_load(scenario.read_by_load.iter().copied());
         Self {
             source: SourceHost::new(memory, machine),
             destination: DestinationHost::new(scenario.pages),

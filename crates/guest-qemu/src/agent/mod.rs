@@ -14,7 +14,7 @@ use std::time::Duration;
 use tracing::{debug, warn};
 use vmferry_agent_proto::{Call, FrameRun, LastRun, Use};
 use vmferry_core::hints::Class;
-use vmferry_core::{Hints, PAGE_SIZE, PageBitmap};
+use vmferry_core::{Hints, PAGE_SIZE, PageBitmap, PageRun};
 use vmferry_guest::{Enlightened, FreeKnowledge, Guest as _, GuestError, GuestLoad, ProcessRan, Result};
 
 use crate::args::{options, value_of};
@@ -108,7 +108,9 @@ impl Enlightened for QemuGuest {
                 self.with_agent(timeout, |client| ask_for_map(client, call, &map, unknown))
             }
         };
-        asked.map_err(|fault| self.agent_error(fault, timeout))
+        let mut hints = asked.map_err(|fault| self.agent_error(fault, timeout))?;
+        add_rings(&mut hints, &self.ring_pages());
+        Ok(hints)
     }
 
     fn calibrate(&self, timeout: Duration) -> Result<FreeKnowledge> {
@@ -300,6 +302,16 @@ fn ask_for_map(
     }
 }
 
+/// The pages of rings are memory that devices are talked to through, unless they are of a more urgent class. The agent cannot
+/// know: to the guest's kernel they are pages like others.
+fn add_rings(hints: &mut Hints, rings: &[PageRun]) {
+    for page in rings.iter().flat_map(|run| run.pages()) {
+        if hints.class_of(page) > Class::MemoryIo {
+            hints.set(PageRun::single(page), Class::MemoryIo);
+        }
+    }
+}
+
 /// Puts a run of frames in its place; whether all of them are memory.
 fn place(run: FrameRun, class: Class, map: &GuestPhysicalMap, hints: &mut Hints) -> bool {
     let mut placed = 0;
@@ -312,8 +324,6 @@ fn place(run: FrameRun, class: Class, map: &GuestPhysicalMap, hints: &mut Hints)
 
 #[cfg(test)]
 mod tests {
-    use vmferry_core::PageRun;
-
     use super::*;
 
     fn set(runs: &[(u64, u64)]) -> PageBitmap {
@@ -333,6 +343,18 @@ mod tests {
         assert_eq!(port_in(&args(port)).as_deref(), Some("/run/agent"));
         assert_eq!(port_in(&args(&port.replace("vmferry", "other"))), None);
         assert_eq!(port_in(&args(&port.replace("socket,id=a", "pty,id=a"))), None);
+    }
+
+    #[test]
+    fn rings_are_memory_of_devices_unless_they_are_more() {
+        let mut hints = Hints::new(100);
+        hints.set(PageRun::new(0, 10), Class::KernelAllocated);
+        hints.set(PageRun::new(20, 10), Class::Free);
+        add_rings(&mut hints, &[PageRun::new(8, 4), PageRun::single(25)]);
+        let found = [8, 9, 10, 11, 12, 25, 26].map(|page| hints.class_of(page));
+        let (kernel, io) = (Class::KernelAllocated, Class::MemoryIo);
+        assert_eq!(found, [kernel, kernel, io, io, Class::Other, io, Class::Free]);
+        assert!(!hints.free().contains(25) && hints.free().contains(26));
     }
 
     #[test]

@@ -170,6 +170,41 @@ command! {
     }
 }
 
+command! {
+    /// The virtio devices; since 7.2, and not promised to stay.
+    XQueryVirtio = "x-query-virtio" -> Vec<VirtioDevice> {}
+}
+command! {
+    /// One queue of a virtio device; since 7.2, and not promised to stay.
+    XQueryVirtioQueueStatus = "x-query-virtio-queue-status" -> VirtioQueue {
+        /// Path of the device.
+        path: String,
+        /// Number of the queue.
+        queue: u16,
+    }
+}
+
+/// A virtio device.
+#[derive(Clone, Debug, Deserialize)]
+pub struct VirtioDevice {
+    /// Its path.
+    pub path: String,
+}
+
+/// Reply of [`XQueryVirtioQueueStatus`]: where the guest's driver has put the parts of the queue, 0 where it has not.
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct VirtioQueue {
+    /// Entries.
+    pub vring_num: u32,
+    /// Guest-physical address of the descriptors.
+    pub vring_desc: u64,
+    /// Of what the driver offers.
+    pub vring_avail: u64,
+    /// Of what the device has used.
+    pub vring_used: u64,
+}
+
 /// Reply of [`QueryStatus`].
 #[derive(Clone, Debug, Deserialize)]
 pub struct Status {

@@ -8,7 +8,7 @@ use std::os::fd::BorrowedFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{self, RecvTimeoutError, SyncSender};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, SyncSender};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -95,6 +95,23 @@ impl Connection {
         fds: &[BorrowedFd<'_>],
         timeout: Duration,
     ) -> Result<Value> {
+        let begun = self.begin(command, arguments, fds)?;
+        match begun.wait(timeout) {
+            Some(answer) => answer,
+            None => {
+                self.shared.forget(begun.id);
+                Err(QmpError::TimedOut { command, timeout })
+            }
+        }
+    }
+
+    /// Sends a command. Its answer may be waited for or not.
+    pub(super) fn begin(
+        &self,
+        command: &'static str,
+        arguments: &Value,
+        fds: &[BorrowedFd<'_>],
+    ) -> Result<Begun> {
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
         let (sender, receiver) = mpsc::sync_channel(1);
         self.shared.expect(id, sender, command)?;
@@ -103,19 +120,12 @@ impl Connection {
         if let Err(error) = self.write(line.as_bytes(), fds) {
             self.shared.lose(&format!("writing to it failed: {error}"));
         }
-        match receiver.recv_timeout(timeout) {
-            Ok(Ok(value)) => Ok(value),
-            Ok(Err(refusal)) => Err(QmpError::Refused {
-                command,
-                class: refusal.class,
-                description: refusal.desc,
-            }),
-            Err(RecvTimeoutError::Timeout) => {
-                self.shared.forget(id);
-                Err(QmpError::TimedOut { command, timeout })
-            }
-            Err(RecvTimeoutError::Disconnected) => Err(self.shared.lost(command)),
-        }
+        Ok(Begun {
+            command,
+            id,
+            receiver,
+            shared: Arc::clone(&self.shared),
+        })
     }
 
     fn write(&self, line: &[u8], fds: &[BorrowedFd<'_>]) -> io::Result<()> {
@@ -138,6 +148,31 @@ impl Connection {
             )?;
         }
         writer.write_all(&line[sent..])
+    }
+}
+
+/// A command under way.
+pub(super) struct Begun {
+    command: &'static str,
+    id: u64,
+    receiver: Receiver<Answer>,
+    shared: Arc<Shared>,
+}
+
+impl Begun {
+    /// The answer, if it comes within `timeout`.
+    pub(super) fn wait(&self, timeout: Duration) -> Option<Result<Value>> {
+        let command = self.command;
+        match self.receiver.recv_timeout(timeout) {
+            Ok(Ok(value)) => Some(Ok(value)),
+            Ok(Err(refusal)) => Some(Err(QmpError::Refused {
+                command,
+                class: refusal.class,
+                description: refusal.desc,
+            })),
+            Err(RecvTimeoutError::Timeout) => None,
+            Err(RecvTimeoutError::Disconnected) => Some(Err(self.shared.lost(command))),
+        }
     }
 }
 

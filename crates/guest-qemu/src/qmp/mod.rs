@@ -15,7 +15,7 @@ pub mod schema;
 use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
@@ -26,6 +26,8 @@ pub use schema::Schema;
 
 use connection::Connection;
 
+/// Between two looks for an answer while an event is waited for.
+const ANSWER_POLL: Duration = Duration::from_millis(1);
 /// How long a command may take where the caller says nothing else.
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(20);
 
@@ -76,6 +78,37 @@ impl Qmp {
         self.send(command, &[], timeout)
     }
 
+    /// Executes a command until it is answered, or an event comes that `done` accepts; then the answer is not waited for.
+    ///
+    /// # Errors
+    /// As [`Qmp::run`].
+    pub fn run_until<C: Command>(
+        &self,
+        command: &C,
+        timeout: Duration,
+        done: impl Fn(&Event) -> bool,
+    ) -> Result<()> {
+        let deadline = Instant::now() + timeout;
+        let cursor = self.events.now();
+        let arguments = arguments(command)?;
+        let begun = self.live_connection()?.begin(C::NAME, &arguments, &[])?;
+        loop {
+            match self.events.wait(cursor, ANSWER_POLL, C::NAME, &done) {
+                Ok(_) => return Ok(()),
+                Err(_) => match begun.wait(Duration::ZERO) {
+                    Some(answer) => return answer.map(drop),
+                    None if Instant::now() >= deadline => {
+                        return Err(QmpError::TimedOut {
+                            command: C::NAME,
+                            timeout,
+                        });
+                    }
+                    None => {}
+                },
+            }
+        }
+    }
+
     /// Executes a command that takes file descriptors (`getfd`, `add-fd`).
     ///
     /// # Errors
@@ -108,10 +141,7 @@ impl Qmp {
     }
 
     fn send<C: Command>(&self, command: &C, fds: &[BorrowedFd<'_>], timeout: Duration) -> Result<C::Reply> {
-        let arguments = serde_json::to_value(command).map_err(|source| QmpError::BadReply {
-            command: C::NAME,
-            source,
-        })?;
+        let arguments = arguments(command)?;
         let reply: Value = self
             .live_connection()?
             .execute(C::NAME, &arguments, fds, timeout)?;
@@ -129,4 +159,11 @@ impl Qmp {
         }
         Ok(Arc::clone(&connection))
     }
+}
+
+fn arguments<C: Command>(command: &C) -> Result<Value> {
+    serde_json::to_value(command).map_err(|source| QmpError::BadReply {
+        command: C::NAME,
+        source,
+    })
 }

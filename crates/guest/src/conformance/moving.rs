@@ -63,7 +63,17 @@ fn hand_over(subject: &dyn Subject, source: &Held, destination: &Held) -> Outcom
     demand(differing.is_empty(), || {
         format!("{} differ at the destination", some_of(&differing))
     })?;
-    destination.load_device_state(&source.save_device_state()?)?;
+    destination.prepare_load()?;
+    let mut state = Vec::new();
+    let bytes = source.stream_device_state(&mut state)?;
+    demand(bytes == state.len() as u64, || {
+        format!(
+            "{} bytes of device state came, {bytes} by its own account",
+            state.len()
+        )
+    })?;
+    destination.load_device_state(&state)?;
+    source.confirm_device_state()?;
     demand(destination.state() == GuestState::Paused, || {
         format!(
             "with its device state loaded the guest is {:?}",

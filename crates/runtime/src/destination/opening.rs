@@ -244,6 +244,7 @@ fn prepare(
         };
         store_json(&dir.session(), &saved).map_err(|e| chain(&e))?;
     }
+    vm.prepare_load().map_err(|e| chain(&e))?;
     let name = vm.spec().name.clone();
     let entry = log_entry(token, arrival, Became::Admitted);
     shared.log.append(&entry).map_err(|e| chain(&e))?;

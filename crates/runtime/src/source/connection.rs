@@ -1,5 +1,6 @@
 //! The connection of a source: dialling, its streams, its control messages.
 
+use std::io::{self, Write};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
@@ -18,6 +19,9 @@ use crate::link::{chain, dial};
 const RECONNECT_EVERY: Duration = Duration::from_millis(500);
 /// And how soon at first.
 const RECONNECT_AT_FIRST: Duration = Duration::from_millis(50);
+
+/// Bytes of device state in one message: few enough that the first go out while the hypervisor still saves the rest.
+const STATE_PART_BYTES: usize = 64 << 10;
 
 /// One connection to the destination: its control stream, and whatever threads serve it.
 pub(super) struct Connection {
@@ -189,11 +193,14 @@ impl Driver {
     }
 
     pub(super) fn send_state(&mut self) -> Result<Event, String> {
-        let state = self.vm.save_device_state().map_err(|e| chain(&e))?;
-        self.send_all(&ToDestination::device_state(&state))?;
-        Ok(Event::StateSent {
-            bytes: state.len() as u64,
-        })
+        let vm = self.vm.clone();
+        let mut messages = StateMessages {
+            driver: self,
+            gathered: Vec::with_capacity(STATE_PART_BYTES),
+        };
+        let bytes = vm.stream_device_state(&mut messages).map_err(|e| chain(&e))?;
+        messages.send(true)?;
+        Ok(Event::StateSent { bytes })
     }
 
     pub(super) fn send_hashes(&mut self) -> Result<(), String> {
@@ -202,6 +209,34 @@ impl Driver {
         crate::destination::compare::hashes(&ram, dropped.as_ref(), |first, hashes| {
             self.send(&ToDestination::PageHashes { first, hashes })
         })
+    }
+}
+
+/// Sends device state in messages as it comes.
+struct StateMessages<'a> {
+    driver: &'a mut Driver,
+    gathered: Vec<u8>,
+}
+
+impl StateMessages<'_> {
+    fn send(&mut self, last: bool) -> Result<(), String> {
+        let bytes = std::mem::take(&mut self.gathered);
+        self.driver.send(&ToDestination::DeviceState { last, bytes })
+    }
+}
+
+impl Write for StateMessages<'_> {
+    fn write(&mut self, part: &[u8]) -> io::Result<usize> {
+        let taken = part.len().min(STATE_PART_BYTES - self.gathered.len());
+        self.gathered.extend_from_slice(&part[..taken]);
+        if self.gathered.len() == STATE_PART_BYTES {
+            self.send(false).map_err(io::Error::other)?;
+        }
+        Ok(taken)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
     }
 }
 

@@ -14,6 +14,10 @@ use super::Shared;
 use super::driver::Input;
 use crate::link::chain;
 
+/// The question that goes out behind the switch. Control messages are taken in their order, so the answer to it says that the
+/// destination has taken the switch in.
+pub(super) const AFTER_SWITCH: u64 = 1;
+
 /// How a thread of a connection reaches the driver.
 #[derive(Clone)]
 pub(super) struct Peer {
@@ -121,6 +125,7 @@ fn event(
             reconnected(epoch, claim, Some(lacking))
         }
         ToSource::Complete { summary } => Event::Complete(to_summary(summary)),
+        ToSource::Pong { nonce: AFTER_SWITCH } => Event::SwitchTaken,
         ToSource::Progress { .. } | ToSource::Pong { .. } => return Ok(None),
     }))
 }

@@ -16,8 +16,10 @@ use vmferry_wire::ToDestination;
 
 use super::Shared;
 use super::connection::Connection;
+use super::control::AFTER_SWITCH;
 use crate::dir::{GuestDir, remove};
 use crate::journal::Journal;
+use crate::link::chain;
 use crate::usage::MemorySampler;
 
 /// How often the driver looks around when nothing happens.
@@ -107,6 +109,11 @@ impl Driver {
                 self.ask_guest(false);
             }
             events.extend(self.offer().err().map(Event::Failed));
+            // While the destination creates its like.
+            if shared.source().needs().faults != Faults::None {
+                let pages = self.vm.shared_with_devices();
+                shared.source().read_by_load(pages);
+            }
         }
         loop {
             while let Some(event) = events.pop_front() {
@@ -210,9 +217,15 @@ impl Driver {
                 self.shared.encodings.no_more_deltas();
                 let resend = self.shared.source().needs().faults == Faults::MissingAndStale;
                 self.send_all(&ToDestination::switch(&pending, resend))
+                    .and_then(|()| self.send(&ToDestination::Ping { nonce: AFTER_SWITCH }))
                     .map(|()| None)
             }
             Command::SendState => self.send_state().map(Some),
+            Command::ConfirmState => self
+                .vm
+                .confirm_device_state()
+                .map(|()| Some(Event::StateConfirmed))
+                .map_err(|e| chain(&e)),
             Command::SendHashes => self.send_hashes().map(|()| None),
             Command::SendPrepare(epoch) => self
                 .send(&ToDestination::Prepare { epoch: epoch.0 })

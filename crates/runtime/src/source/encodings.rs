@@ -18,6 +18,8 @@ pub(super) struct Encodings {
     clock: Clock,
     chooser: Mutex<Chooser>,
     log: Mutex<EncodingLog>,
+    /// Of the last batch.
+    in_use: Mutex<Option<Encoding>>,
     versions: DeltaCache,
     /// The destination decodes.
     understood: AtomicBool,
@@ -38,6 +40,7 @@ impl Encodings {
                 thread::available_parallelism().map_or(1, std::num::NonZero::get),
             )),
             log: Mutex::new(EncodingLog::new(asked)),
+            in_use: Mutex::default(),
             versions: DeltaCache::new(if deltas { delta_cache_bytes } else { 0 }),
             understood: AtomicBool::new(true),
             deltas: AtomicBool::new(deltas),
@@ -63,14 +66,18 @@ impl Encodings {
         if !deltas && self.kept.swap(false, Ordering::Relaxed) {
             self.versions.clear();
         }
-        if !self.understood.load(Ordering::Relaxed) {
-            return RAW;
-        }
-        let plan = self.chooser().plan(self.clock.now());
-        Plan {
-            delta: plan.delta && deltas,
-            ..plan
-        }
+        let plan = match self.understood.load(Ordering::Relaxed) {
+            true => self.chooser().plan(self.clock.now()),
+            false => RAW,
+        };
+        let (codec, delta) = (plan.codec, plan.delta && deltas);
+        *self.in_use.lock().unwrap_or_else(PoisonError::into_inner) = Some(Encoding::Fixed { codec, delta });
+        Plan { delta, ..plan }
+    }
+
+    /// How the last batch was sent, for a look at the migration.
+    pub(super) fn in_use(&self) -> Option<Encoding> {
+        *self.in_use.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The versions last sent, while they are of use.

@@ -191,6 +191,7 @@ impl Outgoing {
     pub fn progress(&self) -> Progress {
         Progress {
             cpu_limit_percent: self.shared.cpu_cap.percent(),
+            encoding: self.shared.encodings.in_use(),
             ..self.shared.source().progress(self.shared.now())
         }
     }

@@ -35,6 +35,9 @@ impl Driver {
 
     pub(super) fn stop(&mut self, scan: bool, free: bool) -> Result<Event, String> {
         self.vm.before_stop().map_err(|e| chain(&e))?;
+        let data = || self.vm.ram().data_pages().map_err(|e| chain(&e));
+        // Looking through all of memory takes long: at the stop only what was empty has to be looked at again.
+        let before = if scan { None } else { Some(data()?) };
         let paused_at = self.shared.now();
         self.paused = true;
         self.vm.pause().map_err(|e| chain(&e))?;
@@ -42,11 +45,11 @@ impl Driver {
             Some(guest) if free => guest.free_while_paused(),
             _ => None,
         };
-        let data = || self.vm.ram().data_pages().map_err(|e| chain(&e));
-        if !scan {
+        if let Some(mut pages) = before {
+            self.vm.ram().add_new_data(&mut pages).map_err(|e| chain(&e))?;
             return Ok(Event::Stopped {
                 paused_at,
-                pages: data()?,
+                pages,
                 discarded: None,
                 free,
             });
