@@ -14,7 +14,7 @@ links = ["1gbit"]
 name = "Linux"
 kind = "qemu"
 memory = "256M"
-memcached = { mib = 32, values = 1024, value_bytes = 4096, operations_per_s = 500, one_set_in = 5 }
+workload = { kind = "memcached", mib = 32, values = 1024, value_bytes = 4096, operations_per_s = 500, set_get = "1:4" }
 
 [[variant]]
 strategy = "pre-copy"

@@ -7,7 +7,11 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, bail};
 
 use crate::cache::Cache;
+use crate::layer::Layer;
 use crate::{command, image, setup, tidy};
+
+/// Layers of the guest image that the tests have; those of heavier ones run where somebody built them.
+const LAYERS: [Layer; 1] = [Layer::Redis];
 
 /// How a stage ended.
 enum Outcome {
@@ -94,7 +98,7 @@ fn stage(name: &'static str, run: impl FnOnce() -> Outcome) -> Stage {
 /// Installs what the tests need and builds the guest image. As root a failure is one of the whole run; others go on without, and
 /// tests that need a guest say that they were skipped.
 fn prepare() -> (Outcome, Option<PathBuf>) {
-    let built = setup::install().and_then(|()| image::build(&Cache::open()?));
+    let built = setup::install().and_then(|()| image::build(&Cache::open()?, &LAYERS));
     match built {
         Ok(image) => {
             eprintln!("{}", image.summary);

@@ -62,10 +62,10 @@ pub enum LabError {
     #[error("the guest {0}")]
     Guest(String),
     /// The guest's server and its client did not come together.
-    #[error("the client cannot {what} memcached")]
+    #[error("the client cannot {what} in the guest")]
     Client {
-        /// What the client wanted of it.
-        what: &'static str,
+        /// What the client wanted of it, as in "fill memcached".
+        what: String,
         /// What happened.
         #[source]
         source: std::io::Error,
@@ -77,6 +77,14 @@ pub enum LabError {
         path: PathBuf,
         /// What is wrong with it.
         why: String,
+    },
+    /// The guest image lacks programs.
+    #[error("{} is not there; `cargo xtask image --layers {layer}` makes it", path.display())]
+    Layer {
+        /// The file.
+        path: PathBuf,
+        /// What it would hold.
+        layer: &'static str,
     },
     /// Something a run needs is not there.
     #[error("{0}")]

@@ -16,7 +16,6 @@ use crate::guards::{self, Interrupt};
 use crate::hosts::{Host, HostSetup};
 use crate::link::{BadLink, Link};
 use crate::linux::{self, LinuxGuest};
-use crate::load::{Load, Settings};
 use crate::relay::LinkDelay;
 use crate::requirements;
 use crate::topology::Topology;
@@ -90,7 +89,7 @@ impl Workbench<'_> {
         let link: Link = run.key.link.parse().map_err(wrong)?;
         let made = match requirements::missing_for_network() {
             None => {
-                let taps = run.guest.memcached.is_some();
+                let taps = run.guest.workload.has_client();
                 Topology::create(&std::process::id().to_string(), &link, taps)
             }
             Some(why) => Err(LabError::Missing(why)),
@@ -158,33 +157,25 @@ impl Workbench<'_> {
         let (Some(image), Some(topology)) = (&self.image, &ground.topology) else {
             return Err(LabError::Missing("no guest image or no network".into()));
         };
-        let console = ground.folder.path().join("console");
+        let folder = ground.folder.path();
         let guest = LinuxGuest {
-            network: run.guest.memcached.is_some(),
-            memcached_mib: run.guest.memcached.as_ref().map(|memcached| memcached.mib),
+            workload: run.guest.workload.clone(),
             load: run.guest.load.clone(),
             agent: run.guest.agent,
         };
         let image = std::path::absolute(image).map_err(LabError::system("find the guest image"))?;
-        let spec = self.spec(run, &guest.args(&image, &console)?)?;
+        let spec = self.spec(run, &guest.args(&image, folder)?)?;
+        let console = linux::console(folder);
         let source = &ground.hosts[0];
         source.run(&spec)?;
-        let booted = linux::wait_for_text(source, GUEST, &console, "vmferry-guest: ready", self.interrupt);
-        booted.map_err(|error| with_console(error, &console))?;
-        let load = match &run.guest.memcached {
-            None => None,
-            Some(memcached) => {
-                linux::wait_for_memcached(source, GUEST, &topology.client, self.interrupt)?;
-                let settings = Settings {
-                    address: linux::memcached(),
-                    values: memcached.values,
-                    value_bytes: memcached.value_bytes,
-                    operations_per_s: memcached.operations_per_s.unwrap_or(u32::MAX),
-                    one_set_in: memcached.one_set_in,
-                };
-                Some(Load::start(settings, Some(&topology.client))?)
-            }
-        };
+        let alive = || linux::check_alive(source, GUEST);
+        let load = linux::wait_for_text(source, GUEST, folder, "vmferry-guest: ready", self.interrupt)
+            .and_then(|()| {
+                guest
+                    .workload
+                    .start_clients(&topology.client, self.interrupt, alive)
+            })
+            .map_err(|error| with_console(error, &console))?;
         let (measured, moments) = self.migrate(run, ground, spec, watch, || Ok(()))?;
         let printed = std::fs::read(&console).unwrap_or_default();
         if let Some(found) = trouble(&String::from_utf8_lossy(&printed)) {

@@ -9,6 +9,7 @@
 //! | `fetched_share` | bytes of pages fetched on demand, as a share of `data_bytes` |
 //! | `operations_before_per_s`, `operations_during_per_s`, `operations_after_per_s` | what the guest's client got done |
 //! | `operations_kept` | the second as a share of the first |
+//! | `latency_p99_during_ms` and the like | what the client waited for answers: `p50`, `p90`, `p99`, `max`; `before`, `during`, `after` |
 //!
 //! Any other name is a path into the report: `faults.p99_us`, `pages.filtered`.
 
@@ -36,6 +37,7 @@ pub fn of(measured: &Measured, name: &str) -> Option<f64> {
             let seen = measured.operations.as_ref()?;
             share(seen.during_per_s, seen.before_per_s)
         }
+        name if name.starts_with("latency_") => latency_of(measured.operations.as_ref()?, name),
         path => {
             let report = serde_json::to_value(report).ok()?;
             report.pointer(&format!("/{}", path.replace('.', "/")))?.as_f64()
@@ -43,6 +45,70 @@ pub fn of(measured: &Measured, name: &str) -> Option<f64> {
     }
 }
 
+/// `latency_FIGURE_PHASE_ms`.
+fn latency_of(seen: &Operations, name: &str) -> Option<f64> {
+    let name = name.strip_prefix("latency_")?.strip_suffix("_ms")?;
+    let (figure, phase) = name.split_once('_')?;
+    let latencies = seen.latency.as_ref()?;
+    let latency = match phase {
+        "before" => latencies.before,
+        "during" => latencies.during,
+        "after" => latencies.after,
+        _ => None,
+    }?;
+    match figure {
+        "p50" => Some(latency.p50_ms),
+        "p90" => Some(latency.p90_ms),
+        "p99" => Some(latency.p99_ms),
+        "max" => Some(latency.max_ms),
+        _ => None,
+    }
+}
+
 fn share(part: f64, whole: f64) -> Option<f64> {
     (whole > 0.0).then_some(part / whole)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Latency;
+    use crate::bench::operations::Latencies;
+
+    #[test]
+    fn latencies_have_names() {
+        let latency = |p99_ms| Latency {
+            count: 9,
+            p50_ms: 1.0,
+            p90_ms: 2.0,
+            p99_ms,
+            max_ms: 90.0,
+        };
+        let seen = Operations {
+            latency: Some(Latencies {
+                before: Some(latency(3.0)),
+                during: Some(latency(50.0)),
+                after: None,
+                deciles_ms: Vec::new(),
+                windows: Vec::new(),
+            }),
+            ..serde_json::from_value(serde_json::json!({
+                "count": 0, "errors": 0, "longest_gap_ms": 0, "before_per_s": 0, "during_per_s": 0, "after_per_s": 0,
+                "windows_start_ms": 0, "window_ms": 100, "windows": []
+            }))
+            .unwrap()
+        };
+        for (name, figure) in [
+            ("latency_p50_before_ms", Some(1.0)),
+            ("latency_p99_before_ms", Some(3.0)),
+            ("latency_p90_during_ms", Some(2.0)),
+            ("latency_p99_during_ms", Some(50.0)),
+            ("latency_max_during_ms", Some(90.0)),
+            ("latency_p99_after_ms", None),
+            ("latency_p98_during_ms", None),
+            ("latency_p99_ms", None),
+        ] {
+            assert_eq!(latency_of(&seen, name), figure, "{name}");
+        }
+    }
 }

@@ -21,7 +21,7 @@ use vmferry_core::report::Progress;
 
 pub use machine::Machine;
 pub use measure::Measured;
-pub use operations::Operations;
+pub use operations::{Latencies, Operations};
 pub use plan::{CommandLine, PlannedRun, RunKey};
 pub use results::{Outcome, Results, Run};
 pub use scenario::{GuestKind, Scenario};

@@ -9,7 +9,13 @@
 //! name = "synthetic"
 //! kind = "synth"                   # or "qemu"
 //! memory = "1G"
-//! load = "write:256M + fill:256M"  # as `vmferry run --synthetic` reads it; of QEMU's guest as its image does
+//! load = "write:256M + fill:256M"  # as `vmferry run --synthetic` reads it
+//!
+//! [[guest]]
+//! name = "server"
+//! kind = "qemu"
+//! memory = "1G"
+//! workload = { kind = "redis", mib = 384, values = 65536, value_bytes = 4096, set_get = "1:9" }  # see `Workload`
 //!
 //! [[variant]]
 //! strategy = "pre-copy"            # or "all"
@@ -33,7 +39,7 @@ use std::collections::BTreeSet;
 use serde::{Deserialize, Serialize};
 
 pub use claim::Claim;
-pub use guest::{Guest, GuestKind, GuestQuick, Memcached};
+pub use guest::{Guest, GuestKind, GuestQuick};
 pub(crate) use options::words;
 pub use options::{OptionValue, Options};
 pub use variant::Variant;
@@ -314,6 +320,11 @@ at_most = 0.5
             ("variant = \"hybrid\"", "variant = \"hybird\"", "hybird"),
             ("at_most = 0.5", "", "at_most"),
             ("load = \"write:64M\"", "agent = true", "synthetic"),
+            (
+                "load = \"write:64M\"",
+                "workload = { kind = \"cpu\", percent = 1 }",
+                "synthetic",
+            ),
         ] {
             let error = refusal(&SMALL.replace(from, to));
             assert!(error.contains(named), "{to}: {error}");
