@@ -6,7 +6,11 @@ use super::scenario::Scenario;
 use crate::error::{LabError, Result};
 
 /// Name and text of each.
-const SCENARIOS: [(&str, &str); 6] = [
+const SCENARIOS: [(&str, &str); 7] = [
+    (
+        "contention-memcached",
+        include_str!("../../../../benches/scenarios/contention-memcached.toml"),
+    ),
     (
         "encodings",
         include_str!("../../../../benches/scenarios/encodings.toml"),

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use vmferry_core::report::{Outcome, Progress, Report};
 use vmferry_guest::GuestSpec;
 
+use super::neighbour::Neighbour;
 use super::operations::{self, Counters, Moments, Operations};
 use super::plan::{CommandLine, GUEST, PlannedRun, guest_words};
 use super::scenario::{GuestKind, Scenario, words};
@@ -18,10 +19,10 @@ use crate::link::{BadLink, Link};
 use crate::linux::{self, LinuxGuest};
 use crate::relay::LinkDelay;
 use crate::requirements;
-use crate::topology::Topology;
+use crate::topology::{Seat, Topology};
 
 /// Where guests arrive, in namespaces.
-const PORT: u16 = 7120;
+pub(super) const PORT: u16 = 7120;
 /// Lines of the guest's console that are shown when it failed.
 const CONSOLE_LINES: usize = 3;
 
@@ -35,6 +36,9 @@ pub struct Measured {
     pub link_bytes: Option<u64>,
     /// What the guest's client saw; absent where there was none.
     pub operations: Option<Operations>,
+    /// What the clients of the guest beside it saw, in the same windows; absent where there was none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub neighbour: Option<Operations>,
     /// How the link really was.
     pub link: String,
     /// How it kept its delay; absent where it has none.
@@ -57,6 +61,7 @@ pub(crate) struct Workbench<'a> {
 
 /// Hosts and link of a run. Fields go in their order: the daemons before their network.
 struct Ground {
+    neighbour: Option<Neighbour>,
     hosts: [Host; 2],
     topology: Option<Topology>,
     link: String,
@@ -103,6 +108,9 @@ impl Workbench<'_> {
             (Err(error), GuestKind::Synth) => (None, format!("loopback, not shaped ({})", error.chain())),
             (Err(error), GuestKind::Qemu) => return Err(error),
         };
+        if let (true, Some(topology)) = (run.guest.neighbour, &topology) {
+            topology.one_core_each()?;
+        }
         // They were checked with the rest of the scenario.
         let options = words(&self.scenario.host_options).unwrap_or_default();
         let start = |name, index: usize| {
@@ -118,7 +126,12 @@ impl Workbench<'_> {
             Host::start(name, &setup)
         };
         let hosts = [start("a", 0)?, start("b", 1)?];
+        let neighbour = match run.guest.neighbour {
+            true => Some(Neighbour::start(self, run, topology.as_ref(), folder.path())?),
+            false => None,
+        };
         Ok(Ground {
+            neighbour,
             hosts,
             topology,
             link,
@@ -159,6 +172,7 @@ impl Workbench<'_> {
         };
         let folder = ground.folder.path();
         let guest = LinuxGuest {
+            seat: Seat::MOVED,
             workload: run.guest.workload.clone(),
             load: run.guest.load.clone(),
             agent: run.guest.agent,
@@ -173,7 +187,7 @@ impl Workbench<'_> {
             .and_then(|()| {
                 guest
                     .workload
-                    .start_clients(&topology.client, self.interrupt, alive)
+                    .start_clients(Seat::MOVED.address, &topology.client, self.interrupt, alive)
             })
             .map_err(|error| with_console(error, &console))?;
         let (measured, moments) = self.migrate(run, ground, spec, watch, || Ok(()))?;
@@ -187,7 +201,7 @@ impl Workbench<'_> {
         })
     }
 
-    fn spec(&self, run: &PlannedRun, qemu: &[String]) -> Result<GuestSpec> {
+    pub(super) fn spec(&self, run: &PlannedRun, qemu: &[String]) -> Result<GuestSpec> {
         let words = guest_words(&run.guest, qemu).and_then(|words| self.command.guest(&words));
         words.map_err(|why| LabError::Guest(format!("{:?} cannot be: {why}", run.guest.name)))
     }
@@ -208,6 +222,10 @@ impl Workbench<'_> {
         self.interrupt
             .sleep(Duration::from_secs_f64(self.scenario.warm_up_s))?;
         about_to_begin()?;
+        ground
+            .neighbour
+            .as_ref()
+            .map_or(Ok(()), Neighbour::about_to_begin)?;
         let before = sent()?;
         let began = Instant::now();
         let limit = Duration::from_secs_f64(self.scenario.limit_s);
@@ -222,10 +240,15 @@ impl Workbench<'_> {
             migration: began..ended,
             end: Instant::now(),
         };
+        let neighbour = match &ground.neighbour {
+            Some(neighbour) => neighbour.seen(&moments)?,
+            None => None,
+        };
         let measured = Measured {
             report,
             link_bytes,
             operations: None,
+            neighbour,
             link: ground.link.clone(),
             link_delay: ground.topology.as_ref().map_or(Ok(None), Topology::delay)?,
             guest,

@@ -8,6 +8,7 @@ pub mod catalog;
 pub mod machine;
 mod measure;
 pub mod metric;
+mod neighbour;
 mod operations;
 mod plan;
 pub mod results;
