@@ -187,3 +187,58 @@ fn a_linux_under_load_is_measured_by_two_strategies() {
         assert!(seen["before_per_s"].as_f64().unwrap() > 50.0, "{seen:#}");
     }
 }
+
+const CONTENTION: &str = r#"
+title = "contention"
+repetitions = 1
+warm_up_s = 1
+links = ["1gbit+2ms"]
+
+[[guest]]
+name = "synthetic"
+kind = "synth"
+memory = "64M"
+load = "key-value:16M,get=90,value=1000"
+neighbour = true
+
+[[variant]]
+strategy = "post-copy-push"
+"#;
+
+#[test]
+fn a_guest_leaves_its_neighbour_over_a_link_with_a_delay() {
+    need!(Root, Userfaultfd);
+    let _turn = turn();
+    let folder = tempfile::tempdir().unwrap();
+    let scenario = folder.path().join("contention.toml");
+    std::fs::write(&scenario, CONTENTION).unwrap();
+    let mut command = Command::new(vmferry::program());
+    command
+        .arg("bench")
+        .arg(&scenario)
+        .arg("--json")
+        .stdin(Stdio::null());
+    let results = Answer::of(&mut command).expect_json();
+    let measured = &results["runs"][0]["outcome"]["measured"];
+    let kept = &measured["link_delay"];
+    assert_eq!(
+        (&kept["wanted_ms"], &kept["lost"]),
+        (&2.0.into(), &0.into()),
+        "{results:#}"
+    );
+    // Offer and Accept alone go there and back, and so do Prepare and Ready.
+    let transfer_ms = measured["report"]["execution_transfer_ms"].as_f64().unwrap();
+    assert!(transfer_ms > 8.0, "{measured:#}");
+    let [moved, stayed] = ["operations", "neighbour"].map(|whose| &measured[whose]);
+    for seen in [moved, stayed] {
+        assert_eq!(seen["errors"], 0, "{seen:#}");
+        assert!(seen["before_per_s"].as_f64().unwrap() > 0.0, "{seen:#}");
+    }
+    let windows = [moved, stayed].map(|seen| {
+        (
+            seen["windows"].as_array().unwrap().len(),
+            &seen["windows_start_ms"],
+        )
+    });
+    assert_eq!(windows[0], windows[1]);
+}

@@ -14,10 +14,9 @@ use crate::hosts::Host;
 use crate::load::memcached::Connection;
 use crate::namespace::Namespace;
 use crate::requirements::{KERNEL, initramfs};
-use crate::topology::{GUEST, PREFIX_BITS, TAP};
-use crate::workload::{self, MEMCACHED_PORT, Workload};
+use crate::topology::{PREFIX_BITS, Seat};
+use crate::workload::{MEMCACHED_PORT, Workload};
 
-const MAC: &str = "52:54:00:0a:4d:0a";
 /// How long the guest may take to boot: tens of times what it takes.
 const BOOT_LIMIT: Duration = Duration::from_secs(180);
 /// How long memcached in the guest may take to answer when it is asked whether it is there.
@@ -27,12 +26,14 @@ const DISK: &str = "disk.raw";
 
 /// Where memcached in the guest listens.
 pub fn memcached() -> std::net::SocketAddr {
-    workload::guest(MEMCACHED_PORT)
+    std::net::SocketAddr::from((Seat::MOVED.address, MEMCACHED_PORT))
 }
 
 /// What the guest does.
 #[derive(Clone, Debug, Default)]
 pub struct LinuxGuest {
+    /// Where it is connected.
+    pub seat: Seat,
     /// What clients see it do. Where it has clients, the guest has a network card on the host's tap, and the lab's address
     /// for guests.
     pub workload: Workload,
@@ -79,9 +80,9 @@ impl LinuxGuest {
         if self.workload.has_client() {
             args.extend([
                 "-netdev".to_owned(),
-                format!("tap,id=net0,ifname={TAP},script=no,downscript=no"),
+                format!("tap,id=net0,ifname={},script=no,downscript=no", self.seat.tap),
                 "-device".to_owned(),
-                format!("virtio-net-pci,netdev=net0,mac={MAC},romfile="),
+                format!("virtio-net-pci,netdev=net0,mac={},romfile=", self.seat.mac),
             ]);
         }
         if let Some(mib) = self.workload.disk_mib() {
@@ -101,7 +102,7 @@ impl LinuxGuest {
     fn parameters(&self) -> String {
         let mut parameters = String::new();
         if self.workload.has_client() {
-            parameters += &format!(" vmferry.ip={GUEST}/{PREFIX_BITS}");
+            parameters += &format!(" vmferry.ip={}/{PREFIX_BITS}", self.seat.address);
         }
         if let Some(parameter) = self.workload.parameter() {
             parameters += &format!(" {parameter}");

@@ -4,9 +4,12 @@ use std::fs::File;
 use std::os::fd::AsFd as _;
 use std::path::Path;
 use std::process::{Child, Command};
+use std::sync::OnceLock;
 use std::thread;
 
-use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+use rustix::thread::{
+    CpuSet, LinkNameSpaceType, move_into_link_name_space, sched_getaffinity, sched_setaffinity,
+};
 
 use crate::error::{LabError, Result};
 use crate::guards;
@@ -18,6 +21,8 @@ const PREFIX: &str = "vmferry-";
 pub struct Namespace {
     name: String,
     file: File,
+    /// The processor of all that is started in it; any where unset.
+    core: OnceLock<usize>,
 }
 
 impl Namespace {
@@ -36,7 +41,11 @@ impl Namespace {
                 return Err(LabError::system(format!("open {}", path.display()))(error));
             }
         };
-        let namespace = Self { name, file };
+        let namespace = Self {
+            name,
+            file,
+            core: OnceLock::new(),
+        };
         namespace.ip("link set lo up")?;
         Ok(namespace)
     }
@@ -67,6 +76,12 @@ impl Namespace {
         thread::scope(|scope| {
             let inside = || {
                 move_into_link_name_space(self.file.as_fd(), Some(LinkNameSpaceType::Network))?;
+                if let Some(&core) = self.core.get() {
+                    // Of this thread, which ends at once; what it starts has it from there.
+                    let mut cores = CpuSet::new();
+                    cores.set(core);
+                    sched_setaffinity(None, &cores)?;
+                }
                 Ok(work())
             };
             scope
@@ -93,6 +108,11 @@ impl Namespace {
         })
     }
 
+    /// Keeps what is started in it from now on, for good, on this processor.
+    pub(crate) fn keep_on(&self, core: usize) {
+        self.core.get_or_init(|| core);
+    }
+
     /// Starts a process inside the namespace.
     ///
     /// # Errors
@@ -110,6 +130,18 @@ impl Drop for Namespace {
     fn drop(&mut self) {
         remove(&self.name);
     }
+}
+
+/// The processors that this process may use.
+///
+/// # Errors
+/// When the system does not say.
+pub(crate) fn cores() -> Result<Vec<usize>> {
+    let allowed = sched_getaffinity(None)
+        .map_err(|error| LabError::system("ask for the processors of this process")(error.into()))?;
+    Ok((0..CpuSet::MAX_CPU)
+        .filter(|&core| allowed.is_set(core))
+        .collect())
 }
 
 /// Removes the namespaces of runs that are gone, with all processes in them. Returns the names.
@@ -204,6 +236,28 @@ mod tests {
         for name in ["vmferry-c-123", "vmferry-a-x", "other-a-123", "vmferry-a"] {
             assert_eq!(run_of(name), None, "{name}");
         }
+    }
+
+    #[test]
+    fn what_is_started_in_it_keeps_to_its_processor() {
+        if crate::requirements::skips_namespaces() {
+            return;
+        }
+        let namespace = Namespace::create("a", &format!("{}-core", std::process::id())).unwrap();
+        let core = *cores().unwrap().last().unwrap();
+        namespace.keep_on(core);
+        let mut command = Command::new("grep");
+        command.args(["Cpus_allowed_list", "/proc/self/status"]);
+        let child = namespace
+            .spawn(command.stdout(std::process::Stdio::piped()))
+            .unwrap();
+        let said = child.wait_with_output().unwrap().stdout;
+        let said = String::from_utf8(said).unwrap();
+        assert_eq!(said.split_whitespace().last(), Some(core.to_string().as_str()));
+        assert!(
+            cores().unwrap().contains(&core),
+            "this thread's own are untouched"
+        );
     }
 
     #[test]

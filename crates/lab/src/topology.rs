@@ -17,17 +17,44 @@
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
-use crate::error::Result;
+use crate::error::{LabError, Result};
 use crate::link::Link;
-use crate::namespace::Namespace;
+use crate::namespace::{self, Namespace};
 use crate::relay::{LinkDelay, Relay};
 
-/// Name of the guest's tap device at both hosts.
-pub(crate) const TAP: &str = "guest0";
 /// Bits of the network's prefix.
 pub(crate) const PREFIX_BITS: u8 = 24;
-/// Address of the guest, wherever it runs.
-pub const GUEST: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 10);
+/// Where a guest is connected, and by which address it is known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Seat {
+    /// Its address, wherever it runs.
+    pub address: Ipv4Addr,
+    /// Name of its tap device at every host.
+    pub(crate) tap: &'static str,
+    /// Of its network card.
+    pub(crate) mac: &'static str,
+}
+
+impl Seat {
+    /// Of the guest that is moved.
+    pub const MOVED: Self = Self {
+        address: Ipv4Addr::new(10, 77, 0, 10),
+        tap: "guest0",
+        mac: "52:54:00:0a:4d:0a",
+    };
+    /// Of a guest beside it, which stays.
+    pub const NEIGHBOUR: Self = Self {
+        address: Ipv4Addr::new(10, 77, 0, 11),
+        tap: "guest1",
+        mac: "52:54:00:0a:4d:0b",
+    };
+}
+
+impl Default for Seat {
+    fn default() -> Self {
+        Self::MOVED
+    }
+}
 /// The device with which a host is connected.
 const UPLINK: &str = "uplink";
 const HOSTS: [Ipv4Addr; 2] = [Ipv4Addr::new(10, 77, 0, 1), Ipv4Addr::new(10, 77, 0, 2)];
@@ -72,6 +99,16 @@ impl HostEnd {
     /// When the system does not say.
     pub fn sent_bytes(&self) -> Result<u64> {
         self.namespace.sent_bytes(UPLINK)
+    }
+
+    /// Makes the tap of a guest.
+    ///
+    /// # Errors
+    /// When `ip` fails.
+    pub(crate) fn add_tap(&self, seat: Seat) -> Result<()> {
+        let tap = seat.tap;
+        self.namespace.ip(&format!("tuntap add dev {tap} mode tap"))?;
+        self.namespace.ip(&format!("link set {tap} master br0 up"))
     }
 }
 
@@ -123,6 +160,23 @@ impl Topology {
         LinkDelay::of(&self.relays)
     }
 
+    /// Gives each host one processor: whatever is started there from now on has to share it.
+    ///
+    /// # Errors
+    /// When there are not two.
+    pub fn one_core_each(&self) -> Result<()> {
+        let cores = namespace::cores()?;
+        if cores.len() < self.hosts.len() {
+            return Err(LabError::Missing(
+                "no second processor: each host needs one of its own where guests contend".into(),
+            ));
+        }
+        for (host, core) in self.hosts.iter().zip(cores) {
+            host.namespace.keep_on(core);
+        }
+        Ok(())
+    }
+
     /// Shapes both ends of both links. Returns what it did.
     fn shape(&self, rate: &str) -> Result<String> {
         let [a, b] = &self.hosts;
@@ -160,18 +214,18 @@ fn add_host(
     } else {
         Some(Relay::start([(switch, &port), (&namespace, UPLINK)], delay)?)
     };
-    let mut ports = vec![(switch, port.as_str()), (&namespace, UPLINK)];
-    if taps {
-        namespace.ip(&format!("tuntap add dev {TAP} mode tap"))?;
-        ports.push((&namespace, TAP));
-    }
+    let ports = [(switch, port.as_str()), (&namespace, UPLINK)];
     for (place, device) in ports {
         place.ip(&format!("link set {device} master br0 up"))?;
     }
     for device in ["br0", UPLINK] {
         namespace.ip(&format!("link set {device} gso_max_size {MAX_SEGMENT_BYTES}"))?;
     }
-    Ok((HostEnd { namespace, address }, relay))
+    let host = HostEnd { namespace, address };
+    if taps {
+        host.add_tap(Seat::MOVED)?;
+    }
+    Ok((host, relay))
 }
 
 fn add_bridge(namespace: &Namespace, address: Ipv4Addr) -> Result<()> {

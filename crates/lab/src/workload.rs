@@ -1,7 +1,7 @@
 //! What a Linux guest does, and the clients that watch it do it from outside.
 
 use std::io;
-use std::net::{SocketAddr, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -10,7 +10,6 @@ use crate::error::Result;
 use crate::guards::Interrupt;
 use crate::load::{Load, Protocol, SetGet, Settings, Stream, memcached, postgres, redis};
 use crate::namespace::Namespace;
-use crate::topology::GUEST;
 
 /// Where servers in the guest listen.
 pub(crate) const MEMCACHED_PORT: u16 = 11211;
@@ -207,13 +206,14 @@ impl Workload {
         }
     }
 
-    /// Waits until what runs in the guest answers, and starts its clients in `namespace`; none where it has none. `alive` says,
-    /// again and again, whether the guest still runs.
+    /// Waits until what runs in the guest at `address` answers, and starts its clients in `namespace`; none where it has none.
+    /// `alive` says, again and again, whether the guest still runs.
     ///
     /// # Errors
     /// When the guest ends, or does not answer.
     pub fn start_clients(
         &self,
+        address: Ipv4Addr,
         namespace: &Namespace,
         interrupt: &Interrupt,
         mut alive: impl FnMut() -> Result<()>,
@@ -223,19 +223,22 @@ impl Workload {
         };
         interrupt.wait_for("the guest's load to answer", START_LIMIT, || {
             alive()?;
-            Ok(namespace.enter(|| self.ask())?.ok())
+            Ok(namespace.enter(|| self.ask(address))?.ok())
         })?;
         let mib_to_bytes = |mib: u64| mib << 20;
         let stream = match self {
-            Self::Memcached(server) => return server.start(Protocol::Memcached, namespace).map(Some),
-            Self::Redis(server) => return server.start(Protocol::Redis, namespace).map(Some),
+            Self::Memcached(server) => {
+                return server.start(Protocol::Memcached, address, namespace).map(Some);
+            }
+            Self::Redis(server) => return server.start(Protocol::Redis, address, namespace).map(Some),
             Self::Tpcc {
                 connections,
                 transactions_per_s,
                 ..
             } => {
                 let rate = transactions_per_s.map_or(f64::from(u32::MAX), f64::from);
-                let load = Load::order_and_pay(guest(POSTGRES_PORT), *connections, rate, Some(namespace));
+                let load =
+                    Load::order_and_pay(guest(address, POSTGRES_PORT), *connections, rate, Some(namespace));
                 return load.map(Some);
             }
             Self::NetSend {} => Stream::FromGuest,
@@ -244,31 +247,33 @@ impl Workload {
             },
             _ => Stream::Progress,
         };
-        Load::follow(stream, guest(WORK_PORT), unit, Some(namespace)).map(Some)
+        Load::follow(stream, guest(address, WORK_PORT), unit, Some(namespace)).map(Some)
     }
 
     /// Whether it answers.
-    fn ask(&self) -> io::Result<()> {
+    fn ask(&self, address: Ipv4Addr) -> io::Result<()> {
         match self {
-            Self::Memcached(_) => memcached::Connection::open(guest(MEMCACHED_PORT), PATIENCE)?
+            Self::Memcached(_) => memcached::Connection::open(guest(address, MEMCACHED_PORT), PATIENCE)?
                 .version()
                 .map(drop),
-            Self::Redis(_) => redis::Connection::open(guest(REDIS_PORT), PATIENCE)?.ping(),
-            Self::Tpcc { .. } => postgres::Connection::open(guest(POSTGRES_PORT), PATIENCE).map(drop),
-            _ => TcpStream::connect_timeout(&guest(WORK_PORT), PATIENCE).map(drop),
+            Self::Redis(_) => redis::Connection::open(guest(address, REDIS_PORT), PATIENCE)?.ping(),
+            Self::Tpcc { .. } => {
+                postgres::Connection::open(guest(address, POSTGRES_PORT), PATIENCE).map(drop)
+            }
+            _ => TcpStream::connect_timeout(&guest(address, WORK_PORT), PATIENCE).map(drop),
         }
     }
 }
 
 impl KeyValue {
-    fn start(&self, protocol: Protocol, namespace: &Namespace) -> Result<Load> {
+    fn start(&self, protocol: Protocol, address: Ipv4Addr, namespace: &Namespace) -> Result<Load> {
         let port = match protocol {
             Protocol::Memcached => MEMCACHED_PORT,
             Protocol::Redis => REDIS_PORT,
         };
         let settings = Settings {
             protocol,
-            address: guest(port),
+            address: guest(address, port),
             values: self.values,
             value_bytes: self.value_bytes,
             operations_per_s: self.operations_per_s.unwrap_or(u32::MAX),
@@ -280,8 +285,8 @@ impl KeyValue {
 }
 
 /// A port of the guest, wherever it runs.
-pub(crate) fn guest(port: u16) -> SocketAddr {
-    SocketAddr::from((GUEST, port))
+fn guest(address: Ipv4Addr, port: u16) -> SocketAddr {
+    SocketAddr::from((address, port))
 }
 
 fn one() -> u32 {

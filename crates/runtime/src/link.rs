@@ -9,12 +9,12 @@ use vmferry_wire::{Hello, HelloReply, SPOKEN, SessionToken, StreamRole};
 pub(crate) const DIAL_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a peer may be silent although data is outstanding before the connection counts as broken.
 const PEER_TIMEOUT: Duration = Duration::from_secs(20);
-/// What a page stream may have in the socket: small enough that a change of priority shows soon, large enough
-/// to keep a gigabit link with some delay busy.
-const PUSH_BUFFER_BYTES: usize = 512 << 10;
+/// What a page stream may have in a unix socket: small enough that a change of priority shows soon. Over TCP the kernel fits the
+/// buffer to the way, which a fixed one would be too small for as soon as it is long: 512 KiB carry 30 MB/s over 10 ms.
+const UNIX_BUFFER_BYTES: usize = 512 << 10;
 
-/// What of it may be more than the way to the destination holds now: this is what a slow stream holds up the end of a
-/// round with, and a page that a guest waits for.
+/// What a page stream may have in a TCP socket beside what the way to the destination holds now: this is what a slow stream
+/// holds up the end of a round with, and a page that a guest waits for.
 const MOST_UNSENT_BYTES: u32 = 128 << 10;
 
 /// A token nobody guesses.
@@ -57,7 +57,9 @@ pub(crate) fn dial(
     let at = |e: &dyn std::error::Error| format!("no session with {endpoint}: {}", chain(e));
     stream.set_nodelay(true).map_err(|e| at(&e))?;
     if matches!(role, StreamRole::Pages { .. }) {
-        stream.set_send_buffer(PUSH_BUFFER_BYTES).map_err(|e| at(&e))?;
+        if matches!(endpoint, Endpoint::Unix { .. }) {
+            stream.set_send_buffer(UNIX_BUFFER_BYTES).map_err(|e| at(&e))?;
+        }
         // Where that is not possible priorities show later, nothing else.
         let _ = stream.set_most_unsent(MOST_UNSENT_BYTES);
     } else {

@@ -6,7 +6,11 @@ use super::scenario::Scenario;
 use crate::error::{LabError, Result};
 
 /// Name and text of each.
-const SCENARIOS: [(&str, &str); 11] = [
+const SCENARIOS: [(&str, &str); 12] = [
+    (
+        "contention-memcached",
+        include_str!("../../../../benches/scenarios/contention-memcached.toml"),
+    ),
     (
         "encodings",
         include_str!("../../../../benches/scenarios/encodings.toml"),

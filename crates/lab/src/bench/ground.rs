@@ -8,6 +8,7 @@ use vmferry_guest::GuestSpec;
 
 use super::account::Account;
 use super::measure::Workbench;
+use super::neighbour::Neighbour;
 use super::plan::{GUEST, PlannedRun, Request};
 use super::scenario::{GuestKind, words};
 use crate::error::{LabError, Result};
@@ -20,10 +21,11 @@ use crate::requirements;
 use crate::topology::Topology;
 
 /// Where guests arrive, in namespaces.
-const PORT: u16 = 7120;
+pub(super) const PORT: u16 = 7120;
 
 /// Hosts and link of a run. Fields go in their order: what runs in a network before it.
 pub(super) struct Ground {
+    pub(super) neighbour: Option<Neighbour>,
     pub(super) mover: Mover,
     pub(super) topology: Option<Topology>,
     pub(super) link: String,
@@ -59,6 +61,9 @@ impl Ground {
             (Err(error), GuestKind::Synth) => (None, format!("loopback, not shaped ({})", error.chain())),
             (Err(error), GuestKind::Qemu) => return Err(error),
         };
+        if let (true, Some(topology)) = (run.guest.neighbour, &topology) {
+            topology.one_core_each()?;
+        }
         let mover = match &run.request {
             Request::Vmferry(_) => {
                 let hosts = bench.start_hosts(folder.path(), topology.as_ref())?;
@@ -69,7 +74,12 @@ impl Ground {
                 Mover::Qemu(Box::new(qemus))
             }
         };
+        let neighbour = match run.guest.neighbour {
+            true => Some(Neighbour::start(bench, run, topology.as_ref(), folder.path())?),
+            false => None,
+        };
         Ok(Self {
+            neighbour,
             mover,
             topology,
             link,

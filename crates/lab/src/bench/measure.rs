@@ -9,6 +9,7 @@ use vmferry_guest::GuestSpec;
 
 use super::account::Account;
 use super::ground::{Ground, Mover};
+use super::neighbour::Neighbour;
 use super::operations::{self, Counters, Moments, Operations};
 use super::plan::{CommandLine, GUEST, PlannedRun, guest_words};
 use super::scenario::{GuestKind, Scenario};
@@ -17,7 +18,7 @@ use crate::guards::Interrupt;
 use crate::linux::{self, LinuxGuest, Place as _};
 use crate::relay::LinkDelay;
 use crate::requirements;
-use crate::topology::Topology;
+use crate::topology::{Seat, Topology};
 
 /// Lines of the guest's console that are shown when it failed.
 const CONSOLE_LINES: usize = 3;
@@ -32,6 +33,9 @@ pub struct Measured {
     pub link_bytes: Option<u64>,
     /// What the guest's client saw; absent where there was none.
     pub operations: Option<Operations>,
+    /// What the clients of the guest beside it saw, in the same windows; absent where there was none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub neighbour: Option<Operations>,
     /// How the link really was.
     pub link: String,
     /// How it kept its delay; absent where it has none.
@@ -108,6 +112,7 @@ impl Workbench<'_> {
         };
         let folder = ground.folder.path();
         let guest = LinuxGuest {
+            seat: Seat::MOVED,
             workload: run.guest.workload.clone(),
             load: run.guest.load.clone(),
             agent: run.guest.agent,
@@ -121,7 +126,7 @@ impl Workbench<'_> {
             .and_then(|()| {
                 guest
                     .workload
-                    .start_clients(&topology.client, self.interrupt, alive)
+                    .start_clients(Seat::MOVED.address, &topology.client, self.interrupt, alive)
             })
             .map_err(|error| with_console(error, &console))?;
         let moved = self.migrate(run, ground, spec, watch, || Ok(()));
@@ -139,7 +144,7 @@ impl Workbench<'_> {
         })
     }
 
-    fn spec(&self, run: &PlannedRun, qemu: &[String]) -> Result<GuestSpec> {
+    pub(super) fn spec(&self, run: &PlannedRun, qemu: &[String]) -> Result<GuestSpec> {
         let words = guest_words(&run.guest, qemu).and_then(|words| self.command.guest(&words));
         words.map_err(|why| LabError::Guest(format!("{:?} cannot be: {why}", run.guest.name)))
     }
@@ -160,6 +165,10 @@ impl Workbench<'_> {
         self.interrupt
             .sleep(Duration::from_secs_f64(self.scenario.warm_up_s))?;
         about_to_begin()?;
+        ground
+            .neighbour
+            .as_ref()
+            .map_or(Ok(()), Neighbour::about_to_begin)?;
         let before = sent()?;
         let began = Instant::now();
         let account = ground.migrate(run, watch)?;
@@ -173,10 +182,15 @@ impl Workbench<'_> {
             migration: began..ended,
             end: Instant::now(),
         };
+        let neighbour = match &ground.neighbour {
+            Some(neighbour) => neighbour.seen(&moments)?,
+            None => None,
+        };
         let measured = Measured {
             account,
             link_bytes,
             operations: None,
+            neighbour,
             link: ground.link.clone(),
             link_delay: ground.topology.as_ref().map_or(Ok(None), Topology::delay)?,
             guest,

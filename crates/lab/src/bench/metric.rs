@@ -9,6 +9,9 @@
 //! | `fetched_share` | bytes of pages fetched on demand, as a share of `data_bytes` |
 //! | `operations_before_per_s`, `operations_during_per_s`, `operations_after_per_s` | what the guest's client got done |
 //! | `operations_kept` | the second as a share of the first |
+//! | `neighbour_before_per_s` and the like | what the clients of the guest beside it got done |
+//! | `aggregate_before_per_s` and the like | what the clients of both got done together |
+//! | `aggregate_10s_per_s` | the same in the ten seconds after the request, however long the migration took |
 //! | `latency_p99_during_ms` and the like | what the client waited for answers: `p50`, `p90`, `p99`, `max`; `before`, `during`, `after` |
 //!
 //! Any other name is a path into the report: `faults.p99_us`, `pages.filtered`; of a peer: `figures.ram.dirty-sync-count`. A report
@@ -33,9 +36,38 @@ pub fn of(measured: &Measured, name: &str) -> Option<f64> {
             let seen = measured.operations.as_ref()?;
             share(seen.during_per_s, seen.before_per_s)
         }
+        name if name.starts_with("neighbour_") || name.starts_with("aggregate_") => {
+            contention(measured, name)
+        }
         name if name.starts_with("latency_") => latency_of(measured.operations.as_ref()?, name),
         path => account.figure(&format!("/{}", path.replace('.', "/"))),
     }
+}
+
+/// `neighbour_PHASE_per_s` and `aggregate_PHASE_per_s`.
+fn contention(measured: &Measured, name: &str) -> Option<f64> {
+    let neighbour = measured.neighbour.as_ref()?;
+    let (whose, phase) = name.strip_suffix("_per_s")?.split_once('_')?;
+    let rate = |seen: &Operations| match phase {
+        "before" => Some(seen.before_per_s),
+        "during" => Some(seen.during_per_s),
+        "after" => Some(seen.after_per_s),
+        "10s" => rate_from_request(seen, 10.0),
+        _ => None,
+    };
+    match whose {
+        "neighbour" => rate(neighbour),
+        _ => Some(rate(neighbour)? + rate(measured.operations.as_ref()?)?),
+    }
+}
+
+/// Operations a second from the request on, where so many seconds were seen.
+fn rate_from_request(seen: &Operations, seconds: f64) -> Option<f64> {
+    let window_ms = seen.window_ms as f64;
+    let first = (-seen.windows_start_ms / window_ms).round() as usize;
+    let count = (seconds * 1e3 / window_ms).round() as usize;
+    let windows = seen.windows.get(first..first + count)?;
+    Some(windows.iter().sum::<f64>() / seconds)
 }
 
 /// `latency_FIGURE_PHASE_ms`.

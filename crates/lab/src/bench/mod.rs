@@ -12,6 +12,7 @@ mod ground;
 pub mod machine;
 mod measure;
 pub mod metric;
+mod neighbour;
 mod operations;
 pub mod papers;
 mod plan;

@@ -191,7 +191,15 @@ struct Shared {
 impl Counters {
     /// Begins with the guest at one of the hosts.
     pub(crate) fn watch(hosts: &[Host; 2]) -> Result<Self> {
-        let sockets = [hosts[0].socket().to_owned(), hosts[1].socket().to_owned()];
+        Self::of(hosts.iter().map(|host| host.socket().to_owned()).collect())
+    }
+
+    /// Begins with a guest that stays at this host.
+    pub(crate) fn watch_at(host: &Host) -> Result<Self> {
+        Self::of(vec![host.socket().to_owned()])
+    }
+
+    fn of(sockets: Vec<PathBuf>) -> Result<Self> {
         let shared = Arc::new(Shared::default());
         let thread = thread::Builder::new().name("lab-counters".into()).spawn({
             let shared = Arc::clone(&shared);
@@ -209,6 +217,11 @@ impl Counters {
         if let Some(Err(panic)) = self.thread.take().map(JoinHandle::join) {
             std::panic::resume_unwind(panic);
         }
+        self.seen(last, moments)
+    }
+
+    /// What was read so far. `last` is what the guest says of itself now.
+    pub(crate) fn seen(&self, last: &Stats, moments: &Moments) -> Operations {
         let points = self.shared.points.lock().unwrap_or_else(PoisonError::into_inner);
         let seen = moments.operations(|at| interpolate(&points, at));
         Operations {
@@ -227,7 +240,7 @@ impl Drop for Counters {
 }
 
 impl Shared {
-    fn read_all(&self, sockets: [PathBuf; 2]) {
+    fn read_all(&self, sockets: Vec<PathBuf>) {
         // A host that cannot be asked is one without the guest.
         let clients: Vec<Client> = sockets
             .into_iter()

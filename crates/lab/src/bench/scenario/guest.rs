@@ -38,6 +38,10 @@ pub struct Guest {
     /// Whether the agent runs in it.
     #[serde(default)]
     pub agent: bool,
+    /// Whether another guest like it runs beside it at the source, and stays. Then each host has one processor, which its
+    /// guests contend for.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub neighbour: bool,
     /// Further options of `vmferry run`, without their dashes.
     #[serde(default)]
     pub options: Options,
