@@ -181,9 +181,9 @@ fn migrate(encoding: &str, bytes_per_s: Option<u64>) -> Result<Report> {
     let mut request = plain(pair.request(Strategy::PreCopy));
     request.encoding = encoding.parse()?;
     if let Some(bytes_per_s) = bytes_per_s {
-        let link = Link::to(&request.destination);
+        let link = Link::to(&request.to);
         link.limit(bytes_per_s);
-        request.destination = link.endpoint().clone();
+        request.to = link.endpoint().clone();
     }
     let report = completed(pair.migrate(&vm, request))?;
     if encoding == "auto" {

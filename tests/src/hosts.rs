@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
 use vmferry_core::report::Report;
-use vmferry_core::{Limits, RamLayout, Strategy};
+use vmferry_core::{RamLayout, Strategy};
 use vmferry_guest::{Backend, GuestSpec, Vm};
 use vmferry_guest_qemu::QemuBackend;
 use vmferry_runtime::{Admitted, GuestDir, Host, Incoming, IncomingReport, Outgoing, Request};
@@ -178,14 +178,8 @@ impl Pair {
     /// A verified migration by `strategy`.
     pub fn request(&self, strategy: Strategy) -> Request {
         Request {
-            destination: self.endpoint.clone(),
-            strategy,
-            limits: Limits::default(),
-            tuning: Default::default(),
-            streams: None,
             verify: true,
-            encoding: Default::default(),
-            delta_cache_bytes: None,
+            ..Request::new(self.endpoint.clone(), strategy)
         }
     }
 

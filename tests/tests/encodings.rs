@@ -27,7 +27,7 @@ fn moves(strategy: Strategy, encodings: &[&str]) -> Vec<Report> {
             link.limit(60 << 20);
         }
         let request = Request {
-            destination: link.endpoint().clone(),
+            to: link.endpoint().clone(),
             encoding: encoding.parse().unwrap(),
             delta_cache_bytes: Some(64 << 20),
             limits: Limits {

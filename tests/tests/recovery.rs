@@ -38,7 +38,7 @@ impl Scene {
 
     fn request(&self, strategy: Strategy) -> Request {
         Request {
-            destination: self.link.endpoint().clone(),
+            to: self.link.endpoint().clone(),
             ..self.pair.request(strategy)
         }
     }

@@ -147,7 +147,7 @@ fn pre_copy_filter() {
         let link = Link::to(&pair.endpoint);
         link.limit(30 << 20);
         Request {
-            destination: link.endpoint().clone(),
+            to: link.endpoint().clone(),
             limits: Limits {
                 downtime: Duration::from_millis(1),
                 rounds: 8,

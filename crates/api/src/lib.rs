@@ -30,7 +30,6 @@ pub use client::{Client, ClientError};
 use serde::{Deserialize, Serialize};
 use vmferry_core::report::{Progress, Report};
 use vmferry_core::sampling::SamplingReport;
-use vmferry_core::{Encoding, Limits, Strategy, Tuning};
 use vmferry_guest::{GuestLoad, GuestState, ProcessRan};
 
 /// A daemon.
@@ -110,48 +109,8 @@ pub struct AttachRequest {
     pub qmp: Option<PathBuf>,
 }
 
-/// Move a guest.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct MigrateRequest {
-    /// Endpoint of the destination: `host`, `host:port`, `tcp:host:port`, `unix:/path`.
-    pub to: String,
-    /// Algorithm.
-    pub strategy: Strategy,
-    /// Goal and limits.
-    #[serde(default)]
-    pub limits: Limits,
-    /// How the algorithms that learn do so.
-    #[serde(default)]
-    pub tuning: Tuning,
-    /// Page streams; chosen from the cores where absent.
-    #[serde(default)]
-    pub streams: Option<u16>,
-    /// Compare every page.
-    #[serde(default)]
-    pub verify: bool,
-    /// How pages are encoded.
-    #[serde(default)]
-    pub encoding: Encoding,
-    /// Memory for the versions last sent, from which differences are made: bytes; a default where absent.
-    #[serde(default)]
-    pub delta_cache_bytes: Option<u64>,
-}
-
-impl MigrateRequest {
-    /// To this endpoint by this algorithm; everything else is left at its default.
-    pub fn new(to: impl Into<String>, strategy: Strategy) -> Self {
-        Self {
-            to: to.into(),
-            strategy,
-            limits: Limits::default(),
-            tuning: Tuning::default(),
-            streams: None,
-            verify: false,
-            encoding: Encoding::default(),
-            delta_cache_bytes: None,
-        }
-    }
-}
+/// Move a guest. The destination is an endpoint: `host`, `host:port`, `tcp:host:port`, `unix:/path`.
+pub type MigrateRequest = vmferry_core::MigrationRequest<String>;
 
 /// Ask the agent in a guest.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

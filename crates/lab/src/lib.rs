@@ -13,6 +13,7 @@ pub mod linux;
 pub mod load;
 pub mod memcached;
 pub mod namespace;
+pub mod peer;
 pub mod requirements;
 pub mod timeline;
 pub mod topology;

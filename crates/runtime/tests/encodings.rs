@@ -183,7 +183,7 @@ fn over_a_slow_link(config: &SynthConfig, encoding: &str, bytes_per_s: u64) -> R
     let link = Link::to(&pair.endpoint);
     link.limit(bytes_per_s);
     let request = Request {
-        destination: link.endpoint().clone(),
+        to: link.endpoint().clone(),
         limits: Limits::default(),
         ..request(&pair, Strategy::PreCopy, encoding)
     };
@@ -250,7 +250,7 @@ fn to_a_destination_that_knows_no_encodings_pages_cross_raw_and_it_says_so() {
     for encoding in ["lz4+delta", "auto"] {
         let pair = Pair::new();
         let request = Request {
-            destination: older(&pair.endpoint),
+            to: older(&pair.endpoint),
             ..request(&pair, Strategy::PreCopy, encoding)
         };
         let report = moves_by(&pair, &busy(), request);

@@ -17,7 +17,7 @@ use vmferry_transport::Endpoint;
 
 fn over(link: &Link, pair: &Pair, strategy: Strategy) -> Request {
     Request {
-        destination: link.endpoint().clone(),
+        to: link.endpoint().clone(),
         ..pair.request(strategy)
     }
 }
@@ -152,7 +152,7 @@ fn an_unreachable_destination_is_one_clear_line() {
         Endpoint::tcp("127.0.0.1", listener.local_addr().unwrap().port())
     };
     let request = Request {
-        destination: nobody,
+        to: nobody,
         ..pair.request(Strategy::PreCopy)
     };
     let report = pair.migrate(vm, dir, request);

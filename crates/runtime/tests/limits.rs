@@ -314,7 +314,7 @@ fn a_slow_stream_does_its_part_and_holds_nobody_up() {
         link.slow_connection(2, 1_000_000);
         let (vm, dir) = pair.launch("vm", &still());
         let request = Request {
-            destination: link.endpoint().clone(),
+            to: link.endpoint().clone(),
             streams: Some(3),
             verify: false,
             ..pair.request(strategy)

@@ -6,7 +6,7 @@ use std::thread;
 use vmferry_core::limits::check_cpu;
 use vmferry_core::report::{Outcome, Report};
 use vmferry_core::source::Side;
-use vmferry_runtime::{GuestDir, Outgoing, Request, RuntimeError};
+use vmferry_runtime::{GuestDir, Outgoing, RuntimeError};
 use vmferry_transport::Endpoint;
 
 use super::host::LocalHost;
@@ -29,17 +29,8 @@ impl LocalHost {
         let (claim, member) = self
             .registry
             .take(name, "is about to be moved", |slot| may_leave(name, slot))?;
-        let request = Request {
-            destination,
-            strategy: request.strategy,
-            limits: request.limits.clone(),
-            tuning: request.tuning.clone(),
-            streams: request.streams,
-            verify: request.verify,
-            encoding: request.encoding,
-            delta_cache_bytes: request.delta_cache_bytes,
-        };
-        let (id, to) = (new_id(name), request.destination.to_string());
+        let request = request.clone().directed_to(destination);
+        let (id, to) = (new_id(name), request.to.to_string());
         state_dir::set_marker(&member.dir, Marker::Leaving).map_err(Refusal::failed)?;
         let dir = GuestDir::new(member.dir.clone());
         let ready = self.samplers.let_go(name);

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use super::metric;
 use super::plan::RunKey;
 use super::results::{Outcome, Results, Run};
-use super::scenario::{Claim, Scenario};
+use super::scenario::{BEST_PEER, Claim, Scenario};
 use super::statistics::{self, Interval, quantile};
 
 /// The figures that every summary has, as far as runs have them.
@@ -175,6 +175,10 @@ fn verdict(claim: &Claim, guest: &str, link: &str, results: &Results) -> Verdict
             (name, median(&own).map(|spread| spread.median), each, interval)
         }
         Some(other) => {
+            let best = best_peer(claim, &results.content, |peer| {
+                median(&figures(peer)).map(|spread| spread.median)
+            });
+            let other = best.unwrap_or(other);
             let name = format!("{} of {} / {other}", claim.metric, claim.variant);
             let others = figures(other);
             let ratio = median(&own).zip(median(&others));
@@ -210,6 +214,26 @@ fn verdict(claim: &Claim, guest: &str, link: &str, results: &Results) -> Verdict
     }
 }
 
+/// The peer that a claim about the best one is measured against, if it is such a claim and any peer has a figure.
+fn best_peer<'a>(
+    claim: &Claim,
+    scenario: &'a Scenario,
+    median: impl Fn(&str) -> Option<f64>,
+) -> Option<&'a str> {
+    if claim.relative_to.as_deref() != Some(BEST_PEER) {
+        return None;
+    }
+    let peers = scenario.variants.iter().filter(|variant| variant.peer.is_some());
+    let figures = peers.filter_map(|peer| Some((peer.name(), median(peer.name())?)));
+    // Of what a client gets done, more is better; of everything else less.
+    let better = |one: f64, other: f64| match claim.metric.starts_with("operations_") {
+        true => other.total_cmp(&one),
+        false => one.total_cmp(&other),
+    };
+    let best = figures.min_by(|(_, one), (_, other)| better(*one, *other));
+    best.map(|(name, _)| name)
+}
+
 fn cases(scenario: &Scenario) -> impl Iterator<Item = (&str, &str)> {
     let guests = scenario.guests.iter().map(|guest| guest.name.as_str());
     guests.flat_map(|guest| scenario.links.iter().map(move |link| (guest, link.as_str())))
@@ -224,8 +248,10 @@ pub(crate) mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::bench::fit;
     use crate::bench::machine::Machine;
     use crate::bench::measure::Measured;
+    use crate::bench::plan::Request;
 
     fn scenario() -> Scenario {
         let text = r#"
@@ -263,7 +289,7 @@ guest = "qemu"
 
     fn measured(pages: u64) -> Measured {
         serde_json::from_value(json!({
-            "report": {
+            "account": {"vmferry": {
                 "vm": "g", "strategy": "s", "backend": "synth", "outcome": "completed",
                 "total_ms": 100.0, "execution_transfer_ms": 90.0, "downtime_ms": 5.0,
                 "perceived_downtime_ms": null, "micro_stops_ms": 0.0, "ram_bytes": 1, "data_bytes": 1,
@@ -274,7 +300,7 @@ guest = "qemu"
                 "faults": {"count": 2, "network": 2, "local": 0, "p50_us": 1.0, "p99_us": 20.0, "max_us": 30.0},
                 "cpu_seconds": {"source": 0.0, "destination": 0.0},
                 "memory_bytes": {"source": 0, "destination": 0}
-            },
+            }},
             "link_bytes": null, "operations": null, "link": "l",
             "guest": {"name": "g", "backend": "synth", "config": {}}
         }))
@@ -282,16 +308,21 @@ guest = "qemu"
     }
 
     fn run(variant: &str, repetition: u32, outcome: Outcome) -> Run {
+        let key = RunKey {
+            guest: "g".into(),
+            link: "none".into(),
+            variant: variant.into(),
+            repetition,
+        };
         Run {
-            key: RunKey {
-                guest: "g".into(),
-                link: "none".into(),
-                variant: variant.into(),
-                repetition,
-            },
-            seed: 0,
+            seed: u64::from(repetition),
+            conditions: fit::conditions(&scenario(), &key).unwrap(),
             command: Vec::new(),
-            request: vmferry_api::MigrateRequest::new("x", vmferry_core::Strategy::PreCopy),
+            request: Request::Vmferry(Box::new(vmferry_api::MigrateRequest::new(
+                "x",
+                vmferry_core::Strategy::PreCopy,
+            ))),
+            key,
             machine: 0,
             started_unix_ms: 0,
             took_s: 1.0,
@@ -374,26 +405,43 @@ guest = "qemu"
     }
 
     #[test]
+    fn the_best_peer_is_the_one_with_the_best_median_of_those_that_have_one() {
+        let text = "title = 't'\nlinks = ['none']\n[[guest]]\nname = 'g'\nkind = 'qemu'\nmemory = '1M'\n\
+                    [[variant]]\nstrategy = 'hybrid'\n[[variant]]\npeer = 'all'\n\
+                    [[claim]]\ntext = 'less'\nmetric = 'METRIC'\nvariant = 'hybrid'\nrelative_to = 'best peer'\n\
+                    at_most = 1\n";
+        let best = |metric: &str, median: fn(&str) -> Option<f64>| {
+            let scenario = Scenario::parse("t.toml", &text.replace("METRIC", metric)).unwrap();
+            best_peer(&scenario.claims[0], &scenario, median).map(str::to_owned)
+        };
+        let median = |name: &str| match name {
+            "qemu-xbzrle" => Some(5.0),
+            "qemu-multifd" => Some(7.0),
+            "hybrid" => Some(1.0),
+            _ => None,
+        };
+        assert_eq!(best("total_ms", median).as_deref(), Some("qemu-xbzrle"));
+        assert_eq!(best("operations_kept", median).as_deref(), Some("qemu-multifd"));
+        assert_eq!(best("total_ms", |_| None), None);
+    }
+
+    #[test]
     fn results_go_on_where_they_were_and_failures_are_tried_again() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("results.json");
         let new = |quick| Results::new("t", &scenario(), quick);
-        assert!(new(false).resume(&file).unwrap().runs.is_empty());
+        assert!(new(false).resume(&file).unwrap().0.runs.is_empty());
 
         results().store(&file).unwrap();
-        let resumed = new(false).resume(&file).unwrap();
+        let (resumed, dropped) = new(false).resume(&file).unwrap();
         assert_eq!((resumed.runs.len(), resumed.machines.len()), (6, 1));
+        assert_eq!(dropped, []);
         let key = |variant, repetition| run(variant, repetition, Outcome::Failed { why: String::new() }).key;
         assert!(resumed.has(&key("hybrid", 2)) && !resumed.has(&key("hybrid", 3)));
 
-        let other = Scenario {
-            warm_up_s: 9.0,
-            ..scenario()
-        };
         for (new, named) in [
-            (Results::new("t", &other, false), "another version"),
-            (Results::new("t", &other, true), "without --quick"),
-            (Results::new("u", &other, false), "results of \"t\""),
+            (Results::new("t", &scenario(), true), "without --quick"),
+            (Results::new("u", &scenario(), false), "results of \"t\""),
         ] {
             let error = new.resume(&file).unwrap_err().to_string();
             assert!(error.contains(named) && error.contains("--fresh"), "{error}");

@@ -33,11 +33,7 @@ impl Driver {
     pub(super) fn offer(&mut self) -> Result<(), String> {
         let shared = self.shared.clone();
         let request = &shared.request;
-        let (control, version) = dial(
-            &request.destination,
-            shared.session,
-            StreamRole::Control { resume: false },
-        )?;
+        let (control, version) = dial(&request.to, shared.session, StreamRole::Control { resume: false })?;
         shared.encodings.peer_speaks(version);
         self.begin_connection(control)?;
         let faults = match self.shared.source().needs().faults {
@@ -50,7 +46,7 @@ impl Driver {
             spec_json,
             layout: self.vm.ram().layout().clone(),
             strategy: request.strategy.name().into(),
-            streams: request.streams(),
+            streams: super::streams(request),
             faults,
             verify: request.verify,
             epoch: self.journal.epoch().next().0,
@@ -71,7 +67,7 @@ impl Driver {
             inputs: self.inputs.clone(),
             connection: self.connections,
             closing: connection.closing.clone(),
-            destination: self.shared.request.destination.to_string().into(),
+            destination: self.shared.request.to.to_string().into(),
         };
         let shared = self.shared.clone();
         connection
@@ -90,9 +86,9 @@ impl Driver {
             inputs: self.inputs.clone(),
             connection: self.connections,
             closing: connection.closing.clone(),
-            destination: self.shared.request.destination.to_string().into(),
+            destination: self.shared.request.to.to_string().into(),
         };
-        let endpoint = &self.shared.request.destination;
+        let endpoint = &self.shared.request.to;
         for index in 0..self.streams {
             let (stream, _) = dial(endpoint, self.shared.session, StreamRole::Pages { index })?;
             connection
@@ -152,7 +148,7 @@ impl Driver {
                     return;
                 }
                 match dial(
-                    &shared.request.destination,
+                    &shared.request.to,
                     shared.session,
                     StreamRole::Control { resume: true },
                 ) {

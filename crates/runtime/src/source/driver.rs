@@ -75,7 +75,7 @@ impl Driver {
         inputs: Sender<Input>,
         received: Receiver<Input>,
     ) -> Self {
-        let streams = shared.request.streams();
+        let streams = super::streams(&shared.request);
         Self {
             vm,
             dir,

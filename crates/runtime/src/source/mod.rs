@@ -19,13 +19,11 @@ use std::time::Duration;
 
 use crossbeam_channel::{Sender, bounded, unbounded};
 use serde::{Deserialize, Serialize};
-use vmferry_core::encoding::default_delta_cache_bytes;
 use vmferry_core::handover::{Epoch, Record};
-use vmferry_core::policy::Policy;
 use vmferry_core::report::{Progress, Report};
 use vmferry_core::sampling::Ready;
 use vmferry_core::source::{Event, Setup, Side, Source};
-use vmferry_core::{Encoding, Limits, Strategy, Tuning, limits};
+use vmferry_core::{MigrationRequest, limits};
 use vmferry_guest::{GuestRam, Vm};
 use vmferry_transport::Endpoint;
 use vmferry_wire::SessionToken;
@@ -44,61 +42,24 @@ use encodings::Encodings;
 pub const MAX_STREAMS: u16 = 64;
 
 /// A migration to make.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Request {
-    /// The daemon at the destination.
-    pub destination: Endpoint,
-    /// The algorithm.
-    pub strategy: Strategy,
-    /// The operator's goal and limits.
-    #[serde(default)]
-    pub limits: Limits,
-    /// How the algorithms that learn do so.
-    #[serde(default)]
-    pub tuning: Tuning,
-    /// Page streams; chosen from the cores of this host where absent.
-    #[serde(default)]
-    pub streams: Option<u16>,
-    /// Compare every page at the end.
-    #[serde(default)]
-    pub verify: bool,
-    /// How pages are encoded.
-    #[serde(default)]
-    pub encoding: Encoding,
-    /// Memory for the versions last sent, from which differences are made; none are made where it is 0. Chosen by the
-    /// guest's size where absent ([`default_delta_cache_bytes`]).
-    #[serde(default)]
-    pub delta_cache_bytes: Option<u64>,
+pub type Request = MigrationRequest<Endpoint>;
+
+/// How many page streams it has. Half of the cores unless it says so, at most four: a stream is a thread at either side.
+fn streams(request: &Request) -> u16 {
+    let cores = thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    request.streams.unwrap_or((cores / 2).clamp(1, 4) as u16)
 }
 
-impl Request {
-    /// Half of the cores, at most four: a stream is a thread at either side.
-    fn streams(&self) -> u16 {
-        let cores = thread::available_parallelism().map_or(1, std::num::NonZero::get);
-        self.streams.unwrap_or((cores / 2).clamp(1, 4) as u16)
+fn check(request: &Request, pages: u64) -> Result<(), RuntimeError> {
+    let streams = streams(request);
+    if streams == 0 || streams > MAX_STREAMS {
+        return Err(RuntimeError::BadRequest(format!(
+            "{streams} page streams are not possible; choose 1 to {MAX_STREAMS}"
+        )));
     }
-
-    fn check(&self, pages: u64) -> Result<(), RuntimeError> {
-        let streams = self.streams();
-        if streams == 0 || streams > MAX_STREAMS {
-            return Err(RuntimeError::BadRequest(format!(
-                "{streams} page streams are not possible; choose 1 to {MAX_STREAMS}"
-            )));
-        }
-        let bad = |error: &dyn std::fmt::Display| RuntimeError::BadRequest(error.to_string());
-        self.limits.check().map_err(|error| bad(&error))?;
-        self.tuning.check(pages).map_err(|error| bad(&error))
-    }
-
-    fn policy(&self, vm: &Arc<dyn Vm>, ready: Option<Ready>) -> Box<dyn Policy> {
-        let pages = vm.ram().layout().pages();
-        match ready {
-            Some(ready) => self
-                .strategy
-                .policy_knowing(&self.limits, &self.tuning, pages, ready),
-            None => self.strategy.policy(&self.limits, &self.tuning, pages),
-        }
-    }
+    let bad = |error: &dyn std::fmt::Display| RuntimeError::BadRequest(error.to_string());
+    request.limits.check().map_err(|error| bad(&error))?;
+    request.tuning.check(pages).map_err(|error| bad(&error))
 }
 
 /// What a restarted daemon needs to take a handed-over guest up again.
@@ -172,7 +133,7 @@ impl Outgoing {
         request: Request,
         ready: Option<Ready>,
     ) -> Result<Self, RuntimeError> {
-        request.check(vm.ram().layout().pages())?;
+        check(&request, vm.ram().layout().pages())?;
         let journal = Journal::open(dir.path())?;
         match journal.last() {
             None | Some(Record::Owner { .. }) => {}
@@ -198,7 +159,7 @@ impl Outgoing {
                 request: request.clone(),
             },
         )?;
-        let policy = request.policy(&vm, ready);
+        let policy = request.policy(vm.ram().layout().pages(), ready);
         let setup = setup(&vm, &request, journal.epoch().next());
         let source = Source::new(setup, policy).within(&request.limits);
         Ok(Self::spawn(vm, dir, journal, request, session, source, false))
@@ -221,7 +182,7 @@ impl Outgoing {
         let saved: SavedSession = load_json(&dir.session())?.ok_or_else(|| damaged("it is missing"))?;
         let session = parse_token(&saved.session).ok_or_else(|| damaged("its session is no token"))?;
         let request = saved.request;
-        let policy = request.policy(&vm, None);
+        let policy = request.policy(vm.ram().layout().pages(), None);
         let source = Source::recovered(setup(&vm, &request, epoch), policy).within(&request.limits);
         Ok(Self::spawn(vm, dir, journal, request, session, source, true))
     }
@@ -312,9 +273,7 @@ impl Outgoing {
         let (inputs, received) = unbounded();
         let clock = Clock::start();
         let ram_bytes = vm.ram().layout().bytes();
-        let delta_cache_bytes = request
-            .delta_cache_bytes
-            .unwrap_or_else(|| default_delta_cache_bytes(ram_bytes));
+        let delta_cache_bytes = request.delta_cache_bytes(ram_bytes);
         let shared = Arc::new(Shared {
             source: Mutex::new(source),
             wake: Condvar::new(),
@@ -355,7 +314,7 @@ impl Outgoing {
 fn setup(vm: &Arc<dyn Vm>, request: &Request, epoch: Epoch) -> Setup {
     Setup {
         pages: vm.ram().layout().pages(),
-        streams: usize::from(request.streams()),
+        streams: usize::from(streams(request)),
         pinned_io: vm.has_pinned_io(),
         verify: request.verify,
         epoch,

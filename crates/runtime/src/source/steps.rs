@@ -104,7 +104,7 @@ impl Driver {
     }
 
     pub(super) fn journal_handed_over(&self, epoch: Epoch) -> Event {
-        let to = self.shared.request.destination.to_string();
+        let to = self.shared.request.to.to_string();
         self.append(&Record::HandedOver {
             epoch,
             to,

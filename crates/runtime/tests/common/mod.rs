@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use vmferry_core::report::Report;
-use vmferry_core::{Limits, RamLayout, Strategy};
+use vmferry_core::{RamLayout, Strategy};
 use vmferry_guest::{Backend, GuestSpec, Vm};
 use vmferry_guest_synth::{Fill, LoadConfig, SynthBackend, SynthConfig, SynthGuest};
 use vmferry_runtime::{Admitted, GuestDir, Host, Incoming, IncomingReport, Outgoing, Request};
@@ -113,14 +113,10 @@ impl Pair {
 
     pub fn request(&self, strategy: Strategy) -> Request {
         Request {
-            destination: self.endpoint.clone(),
-            strategy,
-            limits: Limits::default(),
-            tuning: Default::default(),
             streams: Some(2),
             verify: true,
-            encoding: Default::default(),
             delta_cache_bytes: Some(64 << 20),
+            ..Request::new(self.endpoint.clone(), strategy)
         }
     }
 

@@ -26,15 +26,16 @@ use crate::{progress, units};
 /// Exit code after Ctrl-C, as shells give it.
 const INTERRUPTED: u8 = 130;
 
-/// Measures a scenario: every variant (strategy with options) with every guest over every link, again and again, mixed, so
-/// that what else the machine does concerns all alike. Each run has two host daemons in network namespaces, joined
-/// by a shaped link, and a fresh guest.
+/// Measures a scenario: every variant (strategy with options, or a way in which QEMU migrates by itself) with every guest over
+/// every link, again and again, mixed, so that what else the machine does concerns all alike. Each run has two host daemons in
+/// network namespaces, joined by a shaped link, and a fresh guest; where QEMU itself is measured, two plain QEMUs.
 ///
 /// As root, with QEMU, iproute2 and a guest image (`cargo xtask image`), everything is measured. Not as root, the synthetic guest
 /// moves over loopback, which is not shaped; the result says so. A run that fails is a line of the result.
 ///
 /// FILE keeps every run, with its report, the client's throughput in windows of 100 ms, versions and machine. It is written
-/// after each run: the same command goes on where it was ended. With --json and no FILE, JSON goes to stdout.
+/// after each run: the same command goes on where it was ended, and runs that a changed scenario still asks for are kept. With
+/// --json and no FILE, JSON goes to stdout.
 ///
 /// `vmferry bench report` makes a page of results, `vmferry bench compare` says what changed between two of them.
 #[derive(Debug, Args)]
@@ -238,8 +239,9 @@ impl Watch {
 
     fn see(&mut self, event: &Event<'_>) {
         match event {
-            Event::Planned { runs, known } => {
+            Event::Planned { runs, known, dropped } => {
                 self.bar.set_length(*runs as u64);
+                dropped.iter().for_each(|dropped| self.say(&dropped.to_string()));
                 let known = match known {
                     0 => String::new(),
                     known => format!(", {known} are known already"),
@@ -293,9 +295,9 @@ fn ended(run: &Run) -> String {
     match &run.outcome {
         Outcome::Measured(measured) => format!(
             "{what}: {} in {}, downtime {}",
-            units::size(measured.report.bytes_on_wire),
-            units::millis(measured.report.total_ms),
-            units::millis(measured.report.downtime_ms)
+            units::size(measured.account.bytes_sent()),
+            units::millis(measured.account.total_ms()),
+            units::millis(measured.account.downtime_ms())
         ),
         Outcome::Failed { why } => format!("{what}: FAILED: {why}"),
     }

@@ -1,0 +1,104 @@
+//! What somebody asks for who wants a guest moved.
+
+use serde::{Deserialize, Serialize};
+
+use crate::encoding::{Encoding, default_delta_cache_bytes};
+use crate::policy::Policy;
+use crate::sampling::Ready;
+use crate::strategy::{Limits, Strategy};
+use crate::tuning::Tuning;
+
+/// A migration to make. `To` names the destination: a text where it still has to be understood, an endpoint after that.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct MigrationRequest<To> {
+    /// The daemon at the destination.
+    #[serde(alias = "destination")]
+    pub to: To,
+    /// The algorithm.
+    pub strategy: Strategy,
+    /// Goal and limits.
+    #[serde(default)]
+    pub limits: Limits,
+    /// How the algorithms that learn do so.
+    #[serde(default)]
+    pub tuning: Tuning,
+    /// Page streams; chosen from the cores of the source where absent.
+    #[serde(default)]
+    pub streams: Option<u16>,
+    /// Compare every page at the end.
+    #[serde(default)]
+    pub verify: bool,
+    /// How pages are encoded.
+    #[serde(default)]
+    pub encoding: Encoding,
+    /// Memory for the versions last sent, from which differences are made, bytes; none are made where it is 0. Chosen by the
+    /// guest's size where absent ([`default_delta_cache_bytes`]).
+    #[serde(default)]
+    pub delta_cache_bytes: Option<u64>,
+}
+
+impl<To> MigrationRequest<To> {
+    /// To this destination by this algorithm; everything else is left at its default.
+    pub fn new(to: impl Into<To>, strategy: Strategy) -> Self {
+        Self {
+            to: to.into(),
+            strategy,
+            limits: Limits::default(),
+            tuning: Tuning::default(),
+            streams: None,
+            verify: false,
+            encoding: Encoding::default(),
+            delta_cache_bytes: None,
+        }
+    }
+
+    /// The same to a destination that is named in another way.
+    pub fn directed_to<Other>(self, to: Other) -> MigrationRequest<Other> {
+        MigrationRequest {
+            to,
+            strategy: self.strategy,
+            limits: self.limits,
+            tuning: self.tuning,
+            streams: self.streams,
+            verify: self.verify,
+            encoding: self.encoding,
+            delta_cache_bytes: self.delta_cache_bytes,
+        }
+    }
+
+    /// The policy of its algorithm, for a guest of `pages` pages of which `ready` is known beforehand.
+    pub fn policy(&self, pages: u64, ready: Option<Ready>) -> Box<dyn Policy> {
+        match ready {
+            Some(ready) => self
+                .strategy
+                .policy_knowing(&self.limits, &self.tuning, pages, ready),
+            None => self.strategy.policy(&self.limits, &self.tuning, pages),
+        }
+    }
+
+    /// How much memory the versions last sent may take for a guest of `ram_bytes`.
+    pub fn delta_cache_bytes(&self, ram_bytes: u64) -> u64 {
+        self.delta_cache_bytes
+            .unwrap_or_else(|| default_delta_cache_bytes(ram_bytes))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_not_said_is_left_at_its_default_and_nothing_is_lost_on_the_way() {
+        let asked: MigrationRequest<String> =
+            serde_json::from_str(r#"{"to": "b", "strategy": "hybrid", "verify": true, "streams": 3}"#)
+                .unwrap();
+        let expected = MigrationRequest {
+            verify: true,
+            streams: Some(3),
+            ..MigrationRequest::new("b", Strategy::Hybrid)
+        };
+        assert_eq!(asked, expected);
+        let there = asked.clone().directed_to(7_u16);
+        assert_eq!((there.to, there.directed_to("b".to_owned())), (7, asked));
+    }
+}
