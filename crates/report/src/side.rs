@@ -16,10 +16,9 @@ impl Side {
     /// Of a variant by its name.
     pub(crate) fn of(scenario: &Scenario, name: &str) -> Self {
         let variant = scenario.variants.iter().find(|variant| variant.name() == name);
-        let variant = variant.and_then(|variant| serde_json::to_value(variant).ok());
-        match variant.and_then(|variant| variant.get("peer").cloned()) {
-            None | Some(serde_json::Value::Null | serde_json::Value::Bool(false)) => Self::Ours,
-            Some(_) => Self::Peer,
+        match variant.is_some_and(|variant| variant.peer.is_some()) {
+            true => Self::Peer,
+            false => Self::Ours,
         }
     }
 

@@ -137,7 +137,9 @@ impl Judged<'_> {
             Some(_) => number::ratio(value),
             None => number::show(quantity.unit, value),
         };
-        let of = match &self.claim.relative_to {
+        // The other by its own name, where the claim is about the best of several.
+        let other = self.verdict.figure.split_once(" / ").map(|(_, other)| other);
+        let of = match other {
             Some(other) => format!("{} of {} / {other}", quantity.label, self.claim.variant),
             None => format!("{} of {}", quantity.label, self.claim.variant),
         };

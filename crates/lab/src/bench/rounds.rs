@@ -1,8 +1,9 @@
 //! The rounds of a run, number by number.
 
+use super::account::Account;
 use super::measure::Measured;
 
-/// One figure of each round of a run, in order; none where it has no rounds or no such figure. Names are those of the report:
+/// One figure of each round of a run, in order; none where it has no rounds or no such figure, as those of peers. Names are those of the report:
 /// `pages_sent`, `pages_dirtied`, `pages_filtered`, `filter_precision`.
 pub fn of(measured: &Measured, name: &str) -> Vec<Option<f64>> {
     let figure = |round| {

@@ -65,6 +65,10 @@ impl Relay {
                 tap.map_err(LabError::system(format!("make the tap {name}")))?,
             ));
         }
+        // Both, before anything is carried: a tap that is down takes nothing.
+        for (namespace, name) in ends {
+            namespace.ip(&format!("link set {name} up"))?;
+        }
         let stop = eventfd(0, EventfdFlags::CLOEXEC).map_err(|error| system(error.into()))?;
         let mut relay = Self {
             delay,

@@ -17,7 +17,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
-use super::claim::Claim;
+use super::claim::{BEST_PEER, Claim};
 use super::{Guest, Scenario, Variant};
 
 /// A figure of the report.
@@ -119,7 +119,10 @@ impl Figure {
             None => {
                 self.metrics.contains(&claim.metric)
                     && within(&claim.variant)
-                    && claim.relative_to.as_ref().is_none_or(within)
+                    && claim
+                        .relative_to
+                        .as_ref()
+                        .is_none_or(|other| other == BEST_PEER || within(other))
             }
         }
     }
