@@ -6,10 +6,18 @@ use super::scenario::Scenario;
 use crate::error::{LabError, Result};
 
 /// Name and text of each.
-const SCENARIOS: [(&str, &str); 12] = [
+const SCENARIOS: [(&str, &str); 15] = [
+    (
+        "contention-database",
+        include_str!("../../../../benches/scenarios/contention-database.toml"),
+    ),
     (
         "contention-memcached",
         include_str!("../../../../benches/scenarios/contention-memcached.toml"),
+    ),
+    (
+        "contention-redis",
+        include_str!("../../../../benches/scenarios/contention-redis.toml"),
     ),
     (
         "encodings",
@@ -18,6 +26,10 @@ const SCENARIOS: [(&str, &str); 12] = [
     (
         "filter-states",
         include_str!("../../../../benches/scenarios/filter-states.toml"),
+    ),
+    (
+        "filter-workloads",
+        include_str!("../../../../benches/scenarios/filter-workloads.toml"),
     ),
     (
         "hybrid-parallel",

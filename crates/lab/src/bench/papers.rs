@@ -40,7 +40,6 @@ const fn later(number: &'static str, about: &'static str, waits_for: &'static st
 
 const FORECASTS: &str = "joins with the forecasts";
 const CHECKPOINTS: &str = "joins with the checkpoints";
-const CONTENTION: &str = "a second guest that contends for the source";
 
 /// All of them.
 pub const PAPERS: [Paper; 5] = [
@@ -67,7 +66,7 @@ pub const PAPERS: [Paper; 5] = [
             later(
                 "Table 1",
                 "what the model and the filter cost",
-                "a workload for each of its rows; `cargo bench -p vmferry-benches --bench filter` has the cost of a forecast",
+                "a report of the model itself; `cargo bench -p vmferry-benches --bench filter` has the cost of a forecast",
             ),
             later(
                 "Fig. 2",
@@ -83,33 +82,26 @@ pub const PAPERS: [Paper; 5] = [
         name: "enlightened",
         reference: "Abe, Geambasu, Joshi, Satyanarayanan: Urgent Virtual Machine Eviction with Enlightened Post-Copy (2015)",
         figures: &[
-            later(
+            figure(
                 "Fig. 2",
                 "throughput while QEMU migrates one of two contending guests, over three links",
-                CONTENTION,
             ),
             figure(
                 "Fig. 5",
                 "throughput of memcached while QEMU migrates it: two ratios of writes, three links",
             ),
-            later(
+            figure(
                 "Fig. 10",
                 "memcached: throughput of both guests, enlightened and live, over three links",
-                CONTENTION,
             ),
             figure("Fig. 11", "memcached: latency over time, and its distribution"),
-            later(
-                "Fig. 12",
-                "a database: throughput of both guests over three links",
-                "a database in the guest",
-            ),
-            later("Fig. 13", "a database: latency", "a database in the guest"),
-            later(
+            figure("Fig. 12", "a database: throughput of both guests over three links"),
+            figure("Fig. 13", "a database: latency"),
+            figure(
                 "Fig. 14",
                 "a store that keeps the processors busy: throughput of both guests",
-                "a second store in the guest",
             ),
-            later("Fig. 15", "the same: latency", "a second store in the guest"),
+            figure("Fig. 15", "the same: latency"),
             figure(
                 "Fig. 16",
                 "stop-and-copy and plain post-copy beside enlightened post-copy",

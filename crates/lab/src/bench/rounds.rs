@@ -1,6 +1,5 @@
 //! The rounds of a run, number by number.
 
-use super::account::Account;
 use super::measure::Measured;
 
 /// One figure of each round of a run, in order; none where it has no rounds or no such figure, as those of peers. Names are those of the report:

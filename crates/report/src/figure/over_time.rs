@@ -1,10 +1,12 @@
 //! Timelines of the client's throughput, and the rounds of pre-copy.
 
+use std::borrow::Cow;
+
 use maud::{Markup, html};
 use vmferry_lab::bench::quantity::{Quantity, Unit};
 use vmferry_lab::bench::scenario::{Dimension, Figure};
 use vmferry_lab::bench::statistics::{Interval, quantile};
-use vmferry_lab::bench::{Operations, Results, rounds as rounds_of};
+use vmferry_lab::bench::{Operations, Results, Run, rounds as rounds_of};
 
 use super::panels::{grouped, panel};
 use crate::estimate::{Case, Estimate};
@@ -23,7 +25,7 @@ pub(super) fn timelines(results: &Results, cases: &[Case<'_>], anchor: &str) -> 
     for (group, cases) in grouped(cases, &[Dimension::Guest, Dimension::Link]) {
         let seen = cases.iter().map(|case| (*case, clients(results, *case)));
         let seen: Vec<_> = seen.filter(|(_, clients)| !clients.is_empty()).collect();
-        let end = |clients: &Vec<&Operations>| clients.iter().map(|client| end_s(client)).fold(0.0, f64::max);
+        let end = |clients: &Vec<Cow<'_, Operations>>| clients.iter().map(|client| end_s(client)).fold(0.0, f64::max);
         let longest = seen.iter().map(|(_, clients)| end(clients)).fold(0.0, f64::max);
         let shared = seen.iter().all(|(_, clients)| end(clients) * ALIKE >= longest);
         let drawn = seen.iter().map(|(case, clients)| {
@@ -54,7 +56,7 @@ pub(super) fn timelines(results: &Results, cases: &[Case<'_>], anchor: &str) -> 
         }
         p class="group" {
             "Line: median of the repetitions; band: from the smallest to the largest of them; shaded: the migration; dashed: the guest \
-             runs at the destination."
+             runs at the destination. Of two guests that contend, both together."
         }
     }
 }
@@ -85,9 +87,24 @@ fn timeline(
     plot.draw()
 }
 
-fn clients<'a>(results: &'a Results, case: Case<'_>) -> Vec<&'a Operations> {
+/// What the clients of the guest saw; of both guests together where it has a neighbour.
+fn clients<'a>(results: &'a Results, case: Case<'_>) -> Vec<Cow<'a, Operations>> {
     let runs = results.runs.iter().filter(|run| case.is_of(run));
-    runs.filter_map(|run| run.outcome.measured()?.operations.as_ref())
+    let seen = |run: &'a Run| {
+        let measured = run.outcome.measured()?;
+        let own = measured.operations.as_ref()?;
+        Some(match &measured.neighbour {
+            None => Cow::Borrowed(own),
+            Some(neighbour) => {
+                let windows = own.windows.iter().zip(&neighbour.windows);
+                Cow::Owned(Operations {
+                    windows: windows.map(|(own, other)| own + other).collect(),
+                    ..own.clone()
+                })
+            }
+        })
+    };
+    runs.filter_map(seen)
         .filter(|seen| !seen.windows.is_empty() && seen.window_ms > 0)
         .collect()
 }
@@ -98,7 +115,7 @@ fn end_s(seen: &Operations) -> f64 {
 }
 
 /// Smallest, median and largest of the repetitions, in steps of time that all have in common.
-fn points(seen: &[&Operations], end_s: f64) -> Vec<(f64, [f64; 3])> {
+fn points(seen: &[Cow<'_, Operations>], end_s: f64) -> Vec<(f64, [f64; 3])> {
     let start_s = seen
         .iter()
         .map(|client| client.windows_start_ms / 1e3)
