@@ -1,25 +1,17 @@
-//! What the data filter costs: time of a forecast and of taking a sample in, and memory by the size of the guest and of the
-//! state space. Two guests: a loop over a quarter of RAM, and one that writes eight regions at random, for which states
+//! What the data filter costs in memory, by the size of the guest and of the state space, beside its bound; what it costs in
+//! time is in `micro`. Two guests: a loop over a quarter of RAM, and one that writes eight regions at random, for which states
 //! tell little and the model becomes as large as it can.
 
-use std::hint::black_box;
-use std::time::Instant;
-
 use anyhow::Result;
-use vmferry_benches::{Figures, Output, runs};
+use vmferry_benches::{Figures, Output};
 use vmferry_core::filter::Learner;
 use vmferry_core::{PageBitmap, PageRun, Tuning};
 
 /// Pages of a GiB.
 const GIB: u64 = 1 << 18;
-/// Samples that a model is learned from: ten minutes of the paper's.
-const SAMPLES: u64 = 12_000;
-/// Steps that 1 GiB takes at 500 Mbit/s, the paper's link: 17 s.
-const STEPS: u32 = 344;
 
 fn main() -> Result<()> {
     let mut output = Output::from_args()?;
-    times(&mut output)?;
     memory(&mut output);
     output.finish()
 }
@@ -54,40 +46,6 @@ fn learned(pages: u64, tuning: &Tuning, samples: u64, guest: Guest) -> Learner {
         learner.sample(&guest(pages, at));
     }
     learner
-}
-
-fn times(output: &mut Output) -> Result<()> {
-    for (name, guest) in GUESTS {
-        let mut learner = learned(GIB, &Tuning::default(), SAMPLES, guest);
-        let [mut forecast, mut longest, mut sample] = [(); 3].map(|()| Figures::default());
-        for run in 0..runs(200)? as u64 {
-            let time = |figures: &mut Figures, act: &mut dyn FnMut()| {
-                let began = Instant::now();
-                act();
-                figures.push(began.elapsed().as_secs_f64() * 1e3);
-            };
-            time(&mut forecast, &mut || {
-                black_box(learner.forecast(black_box(STEPS)));
-            });
-            time(&mut longest, &mut || {
-                black_box(learner.forecast(black_box(u32::MAX)));
-            });
-            let dirty = guest(GIB, SAMPLES + run);
-            time(&mut sample, &mut || {
-                black_box(learner.sample(&dirty));
-            });
-        }
-        println!("1 GiB, 256 regions, {name}:");
-        output.figures(&format!("{name}: forecast of 17 s"), "ms", &forecast);
-        output.figures(&format!("{name}: the longest forecast, 51 s"), "ms", &longest);
-        output.figures(&format!("{name}: taking a sample in"), "ms", &sample);
-        output.ratio(
-            &format!("{name}: longest forecast / 1 ms"),
-            longest.median(),
-            "at most 1",
-        );
-    }
-    Ok(())
 }
 
 /// The bound is what `vmferry_core::filter` says: 18 bytes a page and 4 a pair of states, and the lists' own.

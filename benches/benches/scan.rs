@@ -1,19 +1,15 @@
-//! What tracking writes costs: a scan of clean and of written memory, and the slow-down of a guest that writes all the
-//! time, untracked, tracked by us, and tracked by QEMU's own migration (throttled so that it moves next to nothing).
+//! What tracking writes costs a guest that writes all the time: its slow-down, untracked, tracked by us, and tracked by QEMU's
+//! own migration (throttled so that it moves next to nothing). What a scan takes is in `micro`.
 
 use std::io::{Read as _, Write as _};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use vmferry_benches::{Figures, Output, runs};
 use vmferry_core::PageBitmap;
-use vmferry_memory::{
-    FileId, PAGE_SIZE, PagemapScanner, SharedMemory, Userfaultfd, WpAsyncTracker, mappings_of,
-};
 use vmferry_tests::{Console, Pair, TestGuest, need};
 
 /// How often memory is scanned while the guest is measured.
@@ -28,42 +24,8 @@ fn main() {
 
 fn measure() -> Result<()> {
     let mut output = Output::from_args()?;
-    scans(&mut output)?;
     slow_down(&mut output)?;
     output.finish()
-}
-
-fn scans(output: &mut Output) -> Result<()> {
-    let memory = SharedMemory::create("scan-bench", 1 << 30)?;
-    memory.populate(0..memory.len())?;
-    let own = std::process::id();
-    let (uffd, _) = Userfaultfd::open()?;
-    let mappings = mappings_of(own, FileId::of(memory.fd())?)?;
-    let mut tracker = WpAsyncTracker::new(Arc::new(uffd), PagemapScanner::open(own)?, mappings)?;
-    tracker.arm()?;
-    tracker.scan(&mut |_| {})?;
-    let written = [("clean", 0), ("1% written", 100), ("100% written", 1)];
-    let mut times = written.map(|_| Figures::default());
-    for _ in 0..runs(15)? {
-        for ((_, every), times) in written.iter().zip(&mut times) {
-            if *every > 0 {
-                let pages = (0..memory.len()).step_by(PAGE_SIZE * every);
-                pages.for_each(|at| memory.store_u64(at, at));
-            }
-            let began = Instant::now();
-            tracker.scan(&mut |_| {})?;
-            times.push(began.elapsed().as_secs_f64() * 1e3);
-        }
-    }
-    for ((name, _), times) in written.iter().zip(&times) {
-        output.figures(&format!("scan of 1 GiB, {name}"), "ms", times);
-    }
-    output.ratio(
-        "scan of clean memory / 5 ms",
-        times[0].median() / 5.0,
-        "at most 1",
-    );
-    Ok(())
 }
 
 fn slow_down(output: &mut Output) -> Result<()> {

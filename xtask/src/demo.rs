@@ -46,7 +46,7 @@ fn prepare() -> Result<PathBuf> {
         bail!("not root: QEMU's demo makes network namespaces");
     }
     setup::install()?;
-    let image = image::build(&Cache::open()?)?;
+    let image = image::build(&Cache::open()?, &[])?;
     eprintln!("{}", image.summary);
     Ok(image.folder)
 }

@@ -5,12 +5,15 @@
 mod cache;
 mod command;
 mod cpio;
+mod database;
 mod demo;
 mod image;
 mod kernel;
+mod layer;
 mod libraries;
 mod modules;
 mod setup;
+mod sources;
 mod test;
 mod tidy;
 
@@ -19,6 +22,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
+use layer::Layer;
 
 /// Project tasks of vmferry.
 #[derive(Parser)]
@@ -33,7 +37,14 @@ enum Task {
     /// Install what the demo and the tests need (Debian, Ubuntu; as root).
     Setup,
     /// Build the guest image in the cache folder, and print where it is.
-    Image,
+    Image {
+        /// Layers of programs for heavier workloads, built beside it; those that are there stay.
+        #[arg(long, value_delimiter = ',')]
+        layers: Vec<Layer>,
+        /// Every layer.
+        #[arg(long)]
+        all: bool,
+    },
     /// Show a live migration: install what is missing, build all, then run `vmferry demo`.
     Demo {
         /// Print the reports as JSON on stdout, and nothing else there.
@@ -59,7 +70,8 @@ enum Task {
 fn main() -> ExitCode {
     let outcome = match Arguments::parse().task {
         Task::Setup => setup::install(),
-        Task::Image => build_image(),
+        Task::Image { all: true, .. } => build_image(&Layer::ALL),
+        Task::Image { layers, .. } => build_image(&layers),
         Task::Demo {
             json,
             synthetic,
@@ -82,8 +94,8 @@ fn main() -> ExitCode {
     ExitCode::FAILURE
 }
 
-fn build_image() -> Result<()> {
-    let image = image::build(&cache::Cache::open()?)?;
+fn build_image(layers: &[Layer]) -> Result<()> {
+    let image = image::build(&cache::Cache::open()?, layers)?;
     eprintln!("{}", image.summary);
     println!("{}", image.folder.display());
     Ok(())

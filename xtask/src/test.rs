@@ -7,7 +7,11 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, bail};
 
 use crate::cache::Cache;
+use crate::layer::Layer;
 use crate::{command, image, setup, tidy};
+
+/// Layers of the guest image that the tests have; those of heavier ones run where somebody built them.
+const LAYERS: [Layer; 1] = [Layer::Redis];
 
 /// How a stage ended.
 enum Outcome {
@@ -68,6 +72,12 @@ pub(crate) fn run(fast: bool) -> Result<()> {
             cargo(all, &test_environment(guest.as_deref()))
         }
     }));
+    // By `cargo test`, so that what was built for the tests is used; each runs once and nothing is measured.
+    let micro: &[&str] = &["test", "--workspace", "--bench", "micro"];
+    stages.push(stage("micro benches", || {
+        let environment = (!fast).then(|| test_environment(guest.as_deref()));
+        cargo(micro, &environment.unwrap_or_default())
+    }));
     summarise(&stages)
 }
 
@@ -88,7 +98,10 @@ fn stage(name: &'static str, run: impl FnOnce() -> Outcome) -> Stage {
 /// Installs what the tests need and builds the guest image. As root a failure is one of the whole run; others go on without, and
 /// tests that need a guest say that they were skipped.
 fn prepare() -> (Outcome, Option<PathBuf>) {
-    let built = setup::install().and_then(|()| image::build(&Cache::open()?));
+    let built = setup::install().and_then(|()| image::build(&Cache::open()?, &LAYERS));
+    if let Err(error) = setup::install_browser() {
+        eprintln!("the report's page will not be looked at: {error:#}");
+    }
     match built {
         Ok(image) => {
             eprintln!("{}", image.summary);
@@ -116,7 +129,12 @@ fn test_environment(guest: Option<&Path>) -> Vec<(&'static str, String)> {
         ));
     }
     if setup::is_root() && std::env::var_os("VMFERRY_REQUIRE").is_none() {
-        environment.push(("VMFERRY_REQUIRE", "qemu,root,uffd".to_owned()));
+        let browser = if crate::setup::has_browser() {
+            ",chromium"
+        } else {
+            ""
+        };
+        environment.push(("VMFERRY_REQUIRE", format!("qemu,root,uffd{browser}")));
     }
     environment
 }

@@ -27,6 +27,7 @@ mod tracker;
 mod uffd;
 
 pub mod physical;
+pub mod plain;
 pub mod qmp;
 pub mod spec;
 
@@ -34,5 +35,6 @@ pub use attach::attach;
 pub use backend::QemuBackend;
 pub use guest::QemuGuest;
 pub use physical::GuestPhysicalMap;
+pub use plain::PlainQemu;
 pub use probe::{QemuInfo, probe};
 pub use spec::QemuConfig;

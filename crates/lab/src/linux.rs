@@ -1,57 +1,68 @@
 //! The Linux guest of the guest image, as QEMU has to be told.
 
-use std::net::SocketAddr;
-use std::path::Path;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use rand_xoshiro::SplitMix64;
+use rand_xoshiro::rand_core::{Rng as _, SeedableRng as _};
 use vmferry_guest::GuestState;
 
 use crate::error::{LabError, Result};
 use crate::guards::Interrupt;
 use crate::hosts::Host;
-use crate::memcached::Connection;
+use crate::load::memcached::Connection;
 use crate::namespace::Namespace;
-use crate::requirements::{INITRAMFS, KERNEL};
+use crate::requirements::{KERNEL, initramfs};
 use crate::topology::{GUEST, PREFIX_BITS, TAP};
+use crate::workload::{self, MEMCACHED_PORT, Workload};
 
-const MEMCACHED_PORT: u16 = 11211;
 const MAC: &str = "52:54:00:0a:4d:0a";
 /// How long the guest may take to boot: tens of times what it takes.
 const BOOT_LIMIT: Duration = Duration::from_secs(180);
 /// How long memcached in the guest may take to answer when it is asked whether it is there.
 const PATIENCE: Duration = Duration::from_secs(1);
+/// Name of its disk in the run's folder.
+const DISK: &str = "disk.raw";
 
 /// Where memcached in the guest listens.
-pub fn memcached() -> SocketAddr {
-    SocketAddr::from((GUEST, MEMCACHED_PORT))
+pub fn memcached() -> std::net::SocketAddr {
+    workload::guest(MEMCACHED_PORT)
 }
 
 /// What the guest does.
 #[derive(Clone, Debug, Default)]
 pub struct LinuxGuest {
-    /// Whether it has a network card on the host's tap, and the lab's address for guests.
-    pub network: bool,
-    /// MiB of items that its memcached keeps; none runs where absent.
-    pub memcached_mib: Option<u64>,
-    /// Its load, as the guest image understands it: `write:64:200`, `idle`.
+    /// What clients see it do. Where it has clients, the guest has a network card on the host's tap, and the lab's address
+    /// for guests.
+    pub workload: Workload,
+    /// Loads that nobody outside sees, as the guest image understands them: `write:64:200`, `idle`.
     pub load: Option<String>,
     /// Whether the agent runs in it.
     pub agent: bool,
 }
 
 impl LinuxGuest {
-    /// QEMU's arguments for it, the same on both hosts. `image` is the folder that `cargo xtask image` makes; the file
-    /// `console` is appended to by one QEMU after the other.
+    /// QEMU's arguments for it, the same on both hosts. `image` is the folder that `cargo xtask image` makes. In `folder`, that
+    /// of the run, its disk is made where it has one, and its console's file, which one QEMU after the other appends to.
     ///
     /// # Errors
-    /// When the image is none.
-    pub fn args(&self, image: &Path, console: &Path) -> Result<Vec<String>> {
-        let file = |name: &str| image.join(name).display().to_string();
+    /// When the image is none, or has not what the workload needs; when the disk cannot be made.
+    pub fn args(&self, image: &Path, folder: &Path) -> Result<Vec<String>> {
+        let initramfs = image.join(initramfs(self.workload.layer()));
+        if let Some(layer) = self.workload.layer()
+            && !initramfs.is_file()
+        {
+            return Err(LabError::Layer {
+                path: initramfs,
+                layer,
+            });
+        }
         let mut args: Vec<String> = [
             "-kernel",
-            &file(KERNEL),
+            &image.join(KERNEL).display().to_string(),
             "-initrd",
-            &file(INITRAMFS),
+            &initramfs.display().to_string(),
             "-append",
             &format!("{}{}", kernel_parameters(image)?, self.parameters()),
             "-device",
@@ -59,18 +70,28 @@ impl LinuxGuest {
             // Where it dies it shall not begin again.
             "-no-reboot",
             "-chardev",
-            &format!("file,id=console,path={},append=on", console.display()),
+            &format!("file,id=console,path={},append=on", console(folder).display()),
             "-serial",
             "chardev:console",
         ]
         .map(str::to_owned)
         .into();
-        if self.network {
+        if self.workload.has_client() {
             args.extend([
                 "-netdev".to_owned(),
                 format!("tap,id=net0,ifname={TAP},script=no,downscript=no"),
                 "-device".to_owned(),
                 format!("virtio-net-pci,netdev=net0,mac={MAC},romfile="),
+            ]);
+        }
+        if let Some(mib) = self.workload.disk_mib() {
+            let disk = make_disk(folder, mib)?;
+            args.extend([
+                "-drive".to_owned(),
+                // Both QEMUs have it open at once, which is safe in every cache mode because nobody writes.
+                format!("file={},format=raw,if=none,id=disk,readonly=on", disk.display()),
+                "-device".to_owned(),
+                "virtio-blk-pci,drive=disk".to_owned(),
             ]);
         }
         Ok(args)
@@ -79,11 +100,11 @@ impl LinuxGuest {
     /// What its init script reads from the kernel's command line.
     fn parameters(&self) -> String {
         let mut parameters = String::new();
-        if self.network {
+        if self.workload.has_client() {
             parameters += &format!(" vmferry.ip={GUEST}/{PREFIX_BITS}");
         }
-        if let Some(mib) = self.memcached_mib {
-            parameters += &format!(" vmferry.memcached={mib}");
+        if let Some(parameter) = self.workload.parameter() {
+            parameters += &format!(" {parameter}");
         }
         if let Some(load) = &self.load {
             parameters += &format!(" vmferry.load={load}");
@@ -95,46 +116,79 @@ impl LinuxGuest {
     }
 }
 
+/// What the guest of a run prints, in the run's folder.
+pub fn console(folder: &Path) -> PathBuf {
+    folder.join("console.log")
+}
+
+/// A disk of noise, of which no two parts are alike.
+fn make_disk(folder: &Path, mib: u64) -> Result<PathBuf> {
+    let path = folder.join(DISK);
+    let mut noise = SplitMix64::seed_from_u64(mib);
+    let mut piece = vec![0; 1 << 20];
+    let mut write = || {
+        let mut file = std::fs::File::create(&path)?;
+        for _ in 0..mib {
+            noise.fill_bytes(&mut piece);
+            file.write_all(&piece)?;
+        }
+        Ok(())
+    };
+    write().map_err(LabError::system(format!("make the disk {}", path.display())))?;
+    Ok(path)
+}
+
 /// Waits until memcached in the guest `name` answers somebody in `client`, and returns its version.
 ///
 /// # Errors
 /// When the guest ends, or takes far too long.
 pub fn wait_for_memcached(
-    host: &Host,
+    place: &impl Place,
     name: &str,
     client: &Namespace,
     interrupt: &Interrupt,
 ) -> Result<String> {
     interrupt.wait_for("memcached in the guest", BOOT_LIMIT, || {
-        check_alive(host, name)?;
+        place.check_alive(name)?;
         let ask = || Connection::open(memcached(), PATIENCE)?.version();
         Ok(client.enter(ask)?.ok())
     })
 }
 
-/// Waits until the guest `name` printed `text` on its console.
+/// Waits until the guest `name`, whose run has this folder, printed `text` on its console.
 ///
 /// # Errors
 /// See [`wait_for_memcached`].
 pub fn wait_for_text(
-    host: &Host,
+    place: &impl Place,
     name: &str,
-    console: &Path,
+    folder: &Path,
     text: &str,
     interrupt: &Interrupt,
 ) -> Result<()> {
     let what = format!("{text:?} on the guest's console");
     interrupt.wait_for(&what, BOOT_LIMIT, || {
-        check_alive(host, name)?;
-        let printed = std::fs::read(console).unwrap_or_default();
+        place.check_alive(name)?;
+        let printed = std::fs::read(console(folder)).unwrap_or_default();
         Ok(String::from_utf8_lossy(&printed).contains(text).then_some(()))
     })
 }
 
-fn check_alive(host: &Host, name: &str) -> Result<()> {
-    match host.guest(name)?.state {
-        None | Some(GuestState::Gone) => Err(LabError::Guest("ended while it booted".into())),
-        Some(_) => Ok(()),
+/// Where a guest boots.
+pub trait Place {
+    /// Whether the guest `name` is still there.
+    ///
+    /// # Errors
+    /// When it ended, or that is not known.
+    fn check_alive(&self, name: &str) -> Result<()>;
+}
+
+impl Place for Host {
+    fn check_alive(&self, name: &str) -> Result<()> {
+        match self.guest(name)?.state {
+            None | Some(GuestState::Gone) => Err(LabError::Guest("ended while it booted".into())),
+            Some(_) => Ok(()),
+        }
     }
 }
 
@@ -158,14 +212,19 @@ fn kernel_parameters(image: &Path) -> Result<String> {
 mod tests {
     use super::*;
 
-    fn append(guest: &LinuxGuest) -> (String, Vec<String>) {
+    fn image(layers: &[&str]) -> tempfile::TempDir {
         let image = tempfile::tempdir().unwrap();
-        std::fs::write(
-            image.path().join("image.json"),
-            r#"{"kernel_parameters": "quiet"}"#,
-        )
-        .unwrap();
-        let args = guest.args(image.path(), Path::new("/console")).unwrap();
+        let write = |name: &str, text: &str| std::fs::write(image.path().join(name), text).unwrap();
+        write("image.json", r#"{"kernel_parameters": "quiet"}"#);
+        for layer in layers {
+            write(&initramfs(Some(layer)), "");
+        }
+        image
+    }
+
+    fn append(guest: &LinuxGuest, layers: &[&str]) -> (String, Vec<String>) {
+        let image = image(layers);
+        let args = guest.args(image.path(), image.path()).unwrap();
         let at = args.iter().position(|arg| arg == "-append").unwrap();
         (args[at + 1].clone(), args)
     }
@@ -177,18 +236,47 @@ mod tests {
             load: Some("idle".into()),
             ..LinuxGuest::default()
         };
-        let (parameters, args) = append(&idle);
+        let (parameters, args) = append(&idle, &[]);
         assert_eq!(parameters, "quiet vmferry.load=idle vmferry.agent");
         assert!(!args.iter().any(|arg| arg.contains("tap")), "{args:?}");
 
-        let server = LinuxGuest {
-            network: true,
-            memcached_mib: Some(64),
+        let worker = LinuxGuest {
+            workload: Workload::Cpu { percent: 40 },
             ..LinuxGuest::default()
         };
-        let (parameters, args) = append(&server);
-        assert_eq!(parameters, "quiet vmferry.ip=10.77.0.10/24 vmferry.memcached=64");
+        let (parameters, args) = append(&worker, &[]);
+        assert_eq!(parameters, "quiet vmferry.ip=10.77.0.10/24 vmferry.work=cpu:40");
         assert!(args.iter().any(|arg| arg.contains("ifname=guest0")), "{args:?}");
+    }
+
+    #[test]
+    fn a_layer_is_given_to_the_guest_that_needs_it_and_missed_where_it_is_not() {
+        let guest = LinuxGuest {
+            workload: Workload::Compile {},
+            ..LinuxGuest::default()
+        };
+        let (_, args) = append(&guest, &["compile"]);
+        assert!(
+            args.iter().any(|arg| arg.ends_with("/initramfs-compile.cpio")),
+            "{args:?}"
+        );
+        let image = image(&["redis"]);
+        let error = guest.args(image.path(), image.path()).unwrap_err().to_string();
+        assert!(error.contains("`cargo xtask image --layers compile`"), "{error}");
+    }
+
+    #[test]
+    fn the_disk_that_is_read_is_noise() {
+        let image = image(&[]);
+        let guest = LinuxGuest {
+            workload: Workload::DiskRead { mib: 2 },
+            ..LinuxGuest::default()
+        };
+        let args = guest.args(image.path(), image.path()).unwrap();
+        assert!(args.iter().any(|arg| arg.contains("readonly=on")), "{args:?}");
+        let disk = std::fs::read(image.path().join(DISK)).unwrap();
+        assert_eq!(disk.len(), 2 << 20);
+        assert_ne!(disk[..1 << 20], disk[1 << 20..]);
     }
 
     #[test]
@@ -198,7 +286,7 @@ mod tests {
             if let Some(content) = content {
                 std::fs::write(image.path().join("image.json"), content).unwrap();
             }
-            let error = LinuxGuest::default().args(image.path(), Path::new("/c"));
+            let error = LinuxGuest::default().args(image.path(), image.path());
             error.unwrap_err().to_string()
         };
         for (content, why) in [

@@ -13,7 +13,12 @@ const PROGRAMS: [(&str, &str); 3] = [
 ];
 /// The files of a guest image, as `cargo xtask image` makes them.
 pub(crate) const KERNEL: &str = "vmlinuz";
-pub(crate) const INITRAMFS: &str = "initramfs.cpio";
+const INITRAMFS: &str = "initramfs.cpio";
+
+/// The initramfs of a guest image, with a layer of further programs or without.
+pub(crate) fn initramfs(layer: Option<&str>) -> String {
+    layer.map_or_else(|| INITRAMFS.to_owned(), |layer| format!("initramfs-{layer}.cpio"))
+}
 
 /// What is missing for a lab with a QEMU guest, in words, or nothing.
 pub fn missing_for_qemu(image: Option<&Path>) -> Option<String> {

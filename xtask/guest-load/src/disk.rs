@@ -9,11 +9,11 @@ use std::convert::Infallible;
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::pattern::{self, PAGE};
+use crate::status::Status;
 
 const BLOCK: usize = 16 << 10;
 const BLOCKS_PER_MIB: usize = (1 << 20) / BLOCK;
@@ -53,35 +53,6 @@ pub(crate) fn run(device: &str, mib: usize) -> Result<Infallible, String> {
     loop {
         std::thread::sleep(Duration::from_secs(1));
         println!("guest-load: {}", status.line());
-    }
-}
-
-/// What the threads found.
-#[derive(Default)]
-struct Status {
-    passes: AtomicU64,
-    faults: AtomicU64,
-    first_fault: Mutex<Option<String>>,
-}
-
-impl Status {
-    fn fault(&self, what: &str) {
-        let mut first = self.first_fault.lock().unwrap_or_else(PoisonError::into_inner);
-        self.faults.fetch_add(1, Ordering::Relaxed);
-        if first.is_none() {
-            println!("guest-load: CORRUPT {what}");
-            *first = Some(what.to_owned());
-        }
-    }
-
-    fn line(&self) -> String {
-        match &*self.first_fault.lock().unwrap_or_else(PoisonError::into_inner) {
-            None => format!("ok passes={}", self.passes.load(Ordering::Relaxed)),
-            Some(fault) => format!(
-                "CORRUPT {} times, first {fault}",
-                self.faults.load(Ordering::Relaxed)
-            ),
-        }
     }
 }
 
@@ -157,7 +128,7 @@ impl Worker {
             // Clean pages are dropped, so that reads go to the device; not permitted outside the guest, and not needed there.
             let _ = std::fs::write("/proc/sys/vm/drop_caches", "1");
         }
-        self.status.passes.fetch_add(1, Ordering::Relaxed);
+        self.status.pass();
         Ok(())
     }
 

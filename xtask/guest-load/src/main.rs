@@ -1,36 +1,54 @@
 //! Loads for the test guest that check their own data, so that a page which a migration lost, tore or left at an old version
 //! shows up inside the guest, whatever the report outside says.
 //!
-//! Each load prints a line a second on stdout: `guest-load: ok passes=N`, or, from the first fault it finds until it is stopped,
-//! `guest-load: CORRUPT ...`.
+//! Each load prints a line now and then on stdout: `guest-load: ok passes=N`, or, from the first fault it finds until it is stopped,
+//! `guest-load: CORRUPT ...`. With `--progress PORT` it tells clients of that port how far it has come.
 
 #![forbid(unsafe_code)]
 
 mod churn;
+mod compile;
+mod compress;
+mod cpu;
+mod digest;
 mod disk;
+mod disk_read;
 mod memory;
+mod network;
 mod pattern;
+mod progress;
+mod status;
+mod text;
 mod used;
 
 use std::collections::HashMap;
+use std::convert::Infallible;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-const USAGE: &str = "usage: guest-load write --mib N --rate-mib-s R (0: as fast as it goes)
+use progress::Progress;
+
+const USAGE: &str = "usage: guest-load write --mib N --rate-mib-s R (0: as fast as it goes) [--progress PORT]
        guest-load disk --device PATH --mib N
        guest-load churn --folder PATH --mib N
-       guest-load used --mib N";
+       guest-load used --mib N
+       guest-load cpu --percent N [--progress PORT]
+       guest-load gzip|bzip2 --mib N --folder PATH [--progress PORT]
+       guest-load compile --sources PATH --folder PATH [--progress PORT]
+       guest-load disk-read --device PATH [--progress PORT]
+       guest-load net-send|net-receive --port PORT";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let outcome = match Load::parse(&arguments) {
-        Some(Load::Memory { mib, rate_mib_s }) => memory::run(mib, rate_mib_s),
-        Some(Load::Disk { device, mib }) => disk::run(&device, mib),
-        Some(Load::Churn { folder, mib }) => churn::run(mib, &folder),
-        Some(Load::Used { mib }) => {
+    let outcome = match Command::parse(&arguments) {
+        Some(Command {
+            load: Load::Used { mib },
+            ..
+        }) => {
             used::run(mib);
             return ExitCode::SUCCESS;
         }
+        Some(command) => command.run(),
         None => Err(USAGE.to_owned()),
     };
     let Err(error) = outcome;
@@ -39,14 +57,72 @@ fn main() -> ExitCode {
 }
 
 #[derive(Debug, PartialEq, Eq)]
-enum Load {
-    Memory { mib: usize, rate_mib_s: usize },
-    Disk { device: String, mib: usize },
-    Churn { folder: PathBuf, mib: usize },
-    Used { mib: usize },
+struct Command {
+    load: Load,
+    /// The port where it tells how far it has come.
+    progress: Option<u16>,
 }
 
-impl Load {
+#[derive(Debug, PartialEq, Eq)]
+enum Load {
+    Memory {
+        mib: usize,
+        rate_mib_s: usize,
+    },
+    Disk {
+        device: String,
+        mib: usize,
+    },
+    Churn {
+        folder: PathBuf,
+        mib: usize,
+    },
+    Used {
+        mib: usize,
+    },
+    Cpu {
+        percent: u32,
+    },
+    Compress {
+        program: String,
+        mib: usize,
+        folder: PathBuf,
+    },
+    Compile {
+        sources: PathBuf,
+        folder: PathBuf,
+    },
+    DiskRead {
+        device: PathBuf,
+    },
+    Send {
+        port: u16,
+    },
+    Receive {
+        port: u16,
+    },
+}
+
+impl Command {
+    fn run(self) -> Result<Infallible, String> {
+        let progress = Progress::default();
+        if let Some(port) = self.progress {
+            progress.serve(port)?;
+        }
+        match self.load {
+            Load::Memory { mib, rate_mib_s } => memory::run(mib, rate_mib_s, &progress),
+            Load::Disk { device, mib } => disk::run(&device, mib),
+            Load::Churn { folder, mib } => churn::run(mib, &folder),
+            Load::Cpu { percent } => cpu::run(percent, &progress),
+            Load::Compress { program, mib, folder } => compress::run(&program, mib, &folder, &progress),
+            Load::Compile { sources, folder } => compile::run(&sources, &folder, &progress),
+            Load::DiskRead { device } => disk_read::run(&device, &progress),
+            Load::Send { port } => network::send(port),
+            Load::Receive { port } => network::receive(port, &progress),
+            Load::Used { .. } => Err("it ends".to_owned()),
+        }
+    }
+
     fn parse(arguments: &[String]) -> Option<Self> {
         let (kind, options) = arguments.split_first()?;
         let mut values = HashMap::new();
@@ -54,34 +130,62 @@ impl Load {
             let [name, value] = pair else { return None };
             values.insert(name.as_str(), value.as_str());
         }
-        let positive = |name: &str| {
-            values
-                .get(name)?
-                .parse()
-                .ok()
-                .filter(|&number: &usize| number > 0)
+        let progress = match values.get("--progress") {
+            Some(port) => Some(port.parse().ok()?),
+            None => None,
         };
-        match kind.as_str() {
-            "write" => {
-                let rate_mib_s = values.get("--rate-mib-s")?.parse().ok()?;
-                Some(Self::Memory {
-                    mib: positive("--mib")?,
-                    rate_mib_s,
-                })
-            }
-            "disk" => Some(Self::Disk {
+        Some(Self {
+            load: Load::parse(kind, &values)?,
+            progress,
+        })
+    }
+}
+
+impl Load {
+    fn parse(kind: &str, values: &HashMap<&str, &str>) -> Option<Self> {
+        let number = |name: &str| values.get(name)?.parse().ok();
+        let positive = |name: &str| number(name).filter(|&number: &usize| number > 0);
+        let path = |name: &str| values.get(name).map(PathBuf::from);
+        let port = || values.get("--port")?.parse().ok();
+        Some(match kind {
+            "write" => Self::Memory {
+                mib: positive("--mib")?,
+                rate_mib_s: number("--rate-mib-s")?,
+            },
+            "disk" => Self::Disk {
                 device: values.get("--device")?.to_string(),
                 mib: positive("--mib")?,
-            }),
-            "used" => Some(Self::Used {
+            },
+            "used" => Self::Used {
                 mib: positive("--mib")?,
-            }),
-            "churn" => Some(Self::Churn {
-                folder: values.get("--folder")?.into(),
+            },
+            "churn" => Self::Churn {
+                folder: path("--folder")?,
                 mib: positive("--mib")?,
-            }),
-            _ => None,
-        }
+            },
+            "cpu" => Self::Cpu {
+                percent: values
+                    .get("--percent")?
+                    .parse()
+                    .ok()
+                    .filter(|&percent| percent <= 100)?,
+            },
+            "gzip" | "bzip2" => Self::Compress {
+                program: kind.to_owned(),
+                mib: positive("--mib")?,
+                folder: path("--folder")?,
+            },
+            "compile" => Self::Compile {
+                sources: path("--sources")?,
+                folder: path("--folder")?,
+            },
+            "disk-read" => Self::DiskRead {
+                device: path("--device")?,
+            },
+            "net-send" => Self::Send { port: port()? },
+            "net-receive" => Self::Receive { port: port()? },
+            _ => return None,
+        })
     }
 }
 
@@ -90,7 +194,11 @@ mod tests {
     use super::*;
 
     fn parse(line: &str) -> Option<Load> {
-        Load::parse(&line.split(' ').map(str::to_owned).collect::<Vec<_>>())
+        command(line).map(|command| command.load)
+    }
+
+    fn command(line: &str) -> Option<Command> {
+        Command::parse(&line.split(' ').map(str::to_owned).collect::<Vec<_>>())
     }
 
     #[test]
@@ -113,6 +221,28 @@ mod tests {
         };
         assert_eq!(parse("churn --folder /tmp --mib 8"), Some(churn));
         assert_eq!(parse("used --mib 8"), Some(Load::Used { mib: 8 }));
+        let bzip2 = Load::Compress {
+            program: "bzip2".into(),
+            mib: 8,
+            folder: "/tmp".into(),
+        };
+        assert_eq!(parse("bzip2 --mib 8 --folder /tmp"), Some(bzip2));
+        let compile = Load::Compile {
+            sources: "/src".into(),
+            folder: "/tmp".into(),
+        };
+        assert_eq!(parse("compile --sources /src --folder /tmp"), Some(compile));
+        let read = Load::DiskRead {
+            device: "/dev/vda".into(),
+        };
+        assert_eq!(parse("disk-read --device /dev/vda"), Some(read));
+        assert_eq!(parse("net-send --port 7"), Some(Load::Send { port: 7 }));
+        assert_eq!(parse("net-receive --port 7"), Some(Load::Receive { port: 7 }));
+        let cpu = Command {
+            load: Load::Cpu { percent: 40 },
+            progress: Some(7121),
+        };
+        assert_eq!(command("cpu --percent 40 --progress 7121"), Some(cpu));
     }
 
     #[test]
@@ -126,6 +256,11 @@ mod tests {
             "churn --mib 1",
             "sleep --mib 1",
             "disk --mib",
+            "cpu --percent 101",
+            "cpu --percent 1 --progress 70000",
+            "gzip --mib 1",
+            "compile --folder /tmp",
+            "net-send",
         ] {
             assert_eq!(parse(line), None, "{line}");
         }

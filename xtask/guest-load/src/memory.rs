@@ -5,6 +5,7 @@ use std::convert::Infallible;
 use std::time::{Duration, Instant};
 
 use crate::pattern::{self, PAGE};
+use crate::progress::Progress;
 
 const PAGES_PER_MIB: usize = (1 << 20) / PAGE;
 const REPORT_EVERY: Duration = Duration::from_secs(1);
@@ -16,8 +17,8 @@ const CHECK_TIME: Duration = Duration::from_millis(2);
 /// How far the writer may fall behind its rate (the guest was paused, or starved) before it gives the arrears up.
 const ARREARS: Duration = Duration::from_millis(100);
 
-/// Writes `mib` MiB of memory at `rate_mib_s` (0: as fast as it goes) and checks it, for ever.
-pub(crate) fn run(mib: usize, rate_mib_s: usize) -> Result<Infallible, String> {
+/// Writes `mib` MiB of memory at `rate_mib_s` (0: as fast as it goes) and checks it, for ever. Units of progress are pages.
+pub(crate) fn run(mib: usize, rate_mib_s: usize, progress: &Progress) -> Result<Infallible, String> {
     let mut sweep = Sweep::new(mib * PAGES_PER_MIB);
     let mut due = Instant::now();
     let mut report_at = Instant::now() + REPORT_EVERY;
@@ -27,6 +28,7 @@ pub(crate) fn run(mib: usize, rate_mib_s: usize) -> Result<Infallible, String> {
         if now.duration_since(due) > ARREARS {
             due = now;
         }
+        let before = sweep.written;
         if rate_mib_s == 0 {
             sweep.write(PAGES_PER_MIB);
             sweep.check_one();
@@ -41,6 +43,7 @@ pub(crate) fn run(mib: usize, rate_mib_s: usize) -> Result<Infallible, String> {
             }
             std::thread::sleep(due.saturating_duration_since(Instant::now()).min(TICK));
         }
+        progress.add(sweep.written - before);
         if Instant::now() >= report_at {
             let since = REPORT_EVERY + report_at.elapsed();
             let rate = (sweep.written - reported) as f64 / PAGES_PER_MIB as f64 / since.as_secs_f64();

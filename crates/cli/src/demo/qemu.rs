@@ -9,8 +9,9 @@ use vmferry_guest::GuestSpec;
 use vmferry_guest_qemu::QemuConfig;
 use vmferry_lab::hosts::{last_lines, timed};
 use vmferry_lab::linux::{self, LinuxGuest};
-use vmferry_lab::load::{Load, Record, Settings};
-use vmferry_lab::{Host, Interrupt, Topology};
+use vmferry_lab::load::{Load, Protocol, Record, SetGet, Settings};
+use vmferry_lab::workload::KeyValue;
+use vmferry_lab::{Host, Interrupt, Topology, Workload};
 
 use super::result::{ClientResult, DemoResult};
 use super::watch::Watch;
@@ -26,7 +27,7 @@ pub(super) const LEAST_MIB: u64 = 256;
 /// What memcached may use for them (with what it needs itself, so that it drops none), in MiB.
 const MEMCACHED_MIB: u64 = 112;
 const OPERATIONS_PER_S: u32 = 1000;
-const ONE_SET_IN: u64 = 5;
+const SET_GET: SetGet = SetGet { sets: 1, gets: 4 };
 /// Time under load before and after each migration.
 const UNDER_LOAD: Duration = Duration::from_secs(2);
 
@@ -63,13 +64,15 @@ impl Setup<'_> {
         let [a, b] = hosts;
         self.boot(a)?;
         let settings = Settings {
+            protocol: Protocol::Memcached,
             address: linux::memcached(),
             values: VALUES,
             value_bytes: VALUE_BYTES,
             operations_per_s: OPERATIONS_PER_S,
-            one_set_in: ONE_SET_IN,
+            set_get: SET_GET,
+            connections: 1,
         };
-        let (load, filled) = timed(|| Load::start(settings, Some(&self.topology.client)));
+        let (load, filled) = timed(|| Load::start(&settings, Some(&self.topology.client)));
         let load = load?;
         narrate(&format!(
             "client: stored {} MiB in {:.1} s; from now on reads and writes over one connection",
@@ -109,8 +112,7 @@ impl Setup<'_> {
     }
 
     fn boot(&self, host: &Host) -> Result<()> {
-        let console = self.folder.join("console.log");
-        let spec = self.spec(&console)?;
+        let spec = self.spec()?;
         narrate(&format!(
             "guest: booting Linux in QEMU (TCG), {} MiB, on host {}",
             self.memory_bytes >> 20,
@@ -121,7 +123,7 @@ impl Setup<'_> {
             linux::wait_for_memcached(host, NAME, &self.topology.client, self.interrupt)
         });
         let version = version.inspect_err(|error| {
-            let said = last_lines(&console, 12);
+            let said = last_lines(&linux::console(self.folder), 12);
             if !said.is_empty() && !error.is_interrupted() {
                 narrate(&format!("the guest's console:{said}"));
             }
@@ -131,14 +133,21 @@ impl Setup<'_> {
         Ok(())
     }
 
-    /// The guest, the same on both hosts. Its console file is appended to by one QEMU after the other.
-    fn spec(&self, console: &Path) -> Result<GuestSpec> {
+    /// The guest, the same on both hosts.
+    fn spec(&self) -> Result<GuestSpec> {
+        let server = KeyValue {
+            mib: MEMCACHED_MIB,
+            values: VALUES,
+            value_bytes: VALUE_BYTES,
+            operations_per_s: Some(OPERATIONS_PER_S),
+            set_get: SET_GET,
+            connections: 1,
+        };
         let guest = LinuxGuest {
-            network: true,
-            memcached_mib: Some(MEMCACHED_MIB),
+            workload: Workload::Memcached(server),
             ..LinuxGuest::default()
         };
-        let args = guest.args(self.image, console)?;
+        let args = guest.args(self.image, self.folder)?;
         Ok(QemuConfig::new(self.memory_bytes, args).into_spec(NAME))
     }
 }

@@ -14,6 +14,7 @@ use vmferry_guest_synth::Stats;
 use super::plan::GUEST;
 use crate::error::{LabError, Result};
 use crate::hosts::Host;
+use crate::latency::{Histogram, Latency};
 use crate::load::Record;
 
 /// Length of a window of throughput.
@@ -43,6 +44,32 @@ pub struct Operations {
     pub window_ms: u64,
     /// Operations that ended in each.
     pub windows: Vec<f64>,
+    /// What one operation is, in the plural: of a client that only hears how far its guest has come, `bytes` or `pages`.
+    #[serde(default = "operations")]
+    pub unit: String,
+    /// What the client waited for answers; absent where it waits for none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub latency: Option<Latencies>,
+}
+
+/// What a client waited for answers. Its connections have one operation under way each, so a guest that stands still delays as
+/// many operations as there are connections.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Latencies {
+    /// Of operations that ended before the request.
+    pub before: Option<Latency>,
+    /// Of those that were under way at some moment of the migration.
+    pub during: Option<Latency>,
+    /// Of those that began after it.
+    pub after: Option<Latency>,
+    /// All operations: none of them, 10 %, 20 %, ... all took no longer than this, milliseconds.
+    pub deciles_ms: Vec<f64>,
+    /// Of operations that ended in each window.
+    pub windows: Vec<Option<Latency>>,
+}
+
+fn operations() -> String {
+    "operations".to_owned()
 }
 
 /// The moments of a run.
@@ -83,11 +110,56 @@ impl Moments {
             windows_start_ms: -(self.migration.start - self.start).as_secs_f64() * 1e3,
             window_ms: WINDOW.as_millis() as u64,
             windows,
+            unit: operations(),
+            latency: None,
         }
+    }
+
+    /// What operations that ended between these moments were waited for; nothing where none was.
+    fn latencies(&self, waits: impl Iterator<Item = Range<Instant>>) -> Option<Latencies> {
+        let [mut before, mut during, mut after, mut all] = [(); 4].map(|()| Histogram::new());
+        // Reused, because each is large.
+        let (mut window, mut index) = (Histogram::new(), 0);
+        let count = ((self.end - self.start).as_nanos() / WINDOW.as_nanos()) as usize;
+        let mut windows = vec![None; count];
+        for wait in waits.filter(|wait| self.start <= wait.end && wait.end < self.end) {
+            let latency = wait.end - wait.start;
+            all.add(latency);
+            let phase = if wait.end < self.migration.start {
+                &mut before
+            } else if wait.start >= self.migration.end {
+                &mut after
+            } else {
+                &mut during
+            };
+            phase.add(latency);
+            let its = ((wait.end - self.start).as_nanos() / WINDOW.as_nanos()) as usize;
+            if its != index {
+                // They come in the order of their ends.
+                if let Some(figures) = windows.get_mut(index) {
+                    *figures = window.take();
+                }
+                index = its;
+            }
+            window.add(latency);
+        }
+        if let Some(figures) = windows.get_mut(index) {
+            *figures = window.take();
+        }
+        all.figures()?;
+        Some(Latencies {
+            before: before.figures(),
+            during: during.figures(),
+            after: after.figures(),
+            deciles_ms: (0..=10)
+                .map(|tenth| all.quantile_ms(f64::from(tenth) / 10.0))
+                .collect(),
+            windows,
+        })
     }
 }
 
-/// What the client of a memcached saw.
+/// What the clients of a Linux guest saw.
 pub(crate) fn of_client(record: &Record, moments: &Moments) -> Operations {
     let seen = moments.operations(|at| record.timeline.operations(&(moments.start..at)) as f64);
     let gap = record
@@ -97,6 +169,8 @@ pub(crate) fn of_client(record: &Record, moments: &Moments) -> Operations {
         errors: record.errors(),
         descriptions: record.descriptions.clone(),
         longest_gap_ms: gap.as_secs_f64() * 1e3,
+        unit: record.unit.to_owned(),
+        latency: moments.latencies(record.timeline.waits()),
         ..seen
     }
 }
@@ -231,5 +305,37 @@ mod tests {
             (150, 25, -1000.0)
         );
         assert_eq!((seen.windows[0], seen.windows[15]), (10.0, 0.0));
+    }
+    #[test]
+    fn latencies_belong_to_a_phase_and_a_window() {
+        let moments = moments(Instant::now());
+        let at = |ms| moments.start + Duration::from_millis(ms);
+        let waits = [
+            at(10)..at(20),
+            at(20)..at(40),
+            // Delayed by the stop.
+            at(990)..at(1500),
+            at(1500)..at(1504),
+            // Delayed by its pages, which still follow.
+            at(1990)..at(2050),
+            at(2050)..at(2051),
+            // Nobody asks for it.
+            at(2400)..at(2600),
+        ];
+        let seen = moments.latencies(waits.into_iter()).unwrap();
+        let phases = [seen.before, seen.during, seen.after].map(|phase| {
+            let phase = phase.unwrap();
+            (phase.count, phase.max_ms.round())
+        });
+        assert_eq!(phases, [(2, 20.0), (3, 510.0), (1, 1.0)]);
+        let counts: Vec<_> = seen
+            .windows
+            .iter()
+            .enumerate()
+            .filter_map(|(index, figures)| Some((index, figures.as_ref()?.count)))
+            .collect();
+        assert_eq!((counts, seen.windows.len()), (vec![(0, 2), (15, 2), (20, 2)], 25));
+        assert_eq!((seen.deciles_ms.len(), seen.deciles_ms[10].round()), (11, 510.0));
+        assert_eq!(moments.latencies([].into_iter()), None);
     }
 }

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::options::{Options, words};
+use crate::workload::Workload;
 
 /// What executes a guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -27,12 +28,13 @@ pub struct Guest {
     /// Virtual CPUs.
     #[serde(default = "one")]
     pub vcpus: u32,
-    /// What it does, as `vmferry run --synthetic` or the guest image reads it.
+    /// What it does, as `vmferry run --synthetic` reads it; of a guest of kind `qemu` what it does beside its workload, as the
+    /// guest image reads it.
     #[serde(default)]
     pub load: Option<String>,
-    /// Its memcached and the client of that.
+    /// What clients see it do, of a guest of kind `qemu`.
     #[serde(default)]
-    pub memcached: Option<Memcached>,
+    pub workload: Workload,
     /// Whether the agent runs in it.
     #[serde(default)]
     pub agent: bool,
@@ -52,25 +54,8 @@ pub struct GuestQuick {
     pub memory: Option<String>,
     /// See [`Guest::load`].
     pub load: Option<String>,
-    /// See [`Guest::memcached`].
-    pub memcached: Option<Memcached>,
-}
-
-/// A memcached in the guest, and a client outside that reads and writes over one connection and knows every value.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Memcached {
-    /// MiB that it may use for items.
-    pub mib: u64,
-    /// How many values there are.
-    pub values: u32,
-    /// Bytes of each.
-    pub value_bytes: usize,
-    /// Operations a second; as many as go where absent.
-    #[serde(default)]
-    pub operations_per_s: Option<u32>,
-    /// One operation of so many stores, the others read.
-    pub one_set_in: u64,
+    /// See [`Guest::workload`].
+    pub workload: Option<Workload>,
 }
 
 impl Guest {
@@ -79,25 +64,20 @@ impl Guest {
         if let Some(quick) = self.quick.take() {
             self.memory = quick.memory.unwrap_or(self.memory);
             self.load = quick.load.or(self.load);
-            self.memcached = quick.memcached.or(self.memcached);
+            self.workload = quick.workload.unwrap_or(self.workload);
         }
         self
     }
 
     pub(super) fn check(&self) -> std::result::Result<(), String> {
         let name = &self.name;
-        if self.kind == GuestKind::Synth && (self.memcached.is_some() || self.agent) {
+        if self.kind == GuestKind::Synth && (self.workload.has_client() || self.agent) {
             return Err(format!(
-                "guest {name:?} is synthetic: memcached and agent are for guests of kind \"qemu\""
+                "guest {name:?} is synthetic: workload and agent are for guests of kind \"qemu\""
             ));
         }
-        if let Some(memcached) = &self.memcached
-            && (memcached.values == 0 || memcached.one_set_in == 0)
-        {
-            return Err(format!(
-                "memcached of guest {name:?}: values and one_set_in have to be more than 0"
-            ));
-        }
+        let workload = self.workload.check();
+        workload.map_err(|why| format!("guest {name:?}: {why}"))?;
         words(&self.options).map(drop)
     }
 }

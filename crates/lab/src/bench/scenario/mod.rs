@@ -3,17 +3,28 @@
 //! ```toml
 //! title = "What it is about"
 //! repetitions = 5
-//! links = ["500mbit"]              # as `tc` reads rates, or "none"
+//! links = ["500mbit"]              # or "500mbit+10ms", or "none"
 //!
 //! [[guest]]
 //! name = "synthetic"
 //! kind = "synth"                   # or "qemu"
 //! memory = "1G"
-//! load = "write:256M + fill:256M"  # as `vmferry run --synthetic` reads it; of QEMU's guest as its image does
+//! load = "write:256M + fill:256M"  # as `vmferry run --synthetic` reads it
+//!
+//! [[guest]]
+//! name = "server"
+//! kind = "qemu"
+//! memory = "1G"
+//! workload = { kind = "redis", mib = 384, values = 65536, value_bytes = 4096, set_get = "1:9" }  # see `Workload`
 //!
 //! [[variant]]
 //! strategy = "pre-copy"            # or "all"
 //! options = { max-rounds = 30 }    # of `vmferry migrate`
+//!
+//! [[variant]]
+//! peer = "qemu-pre-copy"           # or "all": QEMU's own migration
+//! options = { downtime-limit = 50 } # of QEMU, in milliseconds
+//! limit_s = 120                    # it may never converge
 //!
 //! [[claim]]
 //! text = "what is said to hold"
@@ -21,11 +32,17 @@
 //! variant = "pre-copy-filter"
 //! relative_to = "pre-copy"
 //! at_most = 0.4
+//!
+//! [[figure]]                       # what a report shows: see `figure`
+//! id = "pages"
+//! title = "Pages sent"
+//! kind = "bars"
+//! metrics = ["pages_sent"]
 //! ```
 
 mod claim;
+mod figure;
 mod guest;
-mod link;
 mod options;
 mod variant;
 
@@ -33,15 +50,15 @@ use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 
-pub use claim::Claim;
-pub use guest::{Guest, GuestKind, GuestQuick, Memcached};
-pub(crate) use link::NO_LIMIT;
-pub use link::is_rate;
+pub use claim::{BEST_PEER, Claim};
+pub use figure::{Dimension, Figure, FigureKind};
+pub use guest::{Guest, GuestKind, GuestQuick};
 pub(crate) use options::words;
 pub use options::{OptionValue, Options};
 pub use variant::Variant;
 
 use crate::error::{LabError, Result};
+use crate::link::Link;
 
 /// What a file says.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -67,7 +84,7 @@ pub struct Scenario {
     /// A run that takes longer failed, seconds.
     #[serde(default = "half_an_hour")]
     pub limit_s: f64,
-    /// Rates of the link, as `tc` reads them, or `none` for no limit. Everything is measured at each.
+    /// Links ([`Link`]): a rate as `tc` reads it or `none` for no limit, and a delay one way. Everything is measured at each.
     pub links: Vec<String>,
     /// Further options of `vmferry host`, without their dashes. Where absent, `no-sampling`: what is measured is measured
     /// of a guest that was left alone.
@@ -85,6 +102,9 @@ pub struct Scenario {
     /// What is expected of it.
     #[serde(default, rename = "claim")]
     pub claims: Vec<Claim>,
+    /// What a report shows of it.
+    #[serde(default, rename = "figure", skip_serializing_if = "Vec::is_empty")]
+    pub figures: Vec<Figure>,
 }
 
 /// What `--quick` changes: it shows that a scenario works, its figures say little.
@@ -134,17 +154,22 @@ impl Scenario {
         self
     }
 
-    /// A number that scenarios have in common whose runs can stand beside each other: the repetitions do not count.
+    /// A number that scenarios have in common whose runs can stand beside each other: neither the repetitions count, nor what
+    /// is said and shown of them afterwards.
     pub fn hash(&self) -> String {
         let same = Self {
             repetitions: 0,
+            title: String::new(),
+            source: None,
+            claims: Vec::new(),
+            figures: Vec::new(),
             ..self.clone()
         };
         let json = serde_json::to_string(&same).expect("a scenario has no map keys that are no strings");
         format!("{:016x}", xxhash_rust::xxh3::xxh3_64(json.as_bytes()))
     }
 
-    /// A variant of strategy `all` becomes one for each strategy.
+    /// A variant of strategy or peer `all` becomes one for each.
     fn with_every_strategy(mut self) -> Self {
         self.variants = self.variants.into_iter().flat_map(Variant::expand).collect();
         self
@@ -173,20 +198,29 @@ impl Scenario {
             }
         }
         for link in &self.links {
-            if !is_rate(link) {
-                return Err(format!(
-                    "link {link:?} is no rate; write for example 500mbit, 1gbit or none"
-                ));
-            }
+            link.parse::<Link>().map_err(|error| error.to_string())?;
         }
         all_different("guest", self.guests.iter().map(|guest| guest.name.as_str()))?;
         all_different("variant", self.variants.iter().map(Variant::name))?;
         all_different("link", self.links.iter().map(String::as_str))?;
         words(&self.host_options)?;
         self.guests.iter().try_for_each(Guest::check)?;
+        self.variants.iter().try_for_each(Variant::check)?;
         self.claims
             .iter()
-            .try_for_each(|claim| claim.check(&self.variants))
+            .try_for_each(|claim| claim.check(&self.variants))?;
+        all_different("figure", self.figures.iter().map(|figure| figure.id.as_str()))?;
+        self.figures.iter().try_for_each(|figure| figure.check(self))?;
+        let named = self.claims.iter().filter_map(|claim| claim.figure.as_ref());
+        match named
+            .into_iter()
+            .find(|id| !self.figures.iter().any(|figure| figure.id == **id))
+        {
+            Some(unknown) => Err(format!(
+                "a claim belongs to figure {unknown:?}, and there is none of that id"
+            )),
+            None => Ok(()),
+        }
     }
 }
 
@@ -284,8 +318,30 @@ at_most = 0.5
             scenario
                 .variants
                 .iter()
-                .any(|variant| variant.name() == "post-copy again" && variant.strategy == "post-copy")
+                .any(|variant| variant.name() == "post-copy again"
+                    && variant.strategy.as_deref() == Some("post-copy"))
         );
+    }
+
+    #[test]
+    fn all_stands_for_every_peer_with_the_options_that_concern_it() {
+        let peers = "peer = \"all\"\nlimit_s = 60\noptions = { downtime-limit = 50, multifd-channels = 4 }";
+        let text = SMALL.replace("strategy = \"hybrid\"", peers);
+        let text = text.replace("variant = \"hybrid\"", "variant = \"qemu-multifd\"");
+        let scenario = Scenario::parse("small.toml", &text).unwrap();
+        assert_eq!(scenario.variants.len(), 1 + crate::peer::Peer::ALL.len());
+        for variant in &scenario.variants[1..] {
+            let channels = variant.options.contains_key("multifd-channels");
+            assert_eq!(
+                channels,
+                variant.name().starts_with("qemu-multifd"),
+                "{variant:?}"
+            );
+            assert_eq!(
+                (variant.options.contains_key("downtime-limit"), variant.limit_s),
+                (true, Some(60.0))
+            );
+        }
     }
 
     #[test]
@@ -319,7 +375,42 @@ at_most = 0.5
             ("strategy = \"hybrid\"", "strategy = \"pre-copy\"", "\"pre-copy\""),
             ("variant = \"hybrid\"", "variant = \"hybird\"", "hybird"),
             ("at_most = 0.5", "", "at_most"),
+            (
+                "relative_to = \"pre-copy\"",
+                "relative_to = \"best peer\"",
+                "\"best peer\"",
+            ),
             ("load = \"write:64M\"", "agent = true", "synthetic"),
+            (
+                "strategy = \"hybrid\"",
+                "name = \"hybrid\"",
+                "neither strategy nor peer",
+            ),
+            (
+                "strategy = \"hybrid\"",
+                "name = \"hybrid\"\nstrategy = \"hybrid\"\npeer = \"qemu-pre-copy\"",
+                "a strategy and a peer",
+            ),
+            (
+                "strategy = \"hybrid\"",
+                "name = \"hybrid\"\npeer = \"qemu-rdma\"",
+                "no peer \"qemu-rdma\"",
+            ),
+            (
+                "strategy = \"hybrid\"",
+                "name = \"hybrid\"\npeer = \"qemu-pre-copy\"\noptions = { downtime = \"5ms\" }",
+                "no option \"downtime\"",
+            ),
+            (
+                "strategy = \"hybrid\"",
+                "strategy = \"hybrid\"\nlimit_s = -1",
+                "limit_s of variant \"hybrid\"",
+            ),
+            (
+                "load = \"write:64M\"",
+                "workload = { kind = \"cpu\", percent = 1 }",
+                "synthetic",
+            ),
         ] {
             let error = refusal(&SMALL.replace(from, to));
             assert!(error.contains(named), "{to}: {error}");
