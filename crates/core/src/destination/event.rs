@@ -83,7 +83,8 @@ pub enum Command {
     ExpectPages,
     /// Load the device state; answer [`Event::Loaded`].
     Load,
-    /// Compare all pages with the source's hashes; answer [`Event::Compared`].
+    /// Say what came of comparing all pages with the source's hashes, which is done as these come: before the load; answer
+    /// [`Event::Compared`].
     Compare,
     /// Compare what arrived, page by page, with the source's hashes; answer [`Event::Compared`].
     CompareArrived,

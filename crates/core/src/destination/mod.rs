@@ -178,6 +178,11 @@ impl Destination {
         )
     }
 
+    /// Whether pages follow after the resume.
+    pub fn pages_follow(&self) -> bool {
+        self.post_copy
+    }
+
     /// In words, for progress and errors.
     pub fn phase(&self) -> &'static str {
         match &self.state {

@@ -16,7 +16,7 @@ use vmferry_transport::BoxedStream;
 use vmferry_wire::{PageSetParts, ToDestination, ToSource, clip_reason};
 
 use super::Shared;
-use super::compare::Expected;
+use super::compare::{Comparison, Expected};
 use super::opening::Arrival;
 use super::session::{Input, Session};
 use crate::clock::Clock;
@@ -48,6 +48,7 @@ pub(super) struct Driver<'a> {
     pub(super) reported: (u64, u64),
     pub(super) device_state: Vec<u8>,
     pub(super) expected: Expected,
+    pub(super) comparison: Comparison,
     pub(super) verified: Option<Verified>,
     pub(super) running: Option<Duration>,
     pub(super) give_up_at: Option<Instant>,
@@ -78,6 +79,7 @@ impl<'a> Driver<'a> {
             reported: (0, 0),
             device_state: Vec::new(),
             expected: Expected::default(),
+            comparison: Comparison::default(),
             verified: None,
             running: None,
             give_up_at: None,
@@ -180,8 +182,14 @@ impl<'a> Driver<'a> {
             }
             ToDestination::PageHashes { first, hashes } => {
                 // After a restart of this daemon there is nothing to compare with.
-                if self.arrival.verify {
-                    self.expected.add(first, &hashes, pages)?;
+                match self.machine.pages_follow() {
+                    _ if !self.arrival.verify => {}
+                    true => self.expected.add(first, &hashes, pages)?,
+                    // All pages are here, and nobody runs the guest.
+                    false => {
+                        let ram = self.arrival.vm.ram();
+                        self.comparison.add(ram, first, &hashes, &self.session.usage)?;
+                    }
                 }
                 return Ok(None);
             }

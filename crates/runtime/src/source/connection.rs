@@ -206,7 +206,8 @@ impl Driver {
     pub(super) fn send_hashes(&mut self) -> Result<(), String> {
         let ram = self.vm.ram().clone();
         let dropped = self.shared.source().dropped().cloned();
-        crate::destination::compare::hashes(&ram, dropped.as_ref(), |first, hashes| {
+        let shared = self.shared.clone();
+        crate::destination::compare::hashes(&ram, dropped.as_ref(), &shared.usage, |first, hashes| {
             self.send(&ToDestination::PageHashes { first, hashes })
         })
     }
