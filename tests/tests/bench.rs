@@ -146,7 +146,7 @@ fn qemus_own_migration_is_measured_by_the_same_clock_and_client() {
     };
     let refused = why("too many channels");
     assert!(
-        refused.contains("migrate-set-parameters") && refused.contains("255"),
+        refused.contains("migrate-set-parameters") && refused.contains("channels"),
         "{refused}"
     );
     let endless = why("never over");
