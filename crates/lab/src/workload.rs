@@ -177,7 +177,17 @@ impl Workload {
                 more_than_0("mib", server.mib)?;
                 more_than_0("values", server.values.into())?;
                 more_than_0("connections", server.connections.into())?;
-                more_than_0("operations_per_s", server.operations_per_s.map_or(1, u64::from))
+                more_than_0("operations_per_s", server.operations_per_s.map_or(1, u64::from))?;
+                let bytes = u64::from(server.values) * server.value_bytes as u64;
+                match bytes <= server.mib << 20 {
+                    true => Ok(()),
+                    // It would drop some, which its clients would take for a loss.
+                    false => Err(format!(
+                        "mib of its workload is {}, and the values alone take {}",
+                        server.mib,
+                        bytes.div_ceil(1 << 20)
+                    )),
+                }
             }
             Self::Tpcc {
                 mib,
@@ -371,6 +381,10 @@ mod tests {
             (
                 "kind = \"redis\", mib = 1, values = 1, value_bytes = 1, set_get = \"1\"",
                 "ratio",
+            ),
+            (
+                "kind = \"redis\", mib = 3, values = 1024, value_bytes = 4096, set_get = \"1:9\"",
+                "alone take 4",
             ),
             ("kind = \"write\", mib = 1, mib_per_s = 0", "mib_per_s"),
             ("kind = \"tpcc\", mib = 1, connections = 33", "33"),
