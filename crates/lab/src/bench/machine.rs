@@ -21,7 +21,7 @@ pub struct Machine {
     pub cpus: usize,
     /// Memory in bytes.
     pub memory_bytes: u64,
-    /// The commit that vmferry was built from; absent where it was not built in a checkout.
+    /// The commit that vmferry was built from, where the build was told it (`VMFERRY_REVISION`).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub revision: Option<String>,
     /// The distribution, as it names itself.
