@@ -6,6 +6,7 @@
 //! to run it cannot pass without.
 #![forbid(unsafe_code)]
 
+pub mod browser;
 pub mod console;
 pub mod daemon;
 pub mod guest;

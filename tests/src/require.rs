@@ -12,6 +12,8 @@ pub enum Requirement {
     Root,
     /// A userfaultfd that tracks writes and serves faults.
     Userfaultfd,
+    /// A browser.
+    Chromium,
 }
 
 impl Requirement {
@@ -21,6 +23,7 @@ impl Requirement {
             Self::Qemu => "qemu",
             Self::Root => "root",
             Self::Userfaultfd => "uffd",
+            Self::Chromium => "chromium",
         }
     }
 
@@ -28,6 +31,9 @@ impl Requirement {
     fn missing(self) -> Option<String> {
         match self {
             Self::Root => (!rustix::process::geteuid().is_root()).then(|| "not root".into()),
+            Self::Chromium => crate::browser::program()
+                .is_none()
+                .then(|| "no chromium that runs (on Debian: `apt-get install chromium`)".into()),
             Self::Userfaultfd => {
                 let can = vmferry_memory::Capabilities::probe();
                 (!(can.tracking && can.pagemap_scan))

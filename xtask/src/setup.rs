@@ -50,6 +50,27 @@ pub(crate) fn install_program(program: &str, package: &str) -> Result<()> {
     }
 }
 
+/// Makes sure that there is a browser to look at the report's page. Fails where there is none that runs without more ado: Ubuntu's
+/// package is a stub for a snap, which does not work in containers.
+pub(crate) fn install_browser() -> Result<()> {
+    if has_browser() {
+        return Ok(());
+    }
+    install_packages(&["chromium"])?;
+    ensure!(
+        has_browser(),
+        "the package chromium is here but does not run (on Ubuntu it is a stub for a snap)"
+    );
+    Ok(())
+}
+
+/// Whether a Chromium runs.
+pub(crate) fn has_browser() -> bool {
+    let version = |program| command::text(Command::new(program).arg("--version"));
+    let mut programs = ["chromium", "chromium-browser", "google-chrome"].into_iter();
+    programs.any(|program| version(program).is_ok_and(|version| version.contains("Chrom")))
+}
+
 fn install_packages(missing: &[&str]) -> Result<()> {
     let names = missing.join(", ");
     if !command::exists("apt-get") {

@@ -99,6 +99,9 @@ fn stage(name: &'static str, run: impl FnOnce() -> Outcome) -> Stage {
 /// tests that need a guest say that they were skipped.
 fn prepare() -> (Outcome, Option<PathBuf>) {
     let built = setup::install().and_then(|()| image::build(&Cache::open()?, &LAYERS));
+    if let Err(error) = setup::install_browser() {
+        eprintln!("the report's page will not be looked at: {error:#}");
+    }
     match built {
         Ok(image) => {
             eprintln!("{}", image.summary);
@@ -126,7 +129,12 @@ fn test_environment(guest: Option<&Path>) -> Vec<(&'static str, String)> {
         ));
     }
     if setup::is_root() && std::env::var_os("VMFERRY_REQUIRE").is_none() {
-        environment.push(("VMFERRY_REQUIRE", "qemu,root,uffd".to_owned()));
+        let browser = if crate::setup::has_browser() {
+            ",chromium"
+        } else {
+            ""
+        };
+        environment.push(("VMFERRY_REQUIRE", format!("qemu,root,uffd{browser}")));
     }
     environment
 }

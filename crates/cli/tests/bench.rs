@@ -111,7 +111,7 @@ fn a_scenario_is_measured_kept_and_not_measured_again() {
         .collect();
     assert_eq!(measured.len(), 4);
     for run in &measured {
-        assert_eq!(run["report"]["outcome"], "completed");
+        assert_eq!(run["account"]["vmferry"]["outcome"], "completed");
         let seen = &run["operations"];
         assert!(seen["count"].as_u64().unwrap() > 1000, "{seen:#}");
         assert_eq!(seen["errors"], 0);

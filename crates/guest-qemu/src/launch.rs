@@ -154,7 +154,7 @@ fn command_line(config: &QemuConfig, name: &str, dir: &Path, ram: &GuestRam, sta
 }
 
 /// QEMU takes plain numbers of `-m` for MiB; sizes of whole pages are whole KiB.
-fn format_size(bytes: u64) -> String {
+pub(crate) fn format_size(bytes: u64) -> String {
     format!("{}k", bytes >> 10)
 }
 

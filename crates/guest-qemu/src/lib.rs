@@ -26,6 +26,7 @@ mod tracker;
 mod uffd;
 
 pub mod physical;
+pub mod plain;
 pub mod qmp;
 pub mod spec;
 
@@ -33,5 +34,6 @@ pub use attach::attach;
 pub use backend::QemuBackend;
 pub use guest::QemuGuest;
 pub use physical::GuestPhysicalMap;
+pub use plain::PlainQemu;
 pub use probe::{QemuInfo, probe};
 pub use spec::QemuConfig;

@@ -7,6 +7,7 @@ use std::time::Duration;
 use thiserror::Error;
 use vmferry_api::ClientError;
 use vmferry_core::report::Outcome;
+use vmferry_guest_qemu::qmp::QmpError;
 
 /// Why something in the lab did not work.
 #[derive(Debug, Error)]
@@ -57,6 +58,31 @@ pub enum LabError {
         /// What it answered.
         #[source]
         source: ClientError,
+    },
+    /// A QEMU refused something.
+    #[error("the {side}'s QEMU did not do it")]
+    Qemu {
+        /// Which one.
+        side: &'static str,
+        /// What it answered.
+        #[source]
+        source: QmpError,
+    },
+    /// A QEMU ended.
+    #[error("the {side}'s QEMU ended{log}")]
+    QemuEnded {
+        /// Which one.
+        side: &'static str,
+        /// What it said last.
+        log: String,
+    },
+    /// QEMU's migration took too long.
+    #[error("QEMU's migration did not end within {} s: {standing}", limit.as_secs_f64())]
+    NotConverged {
+        /// How long it was waited for.
+        limit: Duration,
+        /// How far it was.
+        standing: String,
     },
     /// The guest is not what it should be.
     #[error("the guest {0}")]
@@ -123,6 +149,17 @@ pub enum LabError {
         /// What it is instead.
         why: String,
     },
+    /// A file without results of a bench.
+    #[error("{} {why}", path.display())]
+    NoResults {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// Results that have nothing to do with each other.
+    #[error("cannot compare them: {0}")]
+    NotComparable(String),
     /// A thread of the lab got lost.
     #[error("a request got lost")]
     Lost,

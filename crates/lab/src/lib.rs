@@ -14,6 +14,7 @@ pub mod link;
 pub mod linux;
 pub mod load;
 pub mod namespace;
+pub mod peer;
 mod relay;
 pub mod requirements;
 pub mod timeline;

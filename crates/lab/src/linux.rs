@@ -144,13 +144,13 @@ fn make_disk(folder: &Path, mib: u64) -> Result<PathBuf> {
 /// # Errors
 /// When the guest ends, or takes far too long.
 pub fn wait_for_memcached(
-    host: &Host,
+    place: &impl Place,
     name: &str,
     client: &Namespace,
     interrupt: &Interrupt,
 ) -> Result<String> {
     interrupt.wait_for("memcached in the guest", BOOT_LIMIT, || {
-        check_alive(host, name)?;
+        place.check_alive(name)?;
         let ask = || Connection::open(memcached(), PATIENCE)?.version();
         Ok(client.enter(ask)?.ok())
     })
@@ -161,7 +161,7 @@ pub fn wait_for_memcached(
 /// # Errors
 /// See [`wait_for_memcached`].
 pub fn wait_for_text(
-    host: &Host,
+    place: &impl Place,
     name: &str,
     folder: &Path,
     text: &str,
@@ -169,20 +169,27 @@ pub fn wait_for_text(
 ) -> Result<()> {
     let what = format!("{text:?} on the guest's console");
     interrupt.wait_for(&what, BOOT_LIMIT, || {
-        check_alive(host, name)?;
+        place.check_alive(name)?;
         let printed = std::fs::read(console(folder)).unwrap_or_default();
         Ok(String::from_utf8_lossy(&printed).contains(text).then_some(()))
     })
 }
 
-/// Whether the guest `name` still runs.
-///
-/// # Errors
-/// When it does not, or the host cannot be asked.
-pub(crate) fn check_alive(host: &Host, name: &str) -> Result<()> {
-    match host.guest(name)?.state {
-        None | Some(GuestState::Gone) => Err(LabError::Guest("ended while it booted".into())),
-        Some(_) => Ok(()),
+/// Where a guest boots.
+pub trait Place {
+    /// Whether the guest `name` is still there.
+    ///
+    /// # Errors
+    /// When it ended, or that is not known.
+    fn check_alive(&self, name: &str) -> Result<()>;
+}
+
+impl Place for Host {
+    fn check_alive(&self, name: &str) -> Result<()> {
+        match self.guest(name)?.state {
+            None | Some(GuestState::Gone) => Err(LabError::Guest("ended while it booted".into())),
+            Some(_) => Ok(()),
+        }
     }
 }
 

@@ -79,19 +79,18 @@ impl Build {
         thread::scope(|scope| {
             let jobs: Vec<_> = (0..jobs).map(|_| scope.spawn(job)).collect();
             jobs.into_iter()
-                .map(|job| job.join().unwrap_or_else(|_| Err("a job is lost".to_owned())))
-                .collect()
+                .try_for_each(|job| job.join().unwrap_or_else(|_| Err("a job is lost".to_owned())))
         })
     }
 
-    /// Returns the object file.
+    /// Returns the object file. There are no headers of the system's, which `-ffreestanding` does without, as kernels do.
     fn one(&self, source: &Path) -> Result<Vec<u8>, String> {
         let name = source.file_stem().unwrap_or_default();
         let target = |extension: &str| self.folder.join(name).with_extension(extension);
         let (assembly, object) = (target("s"), target("o"));
         finish(
             Command::new("cc1")
-                .args(["-quiet", "-O2"])
+                .args(["-quiet", "-O2", "-ffreestanding"])
                 .arg(source)
                 .arg("-o")
                 .arg(&assembly),

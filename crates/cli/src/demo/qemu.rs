@@ -72,7 +72,7 @@ impl Setup<'_> {
             set_get: SET_GET,
             connections: 1,
         };
-        let (load, filled) = timed(|| Load::start(settings, Some(&self.topology.client)));
+        let (load, filled) = timed(|| Load::start(&settings, Some(&self.topology.client)));
         let load = load?;
         narrate(&format!(
             "client: stored {} MiB in {:.1} s; from now on reads and writes over one connection",

@@ -21,6 +21,27 @@ pub struct Event {
     /// What QEMU adds to it.
     #[serde(default)]
     pub data: Value,
+    /// When it happened, by QEMU's account.
+    #[serde(default)]
+    pub timestamp: Option<Timestamp>,
+}
+
+/// A moment of the host's wall clock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+pub struct Timestamp {
+    /// Seconds since 1970; -1 where QEMU does not know.
+    pub seconds: i64,
+    /// And microseconds.
+    pub microseconds: i64,
+}
+
+impl Timestamp {
+    /// Time since 1970; nothing where QEMU does not know.
+    pub fn since_epoch(self) -> Option<Duration> {
+        let seconds = u64::try_from(self.seconds).ok()?;
+        let microseconds = u64::try_from(self.microseconds).ok()?;
+        Duration::from_secs(seconds).checked_add(Duration::from_micros(microseconds))
+    }
 }
 
 /// A point in the sequence of events: see [`EventLog::now`].
@@ -34,6 +55,7 @@ pub struct Cursor {
 
 /// The latest events. Take a [`Cursor`] before the command that causes an event, then wait from there: the
 /// event is found no matter which of command and wait is faster.
+#[derive(Default)]
 pub struct EventLog {
     state: Mutex<State>,
     changed: Condvar,
@@ -50,10 +72,7 @@ struct State {
 
 impl EventLog {
     pub(super) fn new() -> Self {
-        Self {
-            state: Mutex::new(State::default()),
-            changed: Condvar::new(),
-        }
+        Self::default()
     }
 
     /// The point after all events so far.
@@ -107,6 +126,13 @@ impl EventLog {
         }
     }
 
+    /// The events after `cursor` so far, without those that were forgotten.
+    pub fn since(&self, cursor: Cursor) -> Vec<Event> {
+        let state = self.lock();
+        let skip = cursor.events.saturating_sub(state.forgotten) as usize;
+        state.events.iter().skip(skip).cloned().collect()
+    }
+
     /// Whether an event that `wanted` accepts came after `cursor`, or may have: the connection was lost meanwhile, or
     /// events were forgotten.
     pub fn may_have_come(&self, cursor: Cursor, wanted: impl Fn(&Event) -> bool) -> bool {
@@ -145,7 +171,19 @@ mod tests {
         Event {
             name: name.into(),
             data: Value::Null,
+            timestamp: None,
         }
+    }
+
+    #[test]
+    fn an_event_says_when_it_happened_if_qemu_knows() {
+        let read = |text: &str| serde_json::from_str::<Event>(text).unwrap().timestamp;
+        let known = read(r#"{"event": "STOP", "timestamp": {"seconds": 5, "microseconds": 250000}}"#);
+        let since = known.and_then(Timestamp::since_epoch);
+        assert_eq!(since, Some(Duration::from_millis(5250)));
+        let unknown = read(r#"{"event": "STOP", "timestamp": {"seconds": -1, "microseconds": -1}}"#);
+        assert_eq!(unknown.and_then(Timestamp::since_epoch), None);
+        assert_eq!(read(r#"{"event": "STOP"}"#), None);
     }
 
     #[test]
@@ -157,6 +195,8 @@ mod tests {
         assert!(matches!(missing, Err(QmpError::TimedOut { .. })));
         log.push(event("RESUME"));
         log.push(event("STOP"));
+        let names: Vec<_> = log.since(cursor).into_iter().map(|event| event.name).collect();
+        assert_eq!(names, ["RESUME", "STOP"]);
         assert_eq!(
             log.wait(cursor, Duration::ZERO, "STOP", |e| e.name == "STOP")
                 .unwrap()

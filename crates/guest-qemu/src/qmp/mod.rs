@@ -21,7 +21,7 @@ use serde_json::Value;
 
 pub use commands::Command;
 pub use error::QmpError;
-pub use events::{Cursor, Event, EventLog};
+pub use events::{Cursor, Event, EventLog, Timestamp};
 pub use schema::Schema;
 
 use connection::Connection;

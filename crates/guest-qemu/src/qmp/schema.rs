@@ -10,7 +10,8 @@ pub struct Schema {
 }
 
 impl Schema {
-    pub(super) fn new(entries: Vec<SchemaEntry>) -> Self {
+    /// Made of an answer to `query-qmp-schema`.
+    pub fn new(entries: Vec<SchemaEntry>) -> Self {
         Self {
             entries: entries
                 .into_iter()
@@ -38,6 +39,12 @@ impl Schema {
     /// Whether the command takes an argument of that name.
     pub fn supports_argument(&self, command: &str, argument: &str) -> bool {
         self.argument_type(command, argument).is_some()
+    }
+
+    /// Whether the command takes an argument of that name whose type has that value.
+    pub fn supports_value(&self, command: &str, argument: &str, value: &str) -> bool {
+        self.argument_type(command, argument)
+            .is_some_and(|names| names.has_value(value))
     }
 
     fn argument_type(&self, command: &str, argument: &str) -> Option<&SchemaEntry> {

@@ -6,7 +6,7 @@ use super::scenario::Scenario;
 use crate::error::{LabError, Result};
 
 /// Name and text of each.
-const SCENARIOS: [(&str, &str); 7] = [
+const SCENARIOS: [(&str, &str); 12] = [
     (
         "contention-memcached",
         include_str!("../../../../benches/scenarios/contention-memcached.toml"),
@@ -24,12 +24,32 @@ const SCENARIOS: [(&str, &str); 7] = [
         include_str!("../../../../benches/scenarios/hybrid-parallel.toml"),
     ),
     (
+        "hybrid-strategies",
+        include_str!("../../../../benches/scenarios/hybrid-strategies.toml"),
+    ),
+    (
         "idle-enlightened",
         include_str!("../../../../benches/scenarios/idle-enlightened.toml"),
     ),
     (
+        "memcached-baselines",
+        include_str!("../../../../benches/scenarios/memcached-baselines.toml"),
+    ),
+    (
+        "memcached-links",
+        include_str!("../../../../benches/scenarios/memcached-links.toml"),
+    ),
+    (
+        "memory-written",
+        include_str!("../../../../benches/scenarios/memory-written.toml"),
+    ),
+    (
         "server-strategies",
         include_str!("../../../../benches/scenarios/server-strategies.toml"),
+    ),
+    (
+        "workloads",
+        include_str!("../../../../benches/scenarios/workloads.toml"),
     ),
     (
         "write-loop-filter",
@@ -69,6 +89,7 @@ pub fn find(name: &str) -> Result<(String, Scenario)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::bench::papers;
 
     #[test]
     fn every_file_is_a_scenario_that_is_found() {
@@ -88,6 +109,38 @@ mod tests {
                 "{name}"
             );
             assert_ne!(scenario.hash(), scenario.clone().quick().hash(), "{name}");
+            assert!(!scenario.figures.is_empty(), "{name}");
+            for source in scenario.figures.iter().flat_map(|figure| &figure.source) {
+                assert!(papers::find(source).is_some(), "{name}: no paper has {source:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_list_of_figures_has_every_figure_of_the_papers_and_who_measures_it() {
+        let list = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/evaluation/FIGURES.md");
+        let list = std::fs::read_to_string(list).unwrap();
+        let row = |name: &str| list.lines().find(|line| line.starts_with(&format!("| {name} |")));
+        for paper in papers::PAPERS {
+            for figure in paper.figures {
+                let name = format!("{} {}", paper.name, figure.number);
+                assert!(row(&name).is_some(), "{name} is missing");
+            }
+        }
+        for scenario in names() {
+            for source in find(scenario)
+                .unwrap()
+                .1
+                .figures
+                .iter()
+                .flat_map(|figure| &figure.source)
+            {
+                let row = row(source).unwrap();
+                assert!(
+                    row.contains(&format!("`{scenario}`")),
+                    "{source} is measured by {scenario}: {row}"
+                );
+            }
         }
     }
 

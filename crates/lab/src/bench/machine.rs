@@ -21,6 +21,18 @@ pub struct Machine {
     pub cpus: usize,
     /// Memory in bytes.
     pub memory_bytes: u64,
+    /// The commit that vmferry was built from; absent where it was not built in a checkout.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub revision: Option<String>,
+    /// The distribution, as it names itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub distribution: Option<String>,
+    /// What the machine itself runs on, where it is a virtual one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hypervisor: Option<String>,
+    /// When the kernel gives anonymous memory huge pages: `madvise`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub huge_pages: Option<String>,
 }
 
 impl Machine {
@@ -38,7 +50,22 @@ impl Machine {
             cpu: field(&read("/proc/cpuinfo"), "model name").unwrap_or_else(|| "unknown".into()),
             cpus: std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
             memory_bytes: memory_kib.unwrap_or(0) << 10,
+            revision: option_env!("VMFERRY_REVISION").map(str::to_owned),
+            distribution: distribution(&read("/etc/os-release")),
+            hypervisor: hypervisor(&read("/proc/cpuinfo"), &read("/sys/class/dmi/id/product_name")),
+            huge_pages: chosen(&read("/sys/kernel/mm/transparent_hugepage/enabled")),
         }
+    }
+}
+
+impl Machine {
+    /// The machine without the programs on it, in a line.
+    pub fn hardware(&self) -> String {
+        let gib = self.memory_bytes as f64 / (1u64 << 30) as f64;
+        format!(
+            "{} x {}, {gib:.1} GiB, Linux {}",
+            self.cpus, self.cpu, self.kernel
+        )
     }
 }
 
@@ -55,6 +82,32 @@ fn qemu_version() -> Option<String> {
         .ok()?;
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     text.lines().next().map(str::to_owned)
+}
+
+fn distribution(os_release: &str) -> Option<String> {
+    let name = os_release
+        .lines()
+        .find_map(|line| line.strip_prefix("PRETTY_NAME="))?;
+    Some(name.trim_matches('"').to_owned())
+}
+
+/// A processor says when it is none of its own; the board says whose it is.
+fn hypervisor(cpuinfo: &str, product: &str) -> Option<String> {
+    let flags = field(cpuinfo, "flags")?;
+    let product = match product.trim() {
+        "" => "not named",
+        product => product,
+    };
+    flags
+        .split(' ')
+        .any(|flag| flag == "hypervisor")
+        .then(|| product.to_owned())
+}
+
+/// The word in brackets.
+fn chosen(text: &str) -> Option<String> {
+    let (_, rest) = text.split_once('[')?;
+    Some(rest.split_once(']')?.0.to_owned())
 }
 
 /// The value of the first line `NAME : VALUE`.
@@ -75,5 +128,18 @@ mod tests {
         assert!(machine.kernel.contains('.'), "{machine:?}");
         assert!(machine.memory_bytes > 1 << 20 && machine.cpus > 0, "{machine:?}");
         assert!(load_average().is_some());
+    }
+
+    #[test]
+    fn files_of_the_system_are_understood() {
+        let os_release = "NAME=\"Debian GNU/Linux\"\nPRETTY_NAME=\"Debian GNU/Linux 12 (bookworm)\"\n";
+        assert_eq!(
+            distribution(os_release).unwrap(),
+            "Debian GNU/Linux 12 (bookworm)"
+        );
+        assert_eq!(chosen("always [madvise] never\n").unwrap(), "madvise");
+        let cpuinfo = "model name\t: X\nflags\t\t: fpu hypervisor sse\n";
+        assert_eq!(hypervisor(cpuinfo, "KVM\n").unwrap(), "KVM");
+        assert_eq!(hypervisor("flags\t\t: fpu sse\n", "Laptop\n"), None);
     }
 }

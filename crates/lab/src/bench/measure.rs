@@ -1,6 +1,5 @@
 //! One run: hosts, link and guest are made for it, and go with it.
 
-use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -8,29 +7,27 @@ use serde::{Deserialize, Serialize};
 use vmferry_core::report::{Outcome, Progress, Report};
 use vmferry_guest::GuestSpec;
 
+use super::account::Account;
+use super::ground::{Ground, Mover};
 use super::neighbour::Neighbour;
 use super::operations::{self, Counters, Moments, Operations};
 use super::plan::{CommandLine, GUEST, PlannedRun, guest_words};
-use super::scenario::{GuestKind, Scenario, words};
+use super::scenario::{GuestKind, Scenario};
 use crate::error::{LabError, Result};
-use crate::guards::{self, Interrupt};
-use crate::hosts::{Host, HostSetup};
-use crate::link::{BadLink, Link};
-use crate::linux::{self, LinuxGuest};
+use crate::guards::Interrupt;
+use crate::linux::{self, LinuxGuest, Place as _};
 use crate::relay::LinkDelay;
 use crate::requirements;
 use crate::topology::{Seat, Topology};
 
-/// Where guests arrive, in namespaces.
-pub(super) const PORT: u16 = 7120;
 /// Lines of the guest's console that are shown when it failed.
 const CONSOLE_LINES: usize = 3;
 
 /// What a run measured.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Measured {
-    /// The migration's own report, `perceived_downtime_ms` filled in where there was a client.
-    pub report: Report,
+    /// What whoever moved the guest says of it, `perceived_downtime_ms` filled in where there was a client.
+    pub account: Account,
     /// Bytes that the source put on its link during the migration, by the network device's counter: headers, and what the
     /// guest and its client said to each other meanwhile, included. Absent without a device of its own.
     pub link_bytes: Option<u64>,
@@ -59,15 +56,6 @@ pub(crate) struct Workbench<'a> {
     pub(crate) scenario: &'a Scenario,
 }
 
-/// Hosts and link of a run. Fields go in their order: the daemons before their network.
-struct Ground {
-    neighbour: Option<Neighbour>,
-    hosts: [Host; 2],
-    topology: Option<Topology>,
-    link: String,
-    folder: tempfile::TempDir,
-}
-
 impl Workbench<'_> {
     /// Makes a run.
     ///
@@ -79,64 +67,13 @@ impl Workbench<'_> {
         {
             return Err(LabError::Missing(missing));
         }
-        let ground = self.prepare(run)?;
+        let ground = Ground::prepare(self, run)?;
         let measured = match run.guest.kind {
             GuestKind::Synth => self.measure_synthetic(run, &ground, watch),
             GuestKind::Qemu => self.measure_linux(run, &ground, watch),
         }?;
         check(&measured)?;
         Ok(measured)
-    }
-
-    fn prepare(&self, run: &PlannedRun) -> Result<Ground> {
-        let folder = guards::scratch_folder()?;
-        let wrong = |error: BadLink| LabError::Missing(error.to_string());
-        let link: Link = run.key.link.parse().map_err(wrong)?;
-        let made = match requirements::missing_for_network() {
-            None => {
-                let taps = run.guest.workload.has_client();
-                Topology::create(&std::process::id().to_string(), &link, taps)
-            }
-            Some(why) => Err(LabError::Missing(why)),
-        };
-        let (topology, link) = match (made, run.guest.kind) {
-            (Ok(topology), _) => {
-                let link = topology.link.clone();
-                (Some(topology), link)
-            }
-            // It needs no network of its own.
-            (Err(error), GuestKind::Synth) => (None, format!("loopback, not shaped ({})", error.chain())),
-            (Err(error), GuestKind::Qemu) => return Err(error),
-        };
-        if let (true, Some(topology)) = (run.guest.neighbour, &topology) {
-            topology.one_core_each()?;
-        }
-        // They were checked with the rest of the scenario.
-        let options = words(&self.scenario.host_options).unwrap_or_default();
-        let start = |name, index: usize| {
-            let end = topology.as_ref().map(|topology| &topology.hosts[index]);
-            let setup = HostSetup {
-                program: self.program,
-                folder: folder.path(),
-                address: end.map_or((Ipv4Addr::LOCALHOST, 0), |end| (end.address, PORT)),
-                options: &options,
-                namespace: end.map(|end| &end.namespace),
-                interrupt: self.interrupt,
-            };
-            Host::start(name, &setup)
-        };
-        let hosts = [start("a", 0)?, start("b", 1)?];
-        let neighbour = match run.guest.neighbour {
-            true => Some(Neighbour::start(self, run, topology.as_ref(), folder.path())?),
-            false => None,
-        };
-        Ok(Ground {
-            neighbour,
-            hosts,
-            topology,
-            link,
-            folder,
-        })
     }
 
     fn measure_synthetic(
@@ -147,11 +84,14 @@ impl Workbench<'_> {
     ) -> Result<Measured> {
         let mut spec = self.spec(run, &[])?;
         spec.config["seed"] = run.seed.into();
-        let [source, destination] = &ground.hosts;
+        let Mover::Vmferry(hosts) = &ground.mover else {
+            return Err(LabError::Missing("peers move no synthetic guest".into()));
+        };
+        let [source, destination] = hosts.as_ref();
         source.run(&spec)?;
-        let counters = Counters::watch(&ground.hosts)?;
+        let counters = Counters::watch(hosts)?;
         let (mut measured, moments) = self.migrate(run, ground, spec, watch, || source.reset_gap(GUEST))?;
-        if measured.report.outcome == Outcome::Completed {
+        if measured.is_moved() {
             let stats = destination.stats(GUEST)?;
             // An idle guest has no client.
             if stats.operations > 0 {
@@ -180,21 +120,24 @@ impl Workbench<'_> {
         let image = std::path::absolute(image).map_err(LabError::system("find the guest image"))?;
         let spec = self.spec(run, &guest.args(&image, folder)?)?;
         let console = linux::console(folder);
-        let source = &ground.hosts[0];
-        source.run(&spec)?;
-        let alive = || linux::check_alive(source, GUEST);
-        let load = linux::wait_for_text(source, GUEST, folder, "vmferry-guest: ready", self.interrupt)
+        ground.run(&spec)?;
+        let alive = || ground.check_alive(GUEST);
+        let load = linux::wait_for_text(ground, GUEST, folder, "vmferry-guest: ready", self.interrupt)
             .and_then(|()| {
                 guest
                     .workload
                     .start_clients(Seat::MOVED.address, &topology.client, self.interrupt, alive)
             })
             .map_err(|error| with_console(error, &console))?;
-        let (measured, moments) = self.migrate(run, ground, spec, watch, || Ok(()))?;
+        let moved = self.migrate(run, ground, spec, watch, || Ok(()));
         let printed = std::fs::read(&console).unwrap_or_default();
-        if let Some(found) = trouble(&String::from_utf8_lossy(&printed)) {
+        // What the guest says explains more than what came of it.
+        if let Some(found) = trouble(&String::from_utf8_lossy(&printed))
+            && !matches!(moved, Err(LabError::Interrupted))
+        {
             return Err(LabError::Guest(format!("says: {found}")));
         }
+        let (measured, moments) = moved?;
         Ok(match load {
             Some(load) => measured.seen_by(operations::of_client(&load.stop(), &moments)),
             None => measured,
@@ -215,9 +158,9 @@ impl Workbench<'_> {
         watch: impl FnMut(&Progress),
         about_to_begin: impl FnOnce() -> Result<()>,
     ) -> Result<(Measured, Moments)> {
-        let [source, destination] = &ground.hosts;
         let end = ground.topology.as_ref().map(|topology| &topology.hosts[0]);
         let sent = || end.map(crate::topology::HostEnd::sent_bytes).transpose();
+        ground.expect()?;
         let start = Instant::now();
         self.interrupt
             .sleep(Duration::from_secs_f64(self.scenario.warm_up_s))?;
@@ -228,10 +171,9 @@ impl Workbench<'_> {
             .map_or(Ok(()), Neighbour::about_to_begin)?;
         let before = sent()?;
         let began = Instant::now();
-        let limit = Duration::from_secs_f64(self.scenario.limit_s);
-        let report = source.migrate(GUEST, destination, &run.request, Some(limit), watch)?;
+        let account = ground.migrate(run, watch)?;
         // The look that saw the end may have come late.
-        let ended = (began + Duration::from_secs_f64(report.total_ms.max(0.0) / 1e3)).min(Instant::now());
+        let ended = (began + Duration::from_secs_f64(account.total_ms().max(0.0) / 1e3)).min(Instant::now());
         let link_bytes = before.zip(sent()?).map(|(before, after)| after - before);
         self.interrupt
             .sleep(Duration::from_secs_f64(self.scenario.cool_down_s))?;
@@ -245,7 +187,7 @@ impl Workbench<'_> {
             None => None,
         };
         let measured = Measured {
-            report,
+            account,
             link_bytes,
             operations: None,
             neighbour,
@@ -259,15 +201,36 @@ impl Workbench<'_> {
 
 impl Measured {
     fn seen_by(mut self, operations: Operations) -> Self {
-        self.report.perceived_downtime_ms = Some(operations.longest_gap_ms);
+        self.account.set_perceived_downtime_ms(operations.longest_gap_ms);
         self.operations = Some(operations);
         self
+    }
+
+    /// Whether the guest is at the destination. A peer that did not move it has no account.
+    fn is_moved(&self) -> bool {
+        match &self.account {
+            Account::Vmferry(report) => report.outcome == Outcome::Completed,
+            Account::Qemu(_) => true,
+        }
     }
 }
 
 /// A run whose guest was not moved, or was damaged, has no figures.
 fn check(measured: &Measured) -> Result<()> {
-    let report = &measured.report;
+    if let Account::Vmferry(report) = &measured.account {
+        check_report(report)?;
+    }
+    match &measured.operations {
+        Some(seen) if seen.errors > 0 => Err(LabError::Guest(format!(
+            "gave its client {} errors: {}",
+            seen.errors,
+            seen.descriptions.join("; ")
+        ))),
+        _ => Ok(()),
+    }
+}
+
+fn check_report(report: &Report) -> Result<()> {
     if report.outcome != Outcome::Completed {
         let why = report
             .error
@@ -286,14 +249,7 @@ fn check(measured: &Measured) -> Result<()> {
             verified.mismatches, verified.pages
         )));
     }
-    match &measured.operations {
-        Some(seen) if seen.errors > 0 => Err(LabError::Guest(format!(
-            "gave its client {} errors: {}",
-            seen.errors,
-            seen.descriptions.join("; ")
-        ))),
-        _ => Ok(()),
-    }
+    Ok(())
 }
 
 /// The first line in which a Linux guest complains.

@@ -2,9 +2,9 @@
 //!
 //! | name | what |
 //! |---|---|
-//! | `data_bytes` | bytes that vmferry wrote to its sockets |
+//! | `data_bytes` | bytes that the source wrote to its sockets, by its own account |
 //! | `link_bytes` | bytes that the source put on its link meanwhile |
-//! | `total_ms`, `execution_transfer_ms`, `downtime_ms`, `perceived_downtime_ms` | as in the report |
+//! | `total_ms`, `execution_transfer_ms`, `downtime_ms`, `perceived_downtime_ms` | as in the report, vmferry's or a peer's |
 //! | `pages_sent` | pages that crossed, every crossing counted |
 //! | `fetched_share` | bytes of pages fetched on demand, as a share of `data_bytes` |
 //! | `operations_before_per_s`, `operations_during_per_s`, `operations_after_per_s` | what the guest's client got done |
@@ -14,25 +14,21 @@
 //! | `aggregate_10s_per_s` | the same in the ten seconds after the request, however long the migration took |
 //! | `latency_p99_during_ms` and the like | what the client waited for answers: `p50`, `p90`, `p99`, `max`; `before`, `during`, `after` |
 //!
-//! Any other name is a path into the report: `faults.p99_us`, `pages.filtered`.
-
-use vmferry_core::PAGE_SIZE;
+//! Any other name is a path into the report: `faults.p99_us`, `pages.filtered`; of a peer: `figures.ram.dirty-sync-count`. A report
+//! of the other kind does not have it.
 
 use super::measure::Measured;
 use super::operations::Operations;
 
 /// The figure of this name; none where the run does not have it.
 pub fn of(measured: &Measured, name: &str) -> Option<f64> {
-    let report = &measured.report;
+    let account = &measured.account;
     let client = |rate: fn(&Operations) -> f64| measured.operations.as_ref().map(rate);
     match name {
-        "data_bytes" => Some(report.bytes_on_wire as f64),
+        "data_bytes" => Some(account.bytes_sent() as f64),
         "link_bytes" => measured.link_bytes.map(|bytes| bytes as f64),
-        "pages_sent" => Some(report.pages.sent as f64),
-        "fetched_share" => share(
-            (report.faults.network * PAGE_SIZE) as f64,
-            report.bytes_on_wire as f64,
-        ),
+        "pages_sent" => Some(account.pages_sent() as f64),
+        "fetched_share" => share(account.bytes_fetched() as f64, account.bytes_sent() as f64),
         "operations_before_per_s" => client(|seen| seen.before_per_s),
         "operations_during_per_s" => client(|seen| seen.during_per_s),
         "operations_after_per_s" => client(|seen| seen.after_per_s),
@@ -44,10 +40,7 @@ pub fn of(measured: &Measured, name: &str) -> Option<f64> {
             contention(measured, name)
         }
         name if name.starts_with("latency_") => latency_of(measured.operations.as_ref()?, name),
-        path => {
-            let report = serde_json::to_value(report).ok()?;
-            report.pointer(&format!("/{}", path.replace('.', "/")))?.as_f64()
-        }
+        path => account.figure(&format!("/{}", path.replace('.', "/"))),
     }
 }
 

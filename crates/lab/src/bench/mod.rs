@@ -4,15 +4,24 @@
 //! Each run has hosts, a link and a guest of its own, so that it begins as every other one does and a run that fails
 //! is a line of the results and nothing else.
 
+mod account;
 pub mod catalog;
+pub mod compare;
+mod fit;
+mod ground;
 pub mod machine;
 mod measure;
 pub mod metric;
 mod neighbour;
 mod operations;
+pub mod papers;
 mod plan;
+pub mod quantity;
+mod reading;
 pub mod results;
+pub mod rounds;
 pub mod scenario;
+pub mod statistics;
 pub mod summary;
 
 use std::path::{Path, PathBuf};
@@ -20,10 +29,12 @@ use std::time::{Instant, SystemTime};
 
 use vmferry_core::report::Progress;
 
+pub use account::Account;
+pub use fit::Dropped;
 pub use machine::Machine;
 pub use measure::Measured;
 pub use operations::{Latencies, Operations};
-pub use plan::{CommandLine, PlannedRun, RunKey};
+pub use plan::{CommandLine, PlannedRun, Request, RunKey};
 pub use results::{Outcome, Results, Run};
 pub use scenario::{GuestKind, Scenario};
 
@@ -64,6 +75,8 @@ pub enum Event<'a> {
         runs: usize,
         /// Known.
         known: usize,
+        /// What the file had and the scenario, as it is now, has no use for.
+        dropped: &'a [Dropped],
     },
     /// A run begins.
     Begins {
@@ -91,8 +104,9 @@ impl Bench<'_> {
         scenario.repetitions = self.repetitions.unwrap_or(scenario.repetitions);
         let runs = plan::plan(&name, &scenario, self.kinds, self.command)?;
         let mut results = Results::new(&name, &scenario, self.quick);
+        let mut dropped = Vec::new();
         if let (Some(file), false) = (self.file, self.fresh) {
-            results = results.resume(file)?;
+            (results, dropped) = results.resume(file)?;
         }
         let machine = Machine::here();
         let machine = results.machine(&machine);
@@ -100,6 +114,7 @@ impl Bench<'_> {
         observe(Event::Planned {
             runs: left.len(),
             known: known.len(),
+            dropped: &dropped,
         });
         // Also where nothing is left to be measured: what the file says may have come from an older program.
         self.keep(&mut results)?;
@@ -127,6 +142,7 @@ impl Bench<'_> {
             let run = Run {
                 key: run.key.clone(),
                 seed: run.seed,
+                conditions: run.conditions.clone(),
                 command: run.words.clone(),
                 request: run.request.clone(),
                 machine,

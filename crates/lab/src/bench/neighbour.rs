@@ -6,13 +6,14 @@
 
 use std::path::{Path, PathBuf};
 
-use super::measure::{PORT, Workbench};
+use super::ground::PORT;
+use super::measure::Workbench;
 use super::operations::{self, Counters, Moments, Operations};
 use super::plan::{GUEST, PlannedRun};
 use super::scenario::{GuestKind, words};
 use crate::error::{LabError, Result};
 use crate::hosts::{Host, HostSetup};
-use crate::linux::{self, LinuxGuest};
+use crate::linux::{self, LinuxGuest, Place as _};
 use crate::load::Load;
 use crate::topology::{Seat, Topology};
 
@@ -128,7 +129,7 @@ fn start_linux(
     topology.hosts[0].add_tap(guest.seat)?;
     host.run(&bench.spec(run, &guest.args(&image, folder)?)?)?;
     linux::wait_for_text(host, GUEST, folder, "vmferry-guest: ready", bench.interrupt)?;
-    let alive = || linux::check_alive(host, GUEST);
+    let alive = || host.check_alive(GUEST);
     let load = guest
         .workload
         .start_clients(guest.seat.address, &topology.client, bench.interrupt, alive)?;

@@ -6,8 +6,10 @@ use serde::{Deserialize, Serialize};
 use vmferry_api::MigrateRequest;
 use vmferry_guest::GuestSpec;
 
+use super::fit;
 use super::scenario::{self, Guest, GuestKind, Scenario, Variant};
 use crate::error::{LabError, Result};
+use crate::peer::PeerRequest;
 
 /// Reads words as the `vmferry` command does, so that scenarios speak its language and what it learns works in them at
 /// once.
@@ -47,6 +49,16 @@ pub struct RunKey {
     pub repetition: u32,
 }
 
+/// How a guest is moved.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Request {
+    /// By vmferry; the destination is still to be filled in.
+    Vmferry(Box<MigrateRequest>),
+    /// By QEMU itself.
+    Qemu(PeerRequest),
+}
+
 /// A run to make.
 #[derive(Clone, Debug)]
 pub struct PlannedRun {
@@ -56,10 +68,14 @@ pub struct PlannedRun {
     pub seed: u64,
     /// The guest.
     pub guest: Guest,
-    /// How it is moved; the destination is still to be filled in.
-    pub request: MigrateRequest,
+    /// How it is moved.
+    pub request: Request,
     /// The same as it would be typed.
     pub words: Vec<String>,
+    /// It failed if its migration takes longer, seconds.
+    pub limit_s: f64,
+    /// Tells under which conditions it is made.
+    pub conditions: String,
 }
 
 /// The runs of a scenario with guests of these kinds, in order: one repetition after the other, and within each
@@ -96,28 +112,36 @@ pub(super) fn plan(
     let mut variants = Vec::new();
     for variant in &scenario.variants {
         let why = |why| wrong(format!("variant {:?}: {why}", variant.name()));
-        let words = migrate_words(variant).map_err(why)?;
-        let request = command.migration(&words).map_err(why)?;
+        let (request, words) = request(variant, command).map_err(why)?;
         variants.push((variant, words, request));
     }
     let mut runs = Vec::new();
     for repetition in 0..scenario.repetitions {
-        let seed = scenario.seed.wrapping_add(u64::from(repetition));
+        let seed = fit::seed(scenario, repetition);
         let mut block = Vec::new();
         for guest in &guests {
             for link in &scenario.links {
-                block.extend(variants.iter().map(|(variant, words, request)| PlannedRun {
-                    key: RunKey {
+                for (variant, words, request) in &variants {
+                    // It has no QEMU.
+                    if guest.kind == GuestKind::Synth && matches!(request, Request::Qemu(_)) {
+                        continue;
+                    }
+                    let key = RunKey {
                         guest: guest.name.clone(),
                         link: link.clone(),
                         variant: variant.name().to_owned(),
                         repetition,
-                    },
-                    seed,
-                    guest: (*guest).clone(),
-                    request: request.clone(),
-                    words: words.clone(),
-                }));
+                    };
+                    block.push(PlannedRun {
+                        conditions: fit::conditions(scenario, &key).unwrap_or_default(),
+                        key,
+                        seed,
+                        guest: (*guest).clone(),
+                        request: request.clone(),
+                        words: words.clone(),
+                        limit_s: variant.limit_s.unwrap_or(scenario.limit_s),
+                    });
+                }
             }
         }
         shuffle(&mut block, seed);
@@ -150,12 +174,32 @@ pub(crate) fn guest_words(guest: &Guest, qemu: &[String]) -> std::result::Result
     Ok(words)
 }
 
+/// How a variant moves a guest, and the words for it.
+fn request(
+    variant: &Variant,
+    command: &dyn CommandLine,
+) -> std::result::Result<(Request, Vec<String>), String> {
+    match variant.peer_request() {
+        Some(request) => {
+            let request = request?;
+            let words = request.words();
+            Ok((Request::Qemu(request), words))
+        }
+        None => {
+            let words = migrate_words(variant)?;
+            let request = command.migration(&words)?;
+            Ok((Request::Vmferry(Box::new(request)), words))
+        }
+    }
+}
+
 /// What would follow `vmferry migrate`; the destination is filled in later.
 fn migrate_words(variant: &Variant) -> std::result::Result<Vec<String>, String> {
+    let strategy = variant.strategy.as_deref().unwrap_or_default();
     let mut words = vec![
         GUEST.to_owned(),
         "--to=unix:/destination".to_owned(),
-        format!("--strategy={}", variant.strategy),
+        format!("--strategy={strategy}"),
     ];
     words.extend(scenario::words(&variant.options)?);
     Ok(words)
@@ -234,6 +278,38 @@ pub(crate) mod tests {
         assert!(runs.iter().zip(&again).all(|(one, other)| one.key == other.key));
         let synthetic = plan("t", &scenario, &[GuestKind::Synth], &Plain).unwrap();
         assert_eq!(synthetic.len(), 12);
+    }
+
+    #[test]
+    fn peers_move_no_synthetic_guest() {
+        let with_peer = Scenario::parse(
+            "t.toml",
+            "title = 't'\nlinks = ['none']\nrepetitions = 1\nlimit_s = 500\n\
+             [[guest]]\nname = 's'\nkind = 'synth'\nmemory = '1M'\n\
+             [[guest]]\nname = 'q'\nkind = 'qemu'\nmemory = '1M'\n\
+             [[variant]]\nstrategy = 'pre-copy'\n\
+             [[variant]]\npeer = 'qemu-post-copy'\nlimit_s = 20\n",
+        )
+        .unwrap();
+        let both = [GuestKind::Synth, GuestKind::Qemu];
+        let mut runs = plan("t", &with_peer, &both, &Plain).unwrap();
+        runs.sort_by(|one, other| one.key.cmp(&other.key));
+        let names: Vec<_> = runs
+            .iter()
+            .map(|run| (run.guest.name.as_str(), run.key.variant.as_str()))
+            .collect();
+        assert_eq!(
+            names,
+            [("q", "pre-copy"), ("q", "qemu-post-copy"), ("s", "pre-copy")]
+        );
+        assert_eq!((runs[0].limit_s, runs[1].limit_s), (500.0, 20.0));
+        assert!(matches!(&runs[1].request, Request::Qemu(request) if request.peer.is_post_copy()));
+        assert!(
+            runs[1]
+                .words
+                .iter()
+                .any(|word| word.contains("migrate-start-postcopy"))
+        );
     }
 
     #[test]

@@ -5,17 +5,17 @@ use std::io;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
-use vmferry_api::MigrateRequest;
 
+use super::fit::{self, Dropped};
 use super::machine::Machine;
 use super::measure::Measured;
-use super::plan::RunKey;
+use super::plan::{Request, RunKey};
 use super::scenario::Scenario;
 use super::summary::{self, Line, Verdict};
 use crate::error::{LabError, Result};
 
 /// Shape of the file; another one is not read.
-const FORMAT: u32 = 1;
+pub(super) const FORMAT: u32 = 2;
 
 /// Everything about a scenario that was measured.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -53,10 +53,13 @@ pub struct Run {
     pub key: RunKey,
     /// Decided the content of its guest.
     pub seed: u64,
-    /// The words of `vmferry migrate`.
+    /// Tells under which conditions it was made: guest, link, variant, times, seed. It stands beside runs of a scenario that
+    /// asks for the same, whatever else that asks for.
+    pub conditions: String,
+    /// The words of `vmferry migrate`; of a peer, what its monitors were told.
     pub command: Vec<String>,
     /// What they mean.
-    pub request: MigrateRequest,
+    pub request: Request,
     /// Index of its machine.
     pub machine: usize,
     /// When it began, milliseconds since 1970.
@@ -110,13 +113,14 @@ impl Results {
         }
     }
 
-    /// Takes up what `file` has of the same scenario: its runs with figures. Those without are made again.
+    /// Takes up what `file` has of the same scenario: its runs with figures that were made under the conditions of the scenario at
+    /// hand. Others are made again. Returns also what is dropped.
     ///
     /// # Errors
     /// When it holds anything else.
-    pub fn resume(mut self, file: &Path) -> Result<Self> {
+    pub fn resume(mut self, file: &Path) -> Result<(Self, Vec<Dropped>)> {
         let text = match std::fs::read(file) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(self),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok((self, Vec::new())),
             other => other.map_err(LabError::system(format!("read {}", file.display())))?,
         };
         let other = |why: &str| LabError::NotTheseResults {
@@ -138,20 +142,18 @@ impl Results {
         if told("scenario") != self.scenario {
             return Err(other(&format!("holds results of {:?}", told("scenario"))));
         }
-        if told("hash") != self.hash {
-            let quick = value["quick"].as_bool() == Some(true);
-            return Err(other(match (self.quick, quick) {
-                (true, false) => "holds results that were measured without --quick",
-                (false, true) => "holds results that were measured with --quick",
-                _ => "holds results of another version of the scenario",
-            }));
+        // Hours of work are not dropped because somebody had a quick look.
+        match (self.quick, value["quick"].as_bool() == Some(true)) {
+            (true, false) => return Err(other("holds results that were measured without --quick")),
+            (false, true) => return Err(other("holds results that were measured with --quick")),
+            (true, true) | (false, false) => {}
         }
         let old: Self =
             serde_json::from_value(value).map_err(|error| other(&format!("is damaged ({error})")))?;
         self.machines = old.machines;
-        self.runs = old.runs;
-        self.runs.retain(|run| run.outcome.measured().is_some());
-        Ok(self)
+        let (kept, dropped) = fit::part(&self.content, old.runs);
+        self.runs = kept;
+        Ok((self, dropped))
     }
 
     /// Whether this run has figures already.

@@ -5,7 +5,8 @@ use serde::{Deserialize, Serialize};
 use super::metric;
 use super::plan::RunKey;
 use super::results::{Outcome, Results, Run};
-use super::scenario::{Claim, Scenario};
+use super::scenario::{BEST_PEER, Claim, Scenario};
+use super::statistics::{self, Interval, quantile};
 
 /// The figures that every summary has, as far as runs have them.
 pub const METRICS: [&str; 12] = [
@@ -38,6 +39,9 @@ pub struct Spread {
     pub lower_quartile: f64,
     /// A quarter is above it.
     pub upper_quartile: f64,
+    /// Where the true median lies; absent of a single one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub interval: Option<Interval>,
 }
 
 impl Spread {
@@ -52,15 +56,9 @@ impl Spread {
             median: quantile(&figures, 0.5),
             lower_quartile: quantile(&figures, 0.25),
             upper_quartile: quantile(&figures, 0.75),
+            interval: statistics::of_median(&figures),
         })
     }
-}
-
-/// Of sorted figures, on a line between the two beside it.
-fn quantile(sorted: &[f64], share: f64) -> f64 {
-    let at = share * (sorted.len() - 1) as f64;
-    let (below, above) = (at.floor() as usize, at.ceil() as usize);
-    sorted[below] + (sorted[above] - sorted[below]) * (at - at.floor())
 }
 
 /// The runs of one variant with one guest over one link.
@@ -97,6 +95,9 @@ pub struct Verdict {
     pub found: Option<f64>,
     /// Smallest and largest of it, repetition by repetition.
     pub range: Option<(f64, f64)>,
+    /// Where it truly lies; absent of a single run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub interval: Option<Interval>,
     /// Whether the claim holds; absent where nothing was found.
     pub holds: Option<bool>,
 }
@@ -165,13 +166,19 @@ fn verdict(claim: &Claim, guest: &str, link: &str, results: &Results) -> Verdict
     };
     let median = |figures: &[(u32, f64)]| Spread::of(figures.iter().map(|(_, figure)| *figure));
     let own = figures(&claim.variant);
-    let (figure, found, each) = match &claim.relative_to {
+    let plain = |figures: &[(u32, f64)]| -> Vec<f64> { figures.iter().map(|(_, figure)| *figure).collect() };
+    let (figure, found, each, interval) = match &claim.relative_to {
         None => {
             let name = format!("{} of {}", claim.metric, claim.variant);
-            let each: Vec<f64> = own.iter().map(|(_, figure)| *figure).collect();
-            (name, median(&own).map(|spread| spread.median), each)
+            let each = plain(&own);
+            let interval = statistics::of_median(&each);
+            (name, median(&own).map(|spread| spread.median), each, interval)
         }
         Some(other) => {
+            let best = best_peer(claim, &results.content, |peer| {
+                median(&figures(peer)).map(|spread| spread.median)
+            });
+            let other = best.unwrap_or(other);
             let name = format!("{} of {} / {other}", claim.metric, claim.variant);
             let others = figures(other);
             let ratio = median(&own).zip(median(&others));
@@ -181,7 +188,8 @@ fn verdict(claim: &Claim, guest: &str, link: &str, results: &Results) -> Verdict
                 let (_, other) = others.iter().find(|(of, _)| of == repetition)?;
                 Some(own / other)
             };
-            (name, ratio, own.iter().filter_map(pair).collect())
+            let interval = statistics::of_ratio(&plain(&own), &plain(&others));
+            (name, ratio, own.iter().filter_map(pair).collect(), interval)
         }
     };
     let found = found.filter(|found| found.is_finite());
@@ -201,8 +209,29 @@ fn verdict(claim: &Claim, guest: &str, link: &str, results: &Results) -> Verdict
         expected: bounds.collect::<Vec<_>>().join(", "),
         found,
         range,
+        interval,
         holds,
     }
+}
+
+/// The peer that a claim about the best one is measured against, if it is such a claim and any peer has a figure.
+fn best_peer<'a>(
+    claim: &Claim,
+    scenario: &'a Scenario,
+    median: impl Fn(&str) -> Option<f64>,
+) -> Option<&'a str> {
+    if claim.relative_to.as_deref() != Some(BEST_PEER) {
+        return None;
+    }
+    let peers = scenario.variants.iter().filter(|variant| variant.peer.is_some());
+    let figures = peers.filter_map(|peer| Some((peer.name(), median(peer.name())?)));
+    // Of what a client gets done, more is better; of everything else less.
+    let better = |one: f64, other: f64| match claim.metric.starts_with("operations_") {
+        true => other.total_cmp(&one),
+        false => one.total_cmp(&other),
+    };
+    let best = figures.min_by(|(_, one), (_, other)| better(*one, *other));
+    best.map(|(name, _)| name)
 }
 
 fn cases(scenario: &Scenario) -> impl Iterator<Item = (&str, &str)> {
@@ -215,12 +244,14 @@ fn is(key: &RunKey, guest: &str, link: &str, variant: &str) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::bench::fit;
     use crate::bench::machine::Machine;
     use crate::bench::measure::Measured;
+    use crate::bench::plan::Request;
 
     fn scenario() -> Scenario {
         let text = r#"
@@ -258,7 +289,7 @@ guest = "qemu"
 
     fn measured(pages: u64) -> Measured {
         serde_json::from_value(json!({
-            "report": {
+            "account": {"vmferry": {
                 "vm": "g", "strategy": "s", "backend": "synth", "outcome": "completed",
                 "total_ms": 100.0, "execution_transfer_ms": 90.0, "downtime_ms": 5.0,
                 "perceived_downtime_ms": null, "micro_stops_ms": 0.0, "ram_bytes": 1, "data_bytes": 1,
@@ -269,7 +300,7 @@ guest = "qemu"
                 "faults": {"count": 2, "network": 2, "local": 0, "p50_us": 1.0, "p99_us": 20.0, "max_us": 30.0},
                 "cpu_seconds": {"source": 0.0, "destination": 0.0},
                 "memory_bytes": {"source": 0, "destination": 0}
-            },
+            }},
             "link_bytes": null, "operations": null, "link": "l",
             "guest": {"name": "g", "backend": "synth", "config": {}}
         }))
@@ -277,16 +308,21 @@ guest = "qemu"
     }
 
     fn run(variant: &str, repetition: u32, outcome: Outcome) -> Run {
+        let key = RunKey {
+            guest: "g".into(),
+            link: "none".into(),
+            variant: variant.into(),
+            repetition,
+        };
         Run {
-            key: RunKey {
-                guest: "g".into(),
-                link: "none".into(),
-                variant: variant.into(),
-                repetition,
-            },
-            seed: 0,
+            seed: u64::from(repetition),
+            conditions: fit::conditions(&scenario(), &key).unwrap(),
             command: Vec::new(),
-            request: vmferry_api::MigrateRequest::new("x", vmferry_core::Strategy::PreCopy),
+            request: Request::Vmferry(Box::new(vmferry_api::MigrateRequest::new(
+                "x",
+                vmferry_core::Strategy::PreCopy,
+            ))),
+            key,
             machine: 0,
             started_unix_ms: 0,
             took_s: 1.0,
@@ -295,15 +331,21 @@ guest = "qemu"
         }
     }
 
-    fn results() -> Results {
+    /// Two variants with these pages sent, repetition by repetition.
+    pub(crate) fn results_of(pages: &[(u64, u64)]) -> Results {
         let mut results = Results::new("t", &scenario(), false);
         results.machine(&Machine::here());
-        for (repetition, (plain, hybrid)) in [(100, 30), (200, 50), (90, 60)].into_iter().enumerate() {
-            for (variant, pages) in [("pre-copy", plain), ("hybrid", hybrid)] {
+        for (repetition, (plain, hybrid)) in pages.iter().enumerate() {
+            for (variant, &pages) in [("pre-copy", plain), ("hybrid", hybrid)] {
                 let outcome = Outcome::Measured(Box::new(measured(pages)));
                 results.runs.push(run(variant, repetition as u32, outcome));
             }
         }
+        results
+    }
+
+    pub(crate) fn results() -> Results {
+        let mut results = results_of(&[(100, 30), (200, 50), (90, 60)]);
         let why = "no room".to_owned();
         results.runs.push(run("hybrid", 3, Outcome::Failed { why }));
         results.summarise();
@@ -363,26 +405,43 @@ guest = "qemu"
     }
 
     #[test]
+    fn the_best_peer_is_the_one_with_the_best_median_of_those_that_have_one() {
+        let text = "title = 't'\nlinks = ['none']\n[[guest]]\nname = 'g'\nkind = 'qemu'\nmemory = '1M'\n\
+                    [[variant]]\nstrategy = 'hybrid'\n[[variant]]\npeer = 'all'\n\
+                    [[claim]]\ntext = 'less'\nmetric = 'METRIC'\nvariant = 'hybrid'\nrelative_to = 'best peer'\n\
+                    at_most = 1\n";
+        let best = |metric: &str, median: fn(&str) -> Option<f64>| {
+            let scenario = Scenario::parse("t.toml", &text.replace("METRIC", metric)).unwrap();
+            best_peer(&scenario.claims[0], &scenario, median).map(str::to_owned)
+        };
+        let median = |name: &str| match name {
+            "qemu-xbzrle" => Some(5.0),
+            "qemu-multifd" => Some(7.0),
+            "hybrid" => Some(1.0),
+            _ => None,
+        };
+        assert_eq!(best("total_ms", median).as_deref(), Some("qemu-xbzrle"));
+        assert_eq!(best("operations_kept", median).as_deref(), Some("qemu-multifd"));
+        assert_eq!(best("total_ms", |_| None), None);
+    }
+
+    #[test]
     fn results_go_on_where_they_were_and_failures_are_tried_again() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("results.json");
         let new = |quick| Results::new("t", &scenario(), quick);
-        assert!(new(false).resume(&file).unwrap().runs.is_empty());
+        assert!(new(false).resume(&file).unwrap().0.runs.is_empty());
 
         results().store(&file).unwrap();
-        let resumed = new(false).resume(&file).unwrap();
+        let (resumed, dropped) = new(false).resume(&file).unwrap();
         assert_eq!((resumed.runs.len(), resumed.machines.len()), (6, 1));
+        assert_eq!(dropped, []);
         let key = |variant, repetition| run(variant, repetition, Outcome::Failed { why: String::new() }).key;
         assert!(resumed.has(&key("hybrid", 2)) && !resumed.has(&key("hybrid", 3)));
 
-        let other = Scenario {
-            warm_up_s: 9.0,
-            ..scenario()
-        };
         for (new, named) in [
-            (Results::new("t", &other, false), "another version"),
-            (Results::new("t", &other, true), "without --quick"),
-            (Results::new("u", &other, false), "results of \"t\""),
+            (Results::new("t", &scenario(), true), "without --quick"),
+            (Results::new("u", &scenario(), false), "results of \"t\""),
         ] {
             let error = new.resume(&file).unwrap_err().to_string();
             assert!(error.contains(named) && error.contains("--fresh"), "{error}");

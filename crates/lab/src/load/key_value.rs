@@ -400,7 +400,7 @@ pub(super) mod tests {
         let Some((_server, address)) = server(64) else {
             return;
         };
-        let load = Load::start(settings(address), None).unwrap();
+        let load = Load::start(&settings(address), None).unwrap();
         wait_until(&load, |record| record.operations > 500);
         let record = load.stop();
         assert_eq!(record.errors(), 0, "{:?}", record.descriptions);
@@ -418,7 +418,7 @@ pub(super) mod tests {
             connections: 3,
             ..settings(address)
         };
-        let load = Load::start(settings, None).unwrap();
+        let load = Load::start(&settings, None).unwrap();
         wait_until(&load, |record| record.operations > 1000);
         let record = load.stop();
         assert_eq!(record.errors(), 0, "{:?}", record.descriptions);
@@ -460,7 +460,7 @@ pub(super) mod tests {
             set_get: SetGet { sets: 0, gets: 1 },
             ..settings(address)
         };
-        let load = Load::start(settings, None).unwrap();
+        let load = Load::start(&settings, None).unwrap();
         let mut other = Protocol::Memcached.open(address, TIMEOUT).unwrap();
         for (key, value, description) in [(7, 1, "vmferry:7 differs"), (9, 0, "vmferry:9 has 0 bytes")] {
             let mut changed = Vec::new();
@@ -514,7 +514,7 @@ pub(super) mod tests {
                 }
             }
         });
-        let load = Load::start(settings(front), None).unwrap();
+        let load = Load::start(&settings(front), None).unwrap();
         wait_until(&load, |record| record.operations > 100);
         cut.store(true, Ordering::Relaxed);
         let broken = wait_until(&load, |record| record.failures > 0);

@@ -92,8 +92,8 @@ impl Load {
     ///
     /// # Errors
     /// When it cannot connect or store.
-    pub fn start(settings: Settings, namespace: Option<&Namespace>) -> Result<Self> {
-        let prepared = within(namespace, || key_value::prepare(&settings))?;
+    pub fn start(settings: &Settings, namespace: Option<&Namespace>) -> Result<Self> {
+        let prepared = within(namespace, || key_value::prepare(settings))?;
         let workers = prepared.map_err(|source| LabError::Client {
             what: format!("fill {}", settings.protocol),
             source,

@@ -1,6 +1,8 @@
 //! `vmferry bench`.
 
+mod compare;
 mod render;
+mod report;
 
 use std::io::IsTerminal as _;
 use std::path::PathBuf;
@@ -8,7 +10,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
-use clap::{Args, Parser as _, ValueEnum};
+use clap::{Args, Parser as _, Subcommand, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
 use vmferry_api::MigrateRequest;
 use vmferry_guest::GuestSpec;
@@ -24,18 +26,28 @@ use crate::{progress, units};
 /// Exit code after Ctrl-C, as shells give it.
 const INTERRUPTED: u8 = 130;
 
-/// Measures a scenario: every variant (strategy with options) with every guest over every link, again and again, mixed, so
-/// that what else the machine does concerns all alike. Each run has two host daemons in network namespaces, joined
-/// by a shaped link, and a fresh guest.
+/// Measures a scenario: every variant (strategy with options, or a way in which QEMU migrates by itself) with every guest over
+/// every link, again and again, mixed, so that what else the machine does concerns all alike. Each run has two host daemons in
+/// network namespaces, joined by a shaped link, and a fresh guest; where QEMU itself is measured, two plain QEMUs.
 ///
 /// As root, with QEMU, iproute2 and a guest image (`cargo xtask image`), everything is measured. Not as root, the synthetic guest
 /// moves over loopback, which is not shaped; the result says so. A run that fails is a line of the result.
 ///
 /// FILE keeps every run, with its report, the client's throughput in windows of 100 ms, versions and machine. It is written
-/// after each run: the same command goes on where it was ended. With --json and no FILE, JSON goes to stdout.
+/// after each run: the same command goes on where it was ended, and runs that a changed scenario still asks for are kept. With --json and
+/// no FILE, JSON goes to stdout.
+///
+/// `vmferry bench report` makes a page of results, `vmferry bench compare` says what changed between two of them.
 #[derive(Debug, Args)]
-#[command(override_usage = "vmferry bench [OPTIONS] SCENARIO [--json FILE]\n       vmferry bench --list")]
+#[command(
+    override_usage = "vmferry bench [OPTIONS] SCENARIO [--json FILE]\n       vmferry bench --list\n       vmferry bench report FILE... [--html OUT]\n       vmferry bench compare A B",
+    args_conflicts_with_subcommands = true,
+    subcommand_negates_reqs = true,
+    disable_help_subcommand = true
+)]
 pub(crate) struct BenchArgs {
+    #[command(subcommand)]
+    then: Option<Then>,
     /// Name of a scenario, or path of a file (SCENARIO.toml)
     #[arg(required_unless_present = "list")]
     scenario: Option<String>,
@@ -61,6 +73,13 @@ pub(crate) struct BenchArgs {
     image: Option<PathBuf>,
 }
 
+/// What becomes of results.
+#[derive(Debug, Subcommand)]
+enum Then {
+    Report(report::ReportArgs),
+    Compare(compare::CompareArgs),
+}
+
 /// Kinds of guests.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum Guests {
@@ -83,6 +102,11 @@ impl Guests {
 }
 
 pub(super) fn run(common: &Common, args: &BenchArgs) -> Result<ExitCode> {
+    match &args.then {
+        Some(Then::Report(args)) => return report::run(common, args),
+        Some(Then::Compare(args)) => return compare::run(common, args),
+        None => {}
+    }
     let scenario = match &args.scenario {
         Some(scenario) if !args.list => scenario,
         _ => return list(common),
@@ -215,8 +239,9 @@ impl Watch {
 
     fn see(&mut self, event: &Event<'_>) {
         match event {
-            Event::Planned { runs, known } => {
+            Event::Planned { runs, known, dropped } => {
                 self.bar.set_length(*runs as u64);
+                dropped.iter().for_each(|dropped| self.say(&dropped.to_string()));
                 let known = match known {
                     0 => String::new(),
                     known => format!(", {known} are known already"),
@@ -270,9 +295,9 @@ fn ended(run: &Run) -> String {
     match &run.outcome {
         Outcome::Measured(measured) => format!(
             "{what}: {} in {}, downtime {}",
-            units::size(measured.report.bytes_on_wire),
-            units::millis(measured.report.total_ms),
-            units::millis(measured.report.downtime_ms)
+            units::size(measured.account.bytes_sent()),
+            units::millis(measured.account.total_ms()),
+            units::millis(measured.account.downtime_ms())
         ),
         Outcome::Failed { why } => format!("{what}: FAILED: {why}"),
     }

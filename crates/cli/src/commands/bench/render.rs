@@ -147,6 +147,7 @@ fn verdict(verdict: &Verdict) -> String {
         (Some(found), Some((least, most))) if least < most => {
             format!("{} ({} to {})", plain(found), plain(least), plain(most))
         }
+        (Some(found), _) if verdict.interval.is_none() => format!("{} (one run)", plain(found)),
         (Some(found), _) => plain(found),
         (None, _) => "no figures".to_owned(),
     };

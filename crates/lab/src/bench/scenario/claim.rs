@@ -5,6 +5,9 @@ use serde::{Deserialize, Serialize};
 use super::guest::GuestKind;
 use super::variant::Variant;
 
+/// Stands for the peer with the best median of the metric, among those that have one.
+pub const BEST_PEER: &str = "best peer";
+
 /// What is expected of a variant: of a metric, or of its ratio to that of another variant.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -15,7 +18,7 @@ pub struct Claim {
     pub metric: String,
     /// Whose.
     pub variant: String,
-    /// The variant it is divided by.
+    /// The variant it is divided by; or [`BEST_PEER`].
     #[serde(default)]
     pub relative_to: Option<String>,
     /// Largest value for which it holds.
@@ -27,6 +30,9 @@ pub struct Claim {
     /// Only for guests of this kind.
     #[serde(default)]
     pub guest: Option<GuestKind>,
+    /// The figure that it belongs to, where those that show its metric do not tell.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub figure: Option<String>,
 }
 
 impl Claim {
@@ -34,6 +40,10 @@ impl Claim {
     pub(super) fn check(&self, variants: &[Variant]) -> std::result::Result<(), String> {
         let text = &self.text;
         for name in std::iter::once(&self.variant).chain(&self.relative_to) {
+            let is_best_peer = name == BEST_PEER && self.relative_to.as_ref() == Some(name);
+            if is_best_peer && variants.iter().any(|variant| variant.peer.is_some()) {
+                continue;
+            }
             if !variants.iter().any(|variant| variant.name() == name) {
                 let known: Vec<_> = variants.iter().map(Variant::name).collect();
                 return Err(format!(

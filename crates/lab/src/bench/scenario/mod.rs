@@ -21,15 +21,27 @@
 //! strategy = "pre-copy"            # or "all"
 //! options = { max-rounds = 30 }    # of `vmferry migrate`
 //!
+//! [[variant]]
+//! peer = "qemu-pre-copy"           # or "all": QEMU's own migration
+//! options = { downtime-limit = 50 } # of QEMU, in milliseconds
+//! limit_s = 120                    # it may never converge
+//!
 //! [[claim]]
 //! text = "what is said to hold"
 //! metric = "pages_sent"            # see `metric`
 //! variant = "pre-copy-filter"
 //! relative_to = "pre-copy"
 //! at_most = 0.4
+//!
+//! [[figure]]                       # what a report shows: see `figure`
+//! id = "pages"
+//! title = "Pages sent"
+//! kind = "bars"
+//! metrics = ["pages_sent"]
 //! ```
 
 mod claim;
+mod figure;
 mod guest;
 mod options;
 mod variant;
@@ -38,7 +50,8 @@ use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 
-pub use claim::Claim;
+pub use claim::{BEST_PEER, Claim};
+pub use figure::{Dimension, Figure, FigureKind};
 pub use guest::{Guest, GuestKind, GuestQuick};
 pub(crate) use options::words;
 pub use options::{OptionValue, Options};
@@ -89,6 +102,9 @@ pub struct Scenario {
     /// What is expected of it.
     #[serde(default, rename = "claim")]
     pub claims: Vec<Claim>,
+    /// What a report shows of it.
+    #[serde(default, rename = "figure", skip_serializing_if = "Vec::is_empty")]
+    pub figures: Vec<Figure>,
 }
 
 /// What `--quick` changes: it shows that a scenario works, its figures say little.
@@ -138,17 +154,22 @@ impl Scenario {
         self
     }
 
-    /// A number that scenarios have in common whose runs can stand beside each other: the repetitions do not count.
+    /// A number that scenarios have in common whose runs can stand beside each other: neither the repetitions count, nor what
+    /// is said and shown of them afterwards.
     pub fn hash(&self) -> String {
         let same = Self {
             repetitions: 0,
+            title: String::new(),
+            source: None,
+            claims: Vec::new(),
+            figures: Vec::new(),
             ..self.clone()
         };
         let json = serde_json::to_string(&same).expect("a scenario has no map keys that are no strings");
         format!("{:016x}", xxhash_rust::xxh3::xxh3_64(json.as_bytes()))
     }
 
-    /// A variant of strategy `all` becomes one for each strategy.
+    /// A variant of strategy or peer `all` becomes one for each.
     fn with_every_strategy(mut self) -> Self {
         self.variants = self.variants.into_iter().flat_map(Variant::expand).collect();
         self
@@ -184,9 +205,22 @@ impl Scenario {
         all_different("link", self.links.iter().map(String::as_str))?;
         words(&self.host_options)?;
         self.guests.iter().try_for_each(Guest::check)?;
+        self.variants.iter().try_for_each(Variant::check)?;
         self.claims
             .iter()
-            .try_for_each(|claim| claim.check(&self.variants))
+            .try_for_each(|claim| claim.check(&self.variants))?;
+        all_different("figure", self.figures.iter().map(|figure| figure.id.as_str()))?;
+        self.figures.iter().try_for_each(|figure| figure.check(self))?;
+        let named = self.claims.iter().filter_map(|claim| claim.figure.as_ref());
+        match named
+            .into_iter()
+            .find(|id| !self.figures.iter().any(|figure| figure.id == **id))
+        {
+            Some(unknown) => Err(format!(
+                "a claim belongs to figure {unknown:?}, and there is none of that id"
+            )),
+            None => Ok(()),
+        }
     }
 }
 
@@ -284,8 +318,30 @@ at_most = 0.5
             scenario
                 .variants
                 .iter()
-                .any(|variant| variant.name() == "post-copy again" && variant.strategy == "post-copy")
+                .any(|variant| variant.name() == "post-copy again"
+                    && variant.strategy.as_deref() == Some("post-copy"))
         );
+    }
+
+    #[test]
+    fn all_stands_for_every_peer_with_the_options_that_concern_it() {
+        let peers = "peer = \"all\"\nlimit_s = 60\noptions = { downtime-limit = 50, multifd-channels = 4 }";
+        let text = SMALL.replace("strategy = \"hybrid\"", peers);
+        let text = text.replace("variant = \"hybrid\"", "variant = \"qemu-multifd\"");
+        let scenario = Scenario::parse("small.toml", &text).unwrap();
+        assert_eq!(scenario.variants.len(), 1 + crate::peer::Peer::ALL.len());
+        for variant in &scenario.variants[1..] {
+            let channels = variant.options.contains_key("multifd-channels");
+            assert_eq!(
+                channels,
+                variant.name().starts_with("qemu-multifd"),
+                "{variant:?}"
+            );
+            assert_eq!(
+                (variant.options.contains_key("downtime-limit"), variant.limit_s),
+                (true, Some(60.0))
+            );
+        }
     }
 
     #[test]
@@ -319,7 +375,37 @@ at_most = 0.5
             ("strategy = \"hybrid\"", "strategy = \"pre-copy\"", "\"pre-copy\""),
             ("variant = \"hybrid\"", "variant = \"hybird\"", "hybird"),
             ("at_most = 0.5", "", "at_most"),
+            (
+                "relative_to = \"pre-copy\"",
+                "relative_to = \"best peer\"",
+                "\"best peer\"",
+            ),
             ("load = \"write:64M\"", "agent = true", "synthetic"),
+            (
+                "strategy = \"hybrid\"",
+                "name = \"hybrid\"",
+                "neither strategy nor peer",
+            ),
+            (
+                "strategy = \"hybrid\"",
+                "name = \"hybrid\"\nstrategy = \"hybrid\"\npeer = \"qemu-pre-copy\"",
+                "a strategy and a peer",
+            ),
+            (
+                "strategy = \"hybrid\"",
+                "name = \"hybrid\"\npeer = \"qemu-rdma\"",
+                "no peer \"qemu-rdma\"",
+            ),
+            (
+                "strategy = \"hybrid\"",
+                "name = \"hybrid\"\npeer = \"qemu-pre-copy\"\noptions = { downtime = \"5ms\" }",
+                "no option \"downtime\"",
+            ),
+            (
+                "strategy = \"hybrid\"",
+                "strategy = \"hybrid\"\nlimit_s = -1",
+                "limit_s of variant \"hybrid\"",
+            ),
             (
                 "load = \"write:64M\"",
                 "workload = { kind = \"cpu\", percent = 1 }",

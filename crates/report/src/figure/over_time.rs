@@ -1,0 +1,235 @@
+//! Timelines of the client's throughput, and the rounds of pre-copy.
+
+use maud::{Markup, html};
+use vmferry_lab::bench::quantity::{Quantity, Unit};
+use vmferry_lab::bench::scenario::{Dimension, Figure};
+use vmferry_lab::bench::statistics::{Interval, quantile};
+use vmferry_lab::bench::{Operations, Results, rounds as rounds_of};
+
+use super::panels::{grouped, panel};
+use crate::estimate::{Case, Estimate};
+use crate::plot::{Line, Lines, Point, Timeline, legend};
+use crate::table;
+
+/// Points of a timeline; more cannot be told apart on a plot of this width.
+const POINTS: usize = 220;
+/// Timelines of one guest and link have one axis of time, unless one is so many times longer than another.
+const ALIKE: f64 = 4.0;
+
+/// A timeline for each case, those of one guest and link with the same axis.
+pub(super) fn timelines(results: &Results, cases: &[Case<'_>], anchor: &str) -> Markup {
+    let mut plots = 0;
+    let mut groups = Vec::new();
+    for (group, cases) in grouped(cases, &[Dimension::Guest, Dimension::Link]) {
+        let seen = cases.iter().map(|case| (*case, clients(results, *case)));
+        let seen: Vec<_> = seen.filter(|(_, clients)| !clients.is_empty()).collect();
+        let end = |clients: &Vec<&Operations>| clients.iter().map(|client| end_s(client)).fold(0.0, f64::max);
+        let longest = seen.iter().map(|(_, clients)| end(clients)).fold(0.0, f64::max);
+        let shared = seen.iter().all(|(_, clients)| end(clients) * ALIKE >= longest);
+        let drawn = seen.iter().map(|(case, clients)| {
+            let end = if shared { longest } else { end(clients) };
+            (*case, end, points(clients, end))
+        });
+        let drawn: Vec<_> = drawn.collect();
+        let peaks = drawn
+            .iter()
+            .flat_map(|(_, _, points)| points)
+            .map(|(_, [_, _, most])| *most);
+        let most = peaks.fold(0.0, f64::max);
+        let draw = |(case, end, points): (Case<'_>, f64, Vec<_>)| {
+            plots += 1;
+            let plot = timeline(results, case, &format!("{anchor}-p{plots}"), points, end, most);
+            html! { div class="panel" { h5 { (case.variant) } (plot) } }
+        };
+        let panels: Vec<_> = drawn.into_iter().map(draw).collect();
+        groups.push((group, shared, panels));
+    }
+    html! {
+        @for (group, shared, panels) in groups {
+            @if !panels.is_empty() {
+                h4 { (group) }
+                @if !shared { p class="group" { "The axes of time differ." } }
+                div class="plots" { @for panel in panels { (panel) } }
+            }
+        }
+        p class="group" {
+            "Line: median of the repetitions; band: from the smallest to the largest of them; shaded: the migration; dashed: the guest \
+             runs at the destination."
+        }
+    }
+}
+
+fn timeline(
+    results: &Results,
+    case: Case<'_>,
+    id: &str,
+    points: Vec<(f64, [f64; 3])>,
+    end_s: f64,
+    most: f64,
+) -> Markup {
+    let moment = |metric| Estimate::of(results, case, metric).map(|estimate| estimate.median / 1e3);
+    let start_s = points.first().map_or(0.0, |(at, _)| *at);
+    let plot = Timeline {
+        id,
+        title: &format!(
+            "Throughput of {} with {}, {}",
+            case.guest, case.variant, case.link
+        ),
+        unit: Unit::PerSecond,
+        points,
+        resumed_s: moment("execution_transfer_ms"),
+        ended_s: moment("total_ms"),
+        span_s: (start_s, end_s),
+        most,
+    };
+    plot.draw()
+}
+
+fn clients<'a>(results: &'a Results, case: Case<'_>) -> Vec<&'a Operations> {
+    let runs = results.runs.iter().filter(|run| case.is_of(run));
+    runs.filter_map(|run| run.outcome.measured()?.operations.as_ref())
+        .filter(|seen| !seen.windows.is_empty() && seen.window_ms > 0)
+        .collect()
+}
+
+/// When the last window of a client ends, seconds.
+fn end_s(seen: &Operations) -> f64 {
+    (seen.windows_start_ms + (seen.windows.len() as u64 * seen.window_ms) as f64) / 1e3
+}
+
+/// Smallest, median and largest of the repetitions, in steps of time that all have in common.
+fn points(seen: &[&Operations], end_s: f64) -> Vec<(f64, [f64; 3])> {
+    let start_s = seen
+        .iter()
+        .map(|client| client.windows_start_ms / 1e3)
+        .fold(0.0, f64::min);
+    let window_s = seen[0].window_ms as f64 / 1e3;
+    let windows = ((end_s - start_s) / window_s).ceil().max(1.0);
+    // Whole windows: parts of one are not known.
+    let step_s = (windows / POINTS as f64).ceil() * window_s;
+    let steps = ((end_s - start_s) / step_s).floor() as usize;
+    let mut points = Vec::new();
+    for step in 0..steps {
+        let from = start_s + step as f64 * step_s;
+        let mut rates: Vec<_> = seen
+            .iter()
+            .filter_map(|client| rate(client, from, from + step_s))
+            .collect();
+        // Where only some are left, they speak for themselves and not for all.
+        if rates.len() * 2 >= seen.len() && !rates.is_empty() {
+            rates.sort_by(f64::total_cmp);
+            let spread = [rates[0], quantile(&rates, 0.5), rates[rates.len() - 1]];
+            points.push((from + step_s / 2.0, spread));
+        }
+    }
+    points
+}
+
+/// Operations a second of a client in a span of time; none where it was not there for all of it.
+fn rate(seen: &Operations, from_s: f64, until_s: f64) -> Option<f64> {
+    let window_s = seen.window_ms as f64 / 1e3;
+    let index = |at: f64| ((at - seen.windows_start_ms / 1e3) / window_s).round();
+    let (first, last) = (index(from_s), index(until_s));
+    if first < 0.0 || last > seen.windows.len() as f64 {
+        return None;
+    }
+    let windows = &seen.windows[first as usize..last as usize];
+    let count = windows.len();
+    (count > 0).then(|| windows.iter().sum::<f64>() / (count as f64 * window_s))
+}
+
+/// A plot for each guest, link and metric, with a line for each variant.
+pub(super) fn rounds(results: &Results, figure: &Figure, cases: &[Case<'_>], anchor: &str) -> Markup {
+    let mut plots = Vec::new();
+    let mut shown = Vec::new();
+    for (group, cases) in grouped(cases, &[Dimension::Guest, Dimension::Link]) {
+        for metric in &figure.metrics {
+            let quantity = Quantity::of(metric);
+            let mut lines = Vec::new();
+            for case in &cases {
+                let index = shown.iter().position(|name| *name == case.variant);
+                let points: Vec<_> = spreads(results, *case, metric).into_iter().enumerate().collect();
+                let point = |(round, spread): (usize, Option<[f64; 3]>)| {
+                    let [low, y, high] = spread?;
+                    let interval = (low < high).then_some(Interval { low, high });
+                    Some(Point {
+                        x: (round + 1) as f64,
+                        y,
+                        interval,
+                    })
+                };
+                let points: Vec<_> = points.into_iter().filter_map(point).collect();
+                if points.is_empty() {
+                    continue;
+                }
+                let index = index.unwrap_or_else(|| {
+                    shown.push(case.variant);
+                    shown.len() - 1
+                });
+                lines.push(Line {
+                    name: case.variant,
+                    index,
+                    points,
+                });
+            }
+            if lines.is_empty() {
+                continue;
+            }
+            let plot = Lines {
+                id: &format!("{anchor}-p{}", plots.len()),
+                title: &format!("{} of each round: {group}", quantity.label),
+                label: &quantity.label,
+                unit: Some(quantity.unit),
+                log: figure.log,
+                x_label: "round",
+                names: Vec::new(),
+                lines,
+            };
+            plots.push(panel(&quantity.label, &group, &quantity, &plot.draw()));
+        }
+    }
+    html! {
+        (legend(shown.iter().copied().enumerate()))
+        div class="plots" { @for plot in plots { (plot) } }
+        p class="group" { "Marks: the median of the repetitions that had the round; whiskers: from the smallest to the largest of them." }
+    }
+}
+
+/// Each metric of each round as a table.
+pub(super) fn rounds_tables(results: &Results, figure: &Figure, cases: &[Case<'_>]) -> Markup {
+    html! {
+        div class="tables" { @for metric in &figure.metrics {
+            @for (group, cases) in grouped(cases, &[Dimension::Guest, Dimension::Link]) {
+                @let columns: Vec<_> = cases.iter().map(|case| (case.variant, spreads(results, *case, metric))).filter(|(_, spreads)| !spreads.is_empty()).collect();
+                @let most = columns.iter().map(|(_, spreads)| spreads.len()).max().unwrap_or(0);
+                @if most > 0 {
+                    @let names: Vec<_> = columns.iter().map(|(name, _)| *name).collect();
+                    @let rows: Vec<_> = (0..most).map(|round| {
+                        (round + 1, columns.iter().map(|(_, spreads)| spreads.get(round).copied().flatten()).collect())
+                    }).collect();
+                    @let caption = format!("{} of each round: {group}", Quantity::of(metric).label);
+                    (table::rounds(&caption, &names, &rows, Quantity::of(metric).unit))
+                }
+            }
+        } }
+    }
+}
+
+/// Smallest, median and largest of each round, over the repetitions that had it.
+fn spreads(results: &Results, case: Case<'_>, metric: &str) -> Vec<Option<[f64; 3]>> {
+    let runs = results.runs.iter().filter(|run| case.is_of(run));
+    let runs: Vec<_> = runs
+        .filter_map(|run| Some(rounds_of::of(run.outcome.measured()?, metric)))
+        .filter(|rounds| rounds.iter().any(Option::is_some))
+        .collect();
+    let most = runs.iter().map(Vec::len).max().unwrap_or(0);
+    let spread = |round: usize| {
+        let mut figures: Vec<_> = runs
+            .iter()
+            .filter_map(|run| run.get(round).copied().flatten())
+            .collect();
+        figures.sort_by(f64::total_cmp);
+        Some([*figures.first()?, quantile(&figures, 0.5), *figures.last()?])
+    };
+    (0..most).map(spread).collect()
+}
