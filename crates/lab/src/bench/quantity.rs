@@ -54,6 +54,15 @@ impl Quantity {
             "fetched_share" => Some(("fetched on demand, of the data", Lower)),
             "operations_during_per_s" => Some(("operations a second while it moves", Higher)),
             "operations_after_per_s" => Some(("operations a second afterwards", Higher)),
+            "neighbour_during_per_s" => {
+                Some(("operations a second of its neighbour, while it moves", Higher))
+            }
+            "neighbour_10s_per_s" => Some((
+                "operations a second of its neighbour, 10 s from the request",
+                Higher,
+            )),
+            "aggregate_during_per_s" => Some(("operations a second of both, while it moves", Higher)),
+            "aggregate_10s_per_s" => Some(("operations a second of both, 10 s from the request", Higher)),
             "operations_kept" => Some(("throughput kept while it moves", Higher)),
             "cpu_seconds.source" => Some(("CPU time of the source", Lower)),
             "cpu_seconds.destination" => Some(("CPU time of the destination", Lower)),

@@ -25,7 +25,9 @@ pub(super) fn timelines(results: &Results, cases: &[Case<'_>], anchor: &str) -> 
     for (group, cases) in grouped(cases, &[Dimension::Guest, Dimension::Link]) {
         let seen = cases.iter().map(|case| (*case, clients(results, *case)));
         let seen: Vec<_> = seen.filter(|(_, clients)| !clients.is_empty()).collect();
-        let end = |clients: &Vec<Cow<'_, Operations>>| clients.iter().map(|client| end_s(client)).fold(0.0, f64::max);
+        let end = |clients: &Vec<Cow<'_, Operations>>| {
+            clients.iter().map(|client| end_s(client)).fold(0.0, f64::max)
+        };
         let longest = seen.iter().map(|(_, clients)| end(clients)).fold(0.0, f64::max);
         let shared = seen.iter().all(|(_, clients)| end(clients) * ALIKE >= longest);
         let drawn = seen.iter().map(|(case, clients)| {
