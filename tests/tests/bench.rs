@@ -36,7 +36,7 @@ links = ["1gbit"]
 name = "Linux"
 kind = "qemu"
 memory = "256M"
-memcached = { mib = 32, values = 1024, value_bytes = 4096, operations_per_s = 500, one_set_in = 5 }
+workload = { kind = "memcached", mib = 32, values = 1024, value_bytes = 4096, operations_per_s = 500, set_get = "1:4" }
 
 [[variant]]
 peer = "qemu-pre-copy"
@@ -209,16 +209,7 @@ strategy = "post-copy-push"
 fn a_guest_leaves_its_neighbour_over_a_link_with_a_delay() {
     need!(Root, Userfaultfd);
     let _turn = turn();
-    let folder = tempfile::tempdir().unwrap();
-    let scenario = folder.path().join("contention.toml");
-    std::fs::write(&scenario, CONTENTION).unwrap();
-    let mut command = Command::new(vmferry::program());
-    command
-        .arg("bench")
-        .arg(&scenario)
-        .arg("--json")
-        .stdin(Stdio::null());
-    let results = Answer::of(&mut command).expect_json();
+    let results = bench("contention", CONTENTION);
     let measured = &results["runs"][0]["outcome"]["measured"];
     let kept = &measured["link_delay"];
     assert_eq!(
@@ -227,7 +218,7 @@ fn a_guest_leaves_its_neighbour_over_a_link_with_a_delay() {
         "{results:#}"
     );
     // Offer and Accept alone go there and back, and so do Prepare and Ready.
-    let transfer_ms = measured["report"]["execution_transfer_ms"].as_f64().unwrap();
+    let transfer_ms = measured["account"]["vmferry"]["execution_transfer_ms"].as_f64().unwrap();
     assert!(transfer_ms > 8.0, "{measured:#}");
     let [moved, stayed] = ["operations", "neighbour"].map(|whose| &measured[whose]);
     for seen in [moved, stayed] {

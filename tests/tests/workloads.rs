@@ -42,7 +42,7 @@ fn moved(memory: &str, workload: &str, beside_s: u32) -> Value {
     );
     let measured = &outcome["measured"];
     assert!(measured.is_object(), "{outcome:#}");
-    let verified = &measured["report"]["verified"];
+    let verified = &measured["account"]["vmferry"]["verified"];
     assert!(
         verified["mismatches"] == 0 && verified["pages"].as_u64() > Some(1000),
         "{verified}"

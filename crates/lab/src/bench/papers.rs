@@ -95,7 +95,10 @@ pub const PAPERS: [Paper; 5] = [
                 "memcached: throughput of both guests, enlightened and live, over three links",
             ),
             figure("Fig. 11", "memcached: latency over time, and its distribution"),
-            figure("Fig. 12", "a database: throughput of both guests over three links"),
+            figure(
+                "Fig. 12",
+                "a database: throughput of both guests over three links",
+            ),
             figure("Fig. 13", "a database: latency"),
             figure(
                 "Fig. 14",
