@@ -76,11 +76,11 @@ impl Scale {
     }
 }
 
-/// A step of 1, 2 or 5 times a power of ten that is not below this.
+/// A step of 1, 2 or 5 times a power of ten that is not much below this.
 fn nice(step: f64) -> f64 {
     let power = 10f64.powf(step.log10().floor());
     let steps = [1.0, 2.0, 5.0, 10.0];
-    let fitting = steps.into_iter().find(|of| of * power >= step * (1.0 - 1e-9));
+    let fitting = steps.into_iter().find(|of| of * power >= step * 0.9);
     fitting.unwrap_or(10.0) * power
 }
 
@@ -94,9 +94,9 @@ mod tests {
             Scale::from_zero(9.8).ticks(1.0, 5),
             [0.0, 2.0, 4.0, 6.0, 8.0, 10.0]
         );
-        assert_eq!(Scale::from_zero(0.0).ticks(1.0, 2), [0.0, 1.0]);
+        assert_eq!(Scale::from_zero(0.0).ticks(1.0, 2), [0.0, 0.5, 1.0]);
         let mib = 1024.0 * 1024.0;
-        assert_eq!(Scale::from_zero(400.0 * mib).ticks(mib, 4)[1], 200.0 * mib);
+        assert_eq!(Scale::from_zero(400.0 * mib).ticks(mib, 2)[1], 200.0 * mib);
         let log = Scale::over(30.0, 20_000.0, true);
         assert_eq!(log.ticks(1.0, 5), [10.0, 100.0, 1000.0, 10_000.0]);
         assert_eq!((log.at(10.0), log.at(0.0)), (0.0, 0.0));
