@@ -218,7 +218,9 @@ fn a_guest_leaves_its_neighbour_over_a_link_with_a_delay() {
         "{results:#}"
     );
     // Offer and Accept alone go there and back, and so do Prepare and Ready.
-    let transfer_ms = measured["account"]["vmferry"]["execution_transfer_ms"].as_f64().unwrap();
+    let transfer_ms = measured["account"]["vmferry"]["execution_transfer_ms"]
+        .as_f64()
+        .unwrap();
     assert!(transfer_ms > 8.0, "{measured:#}");
     let [moved, stayed] = ["operations", "neighbour"].map(|whose| &measured[whose]);
     for seen in [moved, stayed] {

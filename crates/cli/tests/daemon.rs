@@ -91,7 +91,12 @@ impl Host {
             if now.operations > before {
                 break;
             }
-            assert!(began.elapsed() < LONG, "{name} stands still");
+            assert!(
+                began.elapsed() < LONG,
+                "{name} stands still: {:?}, {now:?}, {:?}",
+                self.client.guest(name).unwrap(),
+                self.client.reports().unwrap().last()
+            );
             thread::sleep(Duration::from_millis(10));
         }
         let guest = self.client.guest(name).unwrap();

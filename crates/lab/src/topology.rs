@@ -11,7 +11,7 @@
 //! before they forward nor speak a spanning tree, so that they follow the guest's address as soon as it speaks
 //! from its new place.
 //!
-//! `===` is a pair of virtual Ethernet devices, or, where the link has a delay, two taps and a [relay](crate::relay). Half of
+//! `===` is a pair of virtual Ethernet devices, or, where the link has a delay, two taps and a relay. Half of
 //! the delay is on either host's link, so that a client is half way between the hosts.
 
 use std::net::Ipv4Addr;

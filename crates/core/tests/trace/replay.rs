@@ -207,6 +207,7 @@ impl Replay {
             }
             Command::SendState => Some(Event::StateSent { bytes: 0 }),
             Command::SendPrepare(epoch) => Some(Event::Ready(epoch)),
+            Command::ConfirmState => Some(Event::StateConfirmed),
             Command::JournalHandedOver(_) => Some(Event::Journaled),
             Command::SendCommit(epoch) => {
                 self.runs_there = true;
