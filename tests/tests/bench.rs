@@ -6,8 +6,9 @@ use std::process::{Command, Stdio};
 use serde_json::Value;
 use vmferry_tests::{need, require, turn, vmferry};
 
-const SMALL: &str = r#"
-title = "small"
+/// A Linux with memcached, moved once by each of what follows.
+const LINUX: &str = r#"
+title = "a server"
 repetitions = 1
 warm_up_s = 1
 links = ["1gbit"]
@@ -17,7 +18,9 @@ name = "Linux"
 kind = "qemu"
 memory = "256M"
 workload = { kind = "memcached", mib = 32, values = 1024, value_bytes = 4096, operations_per_s = 500, set_get = "1:4" }
+"#;
 
+const STRATEGIES: &str = r#"
 [[variant]]
 strategy = "pre-copy"
 
@@ -27,17 +30,6 @@ options = { streams = 2 }
 "#;
 
 const PEERS: &str = r#"
-title = "peers"
-repetitions = 1
-warm_up_s = 1
-links = ["1gbit"]
-
-[[guest]]
-name = "Linux"
-kind = "qemu"
-memory = "256M"
-workload = { kind = "memcached", mib = 32, values = 1024, value_bytes = 4096, operations_per_s = 500, set_get = "1:4" }
-
 [[variant]]
 peer = "qemu-pre-copy"
 
@@ -104,7 +96,7 @@ fn bench(name: &str, scenario: &str) -> Value {
 fn qemus_own_migration_is_measured_by_the_same_clock_and_client() {
     need!(Qemu, Root, Userfaultfd);
     let _turn = turn();
-    let results = bench("peers.toml", PEERS);
+    let results = bench("peers.toml", &format!("{LINUX}{PEERS}"));
     let run = |variant: &str| {
         let mut runs = results["runs"].as_array().unwrap().iter();
         let found = runs.find(|run| run["key"]["variant"] == variant);
@@ -160,7 +152,7 @@ fn qemus_own_migration_is_measured_by_the_same_clock_and_client() {
 fn a_linux_under_load_is_measured_by_two_strategies() {
     need!(Qemu, Root, Userfaultfd);
     let _turn = turn();
-    let results = bench("small.toml", SMALL);
+    let results = bench("strategies.toml", &format!("{LINUX}{STRATEGIES}"));
     let runs = results["runs"].as_array().unwrap();
     assert_eq!(runs.len(), 2, "{results:#}");
     for run in runs {

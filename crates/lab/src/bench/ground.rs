@@ -3,6 +3,7 @@
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
+use vmferry_api::MigrateRequest;
 use vmferry_core::report::Progress;
 use vmferry_guest::GuestSpec;
 
@@ -34,8 +35,8 @@ pub(super) struct Ground {
 
 /// What runs the guest at both hosts and moves it.
 pub(super) enum Mover {
-    /// Two daemons.
-    Vmferry(Box<[Host; 2]>),
+    /// Two daemons, and what they are asked for.
+    Vmferry(Box<[Host; 2]>, Box<MigrateRequest>),
     /// Two plain QEMUs.
     Qemu(Box<Qemus>),
 }
@@ -65,9 +66,9 @@ impl Ground {
             topology.one_core_each()?;
         }
         let mover = match &run.request {
-            Request::Vmferry(_) => {
+            Request::Vmferry(request) => {
                 let hosts = bench.start_hosts(folder.path(), topology.as_ref())?;
-                Mover::Vmferry(Box::new(hosts))
+                Mover::Vmferry(Box::new(hosts), request.clone())
             }
             Request::Qemu(request) => {
                 let qemus = Qemus::new(request.clone(), folder.path(), PORT, bench.interrupt);
@@ -90,7 +91,7 @@ impl Ground {
     /// Starts the guest at the first host.
     pub(super) fn run(&self, spec: &GuestSpec) -> Result<()> {
         match &self.mover {
-            Mover::Vmferry(hosts) => hosts[0].run(spec).map(drop),
+            Mover::Vmferry(hosts, _) => hosts[0].run(spec).map(drop),
             Mover::Qemu(qemus) => qemus.run(spec, self.network()?),
         }
     }
@@ -98,22 +99,20 @@ impl Ground {
     /// Makes the second host ready, as far as its user has to.
     pub(super) fn expect(&self) -> Result<()> {
         match &self.mover {
-            Mover::Vmferry(_) => Ok(()),
+            Mover::Vmferry(..) => Ok(()),
             Mover::Qemu(qemus) => qemus.prepare(self.network()?),
         }
     }
 
-    /// Moves the guest.
-    pub(super) fn migrate(&self, run: &PlannedRun, watch: impl FnMut(&Progress)) -> Result<Account> {
-        let limit = Duration::from_secs_f64(run.limit_s);
-        match (&self.mover, &run.request) {
-            (Mover::Vmferry(hosts), Request::Vmferry(request)) => {
+    /// Moves the guest, within `limit`.
+    pub(super) fn migrate(&self, limit: Duration, watch: impl FnMut(&Progress)) -> Result<Account> {
+        match &self.mover {
+            Mover::Vmferry(hosts, request) => {
                 let [source, destination] = hosts.as_ref();
                 let report = source.migrate(GUEST, destination, request, Some(limit), watch)?;
                 Ok(Account::Vmferry(Box::new(report)))
             }
-            (Mover::Qemu(qemus), _) => Ok(Account::Qemu(Box::new(qemus.migrate(limit, watch)?))),
-            (Mover::Vmferry(_), Request::Qemu(_)) => Err(LabError::Lost),
+            Mover::Qemu(qemus) => Ok(Account::Qemu(Box::new(qemus.migrate(limit, watch)?))),
         }
     }
 
@@ -126,7 +125,7 @@ impl Ground {
 impl Place for Ground {
     fn check_alive(&self, name: &str) -> Result<()> {
         match &self.mover {
-            Mover::Vmferry(hosts) => hosts[0].check_alive(name),
+            Mover::Vmferry(hosts, _) => hosts[0].check_alive(name),
             Mover::Qemu(qemus) => qemus.check_alive(name),
         }
     }

@@ -84,7 +84,7 @@ impl Workbench<'_> {
     ) -> Result<Measured> {
         let mut spec = self.spec(run, &[])?;
         spec.config["seed"] = run.seed.into();
-        let Mover::Vmferry(hosts) = &ground.mover else {
+        let Mover::Vmferry(hosts, _) = &ground.mover else {
             return Err(LabError::Missing("peers move no synthetic guest".into()));
         };
         let [source, destination] = hosts.as_ref();
@@ -171,7 +171,7 @@ impl Workbench<'_> {
             .map_or(Ok(()), Neighbour::about_to_begin)?;
         let before = sent()?;
         let began = Instant::now();
-        let account = ground.migrate(run, watch)?;
+        let account = ground.migrate(Duration::from_secs_f64(run.limit_s), watch)?;
         // The look that saw the end may have come late.
         let ended = (began + Duration::from_secs_f64(account.total_ms().max(0.0) / 1e3)).min(Instant::now());
         let link_bytes = before.zip(sent()?).map(|(before, after)| after - before);
