@@ -1,0 +1,2 @@
+//! Takes incremental checkpoints of running guests, and resumes them.
+#![forbid(unsafe_code)]

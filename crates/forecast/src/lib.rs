@@ -1,0 +1,2 @@
+//! Forecasts of migrations.
+#![forbid(unsafe_code)]

@@ -1,0 +1,2 @@
+//! What a guest writes over time.
+#![forbid(unsafe_code)]
