@@ -208,7 +208,10 @@ fn a_sweep_frees_what_nobody_needs_and_a_merge_makes_more_of_it() {
     assert_eq!(chunks(), 16 + 1 + 40);
     let reader = store.reader(&last).unwrap();
     let merged = store.merge().unwrap();
-    assert_eq!((merged.chunks_before, merged.chunks_after, merged.pages), (56, 16, 1024));
+    assert_eq!(
+        (merged.chunks_before, merged.chunks_after, merged.pages),
+        (56, 16, 1024)
+    );
     assert_eq!(store.merge().unwrap(), vmferry_store::Merged::default());
     // Who reads goes on with the old ones.
     let swept = store.sweep().unwrap();

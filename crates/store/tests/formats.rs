@@ -9,7 +9,8 @@ use support::{PAGE, checkpoint, increment, page, read_all};
 use vmferry_core::{PageBitmap, PageRun, RamLayout};
 use vmferry_store::table::{Place, Table};
 use vmferry_store::{
-    BlobRef, CheckpointId, DiskExtent, DiskState, Hash, Manifest, PageCounts, Scope, Store, StoreError, StoreOptions, chunk,
+    BlobRef, CheckpointId, DiskExtent, DiskState, Hash, Manifest, PageCounts, Scope, Store, StoreError,
+    StoreOptions, chunk,
 };
 
 fn hex(bytes: &[u8]) -> String {
@@ -19,7 +20,10 @@ fn hex(bytes: &[u8]) -> String {
 fn unhex(text: &str) -> Vec<u8> {
     let digits: Vec<u8> = text.bytes().filter(u8::is_ascii_hexdigit).collect();
     let digit = |byte: u8| (byte as char).to_digit(16).unwrap() as u8;
-    digits.chunks(2).map(|pair| digit(pair[0]) << 4 | digit(pair[1])).collect()
+    digits
+        .chunks(2)
+        .map(|pair| digit(pair[0]) << 4 | digit(pair[1]))
+        .collect()
 }
 
 fn manifest() -> Manifest {
@@ -105,9 +109,17 @@ fn write_golden_bytes() {
 
 #[test]
 fn golden_bytes_mean_what_they_meant() {
-    assert_eq!(Manifest::decode("it", &unhex(GOLDEN_MANIFEST)).unwrap(), manifest());
+    assert_eq!(
+        Manifest::decode("it", &unhex(GOLDEN_MANIFEST)).unwrap(),
+        manifest()
+    );
     let packed = table().pack();
-    let read = Table::unpack(packed.name, table().places.len() as u64, "it", &unhex(GOLDEN_TABLE));
+    let read = Table::unpack(
+        packed.name,
+        table().places.len() as u64,
+        "it",
+        &unhex(GOLDEN_TABLE),
+    );
     assert_eq!(read.unwrap(), table());
     let golden = unhex(GOLDEN_CHUNK);
     assert_eq!(chunk::unpack(Hash::of(&pages()), "it", &golden).unwrap(), pages());
@@ -118,9 +130,15 @@ fn golden_bytes_mean_what_they_meant() {
 
 #[test]
 fn what_is_encoded_decodes() {
-    assert_eq!(Manifest::decode("it", &manifest().encode().unwrap()).unwrap(), manifest());
+    assert_eq!(
+        Manifest::decode("it", &manifest().encode().unwrap()).unwrap(),
+        manifest()
+    );
     let packed = table().pack();
-    assert_eq!(Table::unpack(packed.name, 208, "it", &packed.object).unwrap(), table());
+    assert_eq!(
+        Table::unpack(packed.name, 208, "it", &packed.object).unwrap(),
+        table()
+    );
 }
 
 #[test]
@@ -152,7 +170,17 @@ fn a_later_format_is_named() {
     let mut bytes = manifest().encode().unwrap();
     bytes[8] = 2;
     let error = Manifest::decode("checkpoints/web/17.manifest", &bytes).unwrap_err();
-    assert!(matches!(error, StoreError::Version { came: 2, known: 1, .. }), "{error}");
+    assert!(
+        matches!(
+            error,
+            StoreError::Version {
+                came: 2,
+                known: 1,
+                ..
+            }
+        ),
+        "{error}"
+    );
     let mut object = table().pack().object;
     object[8] = 9;
     let error = Table::unpack(table().pack().name, 208, "it", &object).unwrap_err();
@@ -203,7 +231,11 @@ impl Damaged {
     fn verify(&self) -> Vec<(String, Vec<CheckpointId>)> {
         let verified = self.store.verify(Scope::All, |_, _| ()).unwrap();
         assert_eq!(verified.checkpoints, 3);
-        verified.damage.into_iter().map(|damage| (damage.object, damage.checkpoints)).collect()
+        verified
+            .damage
+            .into_iter()
+            .map(|damage| (damage.object, damage.checkpoints))
+            .collect()
     }
 }
 
@@ -243,11 +275,16 @@ fn a_truncated_manifest_and_a_missing_table_are_named() {
     let file = it.folder.path().join("checkpoints/web/1.manifest");
     let bytes = fs::read(&file).unwrap();
     fs::write(&file, &bytes[..bytes.len() - 7]).unwrap();
-    let table = it.store.manifest(&it.other).unwrap().tables[0].unwrap().to_string();
+    let table = it.store.manifest(&it.other).unwrap().tables[0]
+        .unwrap()
+        .to_string();
     let object = format!("tables/{}/{table}", &table[..2]);
     fs::remove_file(it.folder.path().join(&object)).unwrap();
     let found = it.verify();
-    assert!(found.contains(&("checkpoints/web/1.manifest".into(), vec![it.first.clone()])), "{found:?}");
+    assert!(
+        found.contains(&("checkpoints/web/1.manifest".into(), vec![it.first.clone()])),
+        "{found:?}"
+    );
     assert!(found.contains(&(object, vec![it.other.clone()])), "{found:?}");
     assert_eq!(found.len(), 2);
     assert!(it.store.manifest(&it.first).unwrap_err().is_damage());
