@@ -64,7 +64,7 @@ mod tests {
     fn it_drains_only_where_told_and_only_when_the_guest_is_quiet() {
         let (placement, left) = (Placement::new(4, [(2, 1), (3, 0)]), PageBitmap::full(4));
         let at = |seconds| Duration::from_secs(seconds);
-        let mut pick = |lazy: &mut Lazy, seconds| {
+        let pick = |lazy: &mut Lazy, seconds| {
             let mut left = left.clone();
             left.intersect_with(&placement.data());
             lazy.pick(&View {
