@@ -143,8 +143,8 @@ impl Resume {
         }
     }
 
-    /// A resume that an earlier daemon left after the device state was loaded.
-    pub fn recovered(left: Left) -> Self {
+    /// A resume that an earlier daemon left after the device state was loaded. `pages_follow`: whether faults are served.
+    pub fn recovered(left: Left, pages_follow: bool) -> Self {
         let state = match left {
             Left::Standing => State::Standing,
             Left::Running => State::Running,
@@ -152,7 +152,7 @@ impl Resume {
         };
         Self {
             setup: Setup {
-                pages_follow: true,
+                pages_follow,
                 paused: false,
             },
             state,

@@ -16,8 +16,8 @@ pub struct ResumeReport {
     pub mode: ResumeMode,
     /// Name of the guest backend (`qemu`, `synth`).
     pub backend: String,
-    /// How it ended.
-    pub outcome: Outcome,
+    /// How it ended; absent while pages follow.
+    pub outcome: Option<Outcome>,
     /// Why it did not complete.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
@@ -25,7 +25,7 @@ pub struct ResumeReport {
     pub start_ms: Option<f64>,
     /// Until the guest's service answered; absent where nobody asked it.
     pub first_answer_ms: Option<f64>,
-    /// Until every page was in place, or it ended otherwise.
+    /// Until every page was in place, or it ended otherwise; while pages follow, until now.
     pub total_ms: f64,
     /// RAM of the guest, whatever it holds: *allocated* memory.
     pub ram_bytes: u64,
@@ -130,7 +130,10 @@ pub struct ResumeProgress {
     pub store_bytes: u64,
     /// Faults served from the store.
     pub store_faults: u64,
-    /// Why the guest stands still, where its store does not give it a page, and what to do.
+    /// Why the guest stands still, where its store does not give it a page.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stalled: Option<String>,
+    /// Why a page cannot be had that the guest has not asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub problem: Option<String>,
 }

@@ -218,6 +218,11 @@ impl Work {
         }
     }
 
+    /// Whether the guest waits for a page of this read, whatever it was handed out for.
+    pub fn waits_for(&self, fetch: &Fetch) -> bool {
+        self.waited_for.iter().any(|page| fetch.pages.contains(page))
+    }
+
     /// How many pages are not in place.
     pub fn missing(&self) -> u64 {
         self.missing
