@@ -8,6 +8,7 @@
 //! |---|---|
 //! | `checkpoints/VM/N.manifest` | a checkpoint: it exists exactly when this object does and no mark stands beside it ([`manifest`]) |
 //! | `checkpoints/VM/N.deleted` | the mark that checkpoint N is deleted; its objects go with the next sweep |
+//! | `checkpoints/VM/N.resumed` | the mark that a guest was resumed from checkpoint N ([`Resumed`]) |
 //! | `tables/xx/HASH` | where 32,768 consecutive pages are ([`table`]) |
 //! | `chunks/xx/HASH` | pages or a piece of a blob, compressed ([`chunk`]) |
 //! | `leases/...` | who writes a VM's checkpoints, who reads, who sweeps ([`lease`]) |
@@ -31,6 +32,7 @@ pub mod lease;
 mod location;
 pub mod manifest;
 mod reader;
+mod resumed;
 mod runtime;
 mod store;
 pub mod table;
@@ -41,6 +43,7 @@ pub use hash::Hash;
 pub use id::CheckpointId;
 pub use manifest::{BlobRef, DiskExtent, DiskState, Manifest, PageCounts};
 pub use reader::{PageSource, Reader};
+pub use resumed::Resumed;
 pub use store::{Store, StoreOptions};
 pub use table::Place;
 pub use writer::{Draft, Taken, Writer};

@@ -14,7 +14,7 @@ use vmferry_runtime::dir::remove;
 use vmferry_store::Reader;
 
 use super::filling::Duty;
-use super::{Input, Own, Request, Saved, Shared, chain, ms, spawn};
+use super::{Input, Own, Request, Saved, Shared, chain, ms, probe, spawn};
 
 /// Faults are counted up to this time after the start as well: it is when a lazy guest crawls.
 const FIRST: Duration = Duration::from_secs(10);
@@ -225,13 +225,13 @@ impl Driver {
 
     /// Asks the guest's service from now on, on a thread of its own.
     pub(super) fn ask_service(&mut self) {
-        let Some(probe) = self.shared.request.probe.clone() else {
+        let Some(service) = self.shared.request.service.clone() else {
             return;
         };
         let (answer, answered) = unbounded();
         let shared = self.shared.clone();
         self.threads.push(spawn("resume probe", move || {
-            let at = probe.ask(&shared.filling.over);
+            let at = probe::ask(&service, &shared.filling.over);
             if let Some(at) = at {
                 shared.seen().report.first_answer_ms = Some(ms(at - shared.since));
             }

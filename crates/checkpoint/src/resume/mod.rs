@@ -26,7 +26,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Sender, bounded, unbounded};
-use vmferry_core::resume::{Event, Resume, ResumeMode, ResumeProgress, ResumeReport, Setup};
+use vmferry_core::resume::{Event, Resume, ResumeMode, ResumeProgress, ResumeReport, Service, Setup};
 use vmferry_guest::{FaultMode, Vm};
 use vmferry_memory::SharedPageStates;
 use vmferry_runtime::GuestDir;
@@ -34,7 +34,6 @@ use vmferry_runtime::pager::Pager;
 use vmferry_store::{CheckpointId, Reader};
 
 pub use error::ResumeError;
-pub use probe::Probe;
 pub use saved::Saved;
 
 use driver::Driver;
@@ -58,7 +57,7 @@ pub struct Request {
     /// How many read at the same time.
     pub readers: usize,
     /// A service of the guest whose first answer is waited for, and its time noted.
-    pub probe: Option<Probe>,
+    pub service: Option<Service>,
 }
 
 /// Notes on disk, where a restarted daemon looks, that the guest is this host's. It runs after that only.
@@ -192,7 +191,7 @@ impl Resuming {
             paused: false,
             patience: saved.patience,
             readers: 0,
-            probe: None,
+            service: None,
         };
         Ok(Self::run(
             vm,

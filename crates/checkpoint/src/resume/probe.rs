@@ -5,7 +5,7 @@ use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use serde::{Deserialize, Serialize};
+use vmferry_core::resume::Service;
 
 /// How long one attempt may take before the next.
 const ATTEMPT: Duration = Duration::from_millis(250);
@@ -14,37 +14,27 @@ const PAUSE: Duration = Duration::from_millis(5);
 /// How long a service may take to answer after the start of its guest before nobody asks any more.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-/// A service to ask.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Probe {
-    /// Its address, `HOST:PORT`.
-    pub address: String,
-    /// What to send it; then the first byte it says is its answer. Where absent, that it accepts a connection is.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub send: Option<String>,
+/// Asks `service` until it answers, `over` is set, or patience is at its end. Answers when it answered.
+pub(super) fn ask(service: &Service, over: &AtomicBool) -> Option<Instant> {
+    let asked = Instant::now();
+    while !over.load(Ordering::Acquire) && asked.elapsed() < PATIENCE {
+        if attempt(service).is_some() {
+            return Some(Instant::now());
+        }
+        std::thread::sleep(PAUSE);
+    }
+    None
 }
 
-impl Probe {
-    /// Asks until the service answers, `over` is set, or patience is at its end. Answers when it answered.
-    pub(super) fn ask(&self, over: &AtomicBool) -> Option<Instant> {
-        let asked = Instant::now();
-        while !over.load(Ordering::Acquire) && asked.elapsed() < PATIENCE {
-            if self.attempt().is_some() {
-                return Some(Instant::now());
-            }
-            std::thread::sleep(PAUSE);
-        }
-        None
-    }
-
-    fn attempt(&self) -> Option<()> {
-        let address: SocketAddr = self.address.to_socket_addrs().ok()?.next()?;
-        let mut stream = TcpStream::connect_timeout(&address, ATTEMPT).ok()?;
-        let Some(text) = &self.send else { return Some(()) };
-        stream.set_read_timeout(Some(ATTEMPT)).ok()?;
-        stream.write_all(text.as_bytes()).ok()?;
-        (stream.read(&mut [0]).ok()? > 0).then_some(())
-    }
+fn attempt(service: &Service) -> Option<()> {
+    let address: SocketAddr = service.address.to_socket_addrs().ok()?.next()?;
+    let mut stream = TcpStream::connect_timeout(&address, ATTEMPT).ok()?;
+    let Some(text) = &service.send else {
+        return Some(());
+    };
+    stream.set_read_timeout(Some(ATTEMPT)).ok()?;
+    stream.write_all(text.as_bytes()).ok()?;
+    (stream.read(&mut [0]).ok()? > 0).then_some(())
 }
 
 #[cfg(test)]
@@ -57,18 +47,18 @@ mod tests {
     fn a_service_that_only_accepts_has_not_answered() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap().to_string();
-        let mut probe = Probe { address, send: None };
-        assert!(probe.attempt().is_some());
-        probe.send = Some("version\r\n".into());
-        assert!(probe.attempt().is_none());
+        let mut service = Service { address, send: None };
+        assert!(attempt(&service).is_some());
+        service.send = Some("version\r\n".into());
+        assert!(attempt(&service).is_none());
         let answers = std::thread::spawn(move || {
             // The first two connections are those above.
             for stream in listener.incoming().take(3) {
                 let _ = stream.unwrap().write_all(b"VERSION 1\r\n");
             }
         });
-        assert!(probe.ask(&AtomicBool::new(false)).is_some());
+        assert!(ask(&service, &AtomicBool::new(false)).is_some());
         answers.join().unwrap();
-        assert!(probe.ask(&AtomicBool::new(true)).is_none());
+        assert!(ask(&service, &AtomicBool::new(true)).is_none());
     }
 }

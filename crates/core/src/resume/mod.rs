@@ -97,6 +97,16 @@ impl fmt::Display for ResumeMode {
     }
 }
 
+/// A service of a guest, whose first answer can be waited for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Service {
+    /// Its address, `HOST:PORT`.
+    pub address: String,
+    /// What to send it; then the first byte it says is its answer. Where absent, that it accepts a connection is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub send: Option<String>,
+}
+
 /// What the checkpoint tells of the guest's last interval before it.
 #[derive(Clone, Debug)]
 pub struct Interval {
