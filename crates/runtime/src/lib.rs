@@ -16,9 +16,10 @@ pub mod error;
 pub mod journal;
 mod lines;
 mod link;
+pub mod pager;
 pub mod sampler;
 pub mod source;
-mod usage;
+pub mod usage;
 
 pub use destination::{Admitted, Host, Incoming, IncomingProgress, IncomingReport};
 pub use dir::GuestDir;
