@@ -19,11 +19,13 @@
 mod background;
 pub mod coverage;
 mod learned;
+pub mod recording;
 mod schedule;
 mod status;
 
 pub use background::{Background, News};
 pub use coverage::Coverage;
 pub use learned::{Learned, NotReady, Ready};
+pub use recording::{Recorded, Recording};
 pub use schedule::{BadBudget, Budget, PAGE_COST};
 pub use status::{SamplingReport, SamplingState};
