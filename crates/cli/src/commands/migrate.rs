@@ -229,6 +229,7 @@ pub(super) fn request(args: &MigrateArgs) -> MigrateRequest {
         verify: args.verify,
         encoding: args.encoding,
         delta_cache_bytes: args.delta_cache,
+        workload: args.workload,
     }
 }
 
@@ -301,6 +302,7 @@ fn never_begun(args: &MigrateArgs, error: String) -> Report {
         memory_bytes: Default::default(),
         limits: Default::default(),
         verified: None,
+        forecast: None,
         notes: Vec::new(),
     }
 }

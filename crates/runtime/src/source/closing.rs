@@ -57,9 +57,11 @@ impl Driver {
                 bandwidth_waited_ms: ms(measured.bandwidth_waited),
                 cpu_percent: self.shared.cpu_cap.percent(),
                 cpu_waited_ms: ms(self.shared.cpu_cap.waited()),
+                cpu_destination_percent: None,
                 cpu_by: self.shared.cpu_cap.by(),
             },
             verified: measured.summary.verified,
+            forecast: None,
             notes,
         }
     }
