@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result, bail};
 use clap::Args;
 use clap::builder::{PossibleValuesParser, TypedValueParser as _};
 use vmferry_core::report::{Outcome, Report};
-use vmferry_core::{AtLimit, Encoding, Limits, Strategy, Tuning};
+use vmferry_core::{AtLimit, Encoding, Limits, Strategy, Tuning, Workload};
 use vmferry_transport::Endpoint;
 
 use super::interrupts::Interrupts;
@@ -119,6 +119,12 @@ pub(crate) struct MigrateArgs {
     /// Memory for versions of pages sent before, from which differences are made; 0 makes none [default: a 256th of the guest, at most 64M]
     #[arg(long, value_name = "SIZE", value_parser = units::parse_size)]
     delta_cache: Option<u64>,
+    /// What the guest does, for the models: CLASS or CLASS:PERCENT as in memory-write or cpu:40
+    ///
+    /// Classes are cpu, memory-read, memory-write, disk-read, net-send and net-receive, PERCENT is how hard it is at work. What
+    /// the migration teaches is kept under it, see `vmferry model`.
+    #[arg(long, value_name = "CLASS")]
+    workload: Option<Workload>,
     /// Compare every page at the end, or as it arrives, with the source's
     #[arg(long)]
     verify: bool,

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use redb::{
     Database, ReadableDatabase as _, ReadableTable as _, ReadableTableMetadata as _, TableDefinition,
 };
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use super::Record;
@@ -48,7 +49,7 @@ pub struct History {
 }
 
 /// What a history holds.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Kept {
     /// Records, the oldest first.
     pub records: Vec<Record>,

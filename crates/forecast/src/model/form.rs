@@ -53,6 +53,15 @@ impl Form {
         }
     }
 
+    /// A curve of several axes, all of them with or without a knee; flat where there are none.
+    pub fn of(curve: Curve, axes: impl IntoIterator<Item = Axis>, knee: bool) -> Self {
+        let axes: Vec<_> = axes.into_iter().map(|axis| FormAxis { axis, knee }).collect();
+        match axes.is_empty() {
+            true => Self::flat(),
+            false => Self { curve, axes },
+        }
+    }
+
     /// Numbers that a fit has to find.
     pub fn parameters(&self) -> usize {
         1 + self
