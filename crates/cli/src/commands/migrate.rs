@@ -87,6 +87,11 @@ pub(crate) struct MigrateArgs {
     /// are sent at once.
     #[arg(long, value_name = "PERCENT", value_parser = units::parse_cpu)]
     cpu: Option<u32>,
+    /// Most CPU that the streams of the destination use, in percent of one core, as in 50% [default: no limit]
+    ///
+    /// Pages that the guest waits for are taken in at once.
+    #[arg(long, value_name = "PERCENT", value_parser = units::parse_cpu)]
+    cpu_destination: Option<u32>,
     /// Weight of the newest sample of dirty pages, 0 to 1, for hybrid-learning [default: 0.5]
     #[arg(long, value_name = "SHARE", allow_negative_numbers = true, value_parser = number)]
     alpha: Option<f64>,
@@ -221,6 +226,7 @@ pub(super) fn request(args: &MigrateArgs) -> MigrateRequest {
             timeout: args.timeout.or(default.timeout),
             bandwidth_bytes_per_s: args.bandwidth.or(default.bandwidth_bytes_per_s),
             cpu_percent: args.cpu.or(default.cpu_percent),
+            cpu_destination_percent: args.cpu_destination.or(default.cpu_destination_percent),
         },
         tuning: Tuning {
             alpha: args.alpha.unwrap_or(tuning.alpha),

@@ -52,6 +52,7 @@ pub fn workload_of(guest: &Guest) -> Option<Workload> {
     match (guest.kind, &guest.workload) {
         (GuestKind::Qemu, Linux::Cpu { percent }) => of(Class::Cpu, u8::try_from(*percent).unwrap_or(100)),
         (GuestKind::Qemu, Linux::Write { mib_per_s: None, .. }) => of(Class::MemoryWrite, 100),
+        (GuestKind::Qemu, Linux::Read { .. }) => of(Class::MemoryRead, 100),
         (GuestKind::Qemu, Linux::DiskRead { .. }) => of(Class::DiskRead, 100),
         (GuestKind::Qemu, Linux::NetSend {}) => of(Class::NetSend, 100),
         (GuestKind::Qemu, Linux::NetReceive { mib_per_s: None }) => of(Class::NetReceive, 100),
