@@ -6,7 +6,7 @@ use clap::{Parser, Subcommand};
 
 use crate::client::{Client, DEFAULT_SOCKET};
 use crate::commands::{
-    agent, attach, bench, completions, host, limit, migrate, model, resolve, run, status, stop,
+    agent, attach, bench, checkpoints, completions, host, limit, migrate, model, resolve, run, status, stop,
 };
 use crate::demo::DemoArgs;
 
@@ -83,6 +83,8 @@ pub(crate) enum Command {
     Resolve(resolve::ResolveArgs),
     /// End a guest, like pulling its power cord
     Stop(stop::StopArgs),
+    /// List, verify and delete checkpoints of a store
+    Checkpoints(checkpoints::CheckpointsArgs),
     /// Print completions for a shell
     Completions(completions::CompletionsArgs),
 }
