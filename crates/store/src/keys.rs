@@ -1,0 +1,76 @@
+//! Names of objects.
+
+use object_store::path::Path;
+
+use crate::hash::Hash;
+use crate::id::CheckpointId;
+
+pub(crate) const MANIFEST: &str = "manifest";
+pub(crate) const DELETED: &str = "deleted";
+
+/// All checkpoints, or those of a VM.
+pub(crate) fn checkpoints(vm: Option<&str>) -> Path {
+    let all = Path::from("checkpoints");
+    vm.map_or(all.clone(), |vm| all.join(vm))
+}
+
+pub(crate) fn manifest(id: &CheckpointId) -> Path {
+    checkpoints(Some(id.vm())).join(format!("{}.{MANIFEST}", id.number()))
+}
+
+/// The mark of a deleted checkpoint.
+pub(crate) fn deleted(id: &CheckpointId) -> Path {
+    checkpoints(Some(id.vm())).join(format!("{}.{DELETED}", id.number()))
+}
+
+/// The checkpoint that an object below [`checkpoints`] belongs to, and its kind.
+pub(crate) fn read_checkpoint(object: &Path) -> Option<(CheckpointId, String)> {
+    let mut parts = object.parts().skip(1);
+    let (vm, file) = (parts.next()?, parts.next()?);
+    let (number, kind) = file.as_ref().split_once('.')?;
+    let id = format!("{}/{number}", vm.as_ref()).parse().ok()?;
+    parts.next().is_none().then(|| (id, kind.to_owned()))
+}
+
+pub(crate) fn chunks() -> Path {
+    Path::from("chunks")
+}
+
+pub(crate) fn tables() -> Path {
+    Path::from("tables")
+}
+
+pub(crate) fn chunk(name: Hash) -> Path {
+    by_hash(&chunks(), name)
+}
+
+pub(crate) fn table(name: Hash) -> Path {
+    by_hash(&tables(), name)
+}
+
+/// The hash that an object below [`chunks`] or [`tables`] is named by.
+pub(crate) fn read_hash(object: &Path) -> Option<Hash> {
+    Hash::parse(object.filename()?)
+}
+
+/// In 256 folders: a file system's folder of a million files is slow.
+fn by_hash(folder: &Path, name: Hash) -> Path {
+    let name = name.to_string();
+    folder.clone().join(&name[..2]).join(name.as_str())
+}
+
+pub(crate) fn writer(vm: &str) -> Path {
+    Path::from("leases/writer").join(vm)
+}
+
+pub(crate) fn reader(nonce: &str) -> Path {
+    Path::from("leases/reader").join(nonce)
+}
+
+pub(crate) fn sweep() -> Path {
+    Path::from("leases/sweep")
+}
+
+pub(crate) fn clock(nonce: &str) -> Path {
+    Path::from("leases/clock").join(nonce)
+}
