@@ -23,6 +23,7 @@ pub mod request;
 pub mod sampling;
 pub mod source;
 pub mod strategy;
+pub mod take;
 pub mod tracking;
 pub mod tuning;
 pub mod wws;

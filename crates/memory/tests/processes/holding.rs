@@ -64,7 +64,10 @@ fn a_write_waits_until_its_page_is_released() {
     puppet.write(false, 0, 100, &[105]);
     gate.release(200 * PAGE..300 * PAGE).unwrap();
     puppet.write(true, 0, 5, &(200..300).collect::<Vec<_>>());
+    puppet.tell("write 0 98 300");
+    assert_eq!(next(&gate), Held::Write(300 * PAGE));
     gate.end().unwrap();
+    assert_eq!(puppet.answer(), "done");
     puppet.write(false, 0, 6, &(0..PAGES).collect::<Vec<_>>());
 }
 
