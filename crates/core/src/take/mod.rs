@@ -23,7 +23,7 @@ mod report;
 mod rounds;
 
 pub use report::{InRun, TakeOutcome, TakePhase, TakeProgress, TakeReport, WriteFaults};
-pub use rounds::{Live, LiveRounds};
+pub use rounds::{Live, LiveRounds, work_of};
 
 use std::collections::VecDeque;
 

@@ -2,6 +2,10 @@
 
 use std::time::Duration;
 
+use crate::pages::PageRun;
+
+/// What a request costs, in pages.
+const REQUEST_PAGES: u64 = 24;
 /// Rounds beyond which the guest writes as fast as it is protected.
 const MOST_ROUNDS: u32 = 6;
 
@@ -14,6 +18,11 @@ pub enum Live {
     Pause,
 }
 
+/// What protecting `runs` costs, in pages: a request costs the kernel as much as two dozen pages of it.
+pub fn work_of(runs: &[PageRun]) -> u64 {
+    runs.iter().map(|run| REQUEST_PAGES + run.count).sum()
+}
+
 /// Decides, as pre-copy does about its rounds: each round leaves what the guest writes meanwhile.
 #[derive(Clone, Copy, Debug)]
 pub struct LiveRounds {
@@ -24,7 +33,7 @@ pub struct LiveRounds {
 
 #[derive(Clone, Copy, Debug)]
 struct Round {
-    requests: u64,
+    work: u64,
     took: Duration,
 }
 
@@ -38,27 +47,32 @@ impl LiveRounds {
         }
     }
 
-    /// Now so many `requests` to the kernel would protect the rest.
-    pub fn next(&self, requests: u64) -> Live {
-        if requests == 0 || self.rounds >= MOST_ROUNDS {
+    /// Now so much work ([`work_of`]) would protect the rest.
+    pub fn next(&self, work: u64) -> Live {
+        if work == 0 || self.rounds >= MOST_ROUNDS {
             return Live::Pause;
         }
         let Some(last) = self.last else {
             return Live::Protect;
         };
-        let expected = last.took.as_secs_f64() / last.requests.max(1) as f64 * requests as f64;
+        let expected = last.took.as_secs_f64() / last.work.max(1) as f64 * work as f64;
         // A round takes some time whatever it does: less than half of the last one's is progress.
-        let is_less = requests * 2 < last.requests;
+        let is_less = work * 2 < last.work;
         match expected <= self.goal.as_secs_f64() || !is_less {
             true => Live::Pause,
             false => Live::Protect,
         }
     }
 
-    /// A round of so many requests took so long.
-    pub fn protected(&mut self, requests: u64, took: Duration) {
+    /// How many rounds there were.
+    pub fn count(&self) -> u32 {
+        self.rounds
+    }
+
+    /// A round of so much work took so long.
+    pub fn protected(&mut self, work: u64, took: Duration) {
         self.rounds += 1;
-        self.last = Some(Round { requests, took });
+        self.last = Some(Round { work, took });
     }
 }
 
