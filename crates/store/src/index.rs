@@ -99,7 +99,8 @@ impl Inner {
         Ok(live)
     }
 
-    async fn chunks_of(&self, name: Hash, pages: u64) -> Result<Vec<Hash>> {
+    /// The chunks that table `name` of `pages` pages names.
+    pub(crate) async fn chunks_of(&self, name: Hash, pages: u64) -> Result<Vec<Hash>> {
         if let Some(chunks) = self.index.known.lock().expect("not poisoned").tables.get(&name) {
             return Ok(chunks.clone());
         }

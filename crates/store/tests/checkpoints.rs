@@ -4,7 +4,7 @@ mod support;
 
 use support::{PAGE, checkpoint, draft, increment, memory, page, read_all, taken};
 use vmferry_core::{PageBitmap, PageRun};
-use vmferry_store::{PageSource, Store, StoreError, StoreOptions};
+use vmferry_store::{PageSource, Retention, Store, StoreError, StoreOptions};
 
 fn ram(pages: u64) -> Vec<u8> {
     (0..pages)
@@ -100,4 +100,63 @@ fn a_second_writer_is_refused_and_told_who_the_first_is() {
     let state = first.blob(b"x").unwrap();
     first.commit(taken(10, state)).unwrap();
     store.begin(draft("web", 10, None)).unwrap();
+}
+
+#[test]
+fn what_is_deleted_goes_with_a_sweep_and_what_is_shared_stays() {
+    let store = memory();
+    let mut first = ram(1000);
+    let one = checkpoint(&store, "web", &first).unwrap();
+    let reader = store.reader(&one).unwrap();
+    first[..PAGE].copy_from_slice(&page(77_777));
+    let mut written = PageBitmap::new(1000);
+    written.insert(0);
+    let two = increment(&store, &one, &first, &written).unwrap();
+    store.delete(&one).unwrap();
+    assert_eq!(store.list(None).unwrap(), [two.clone()]);
+    assert!(matches!(store.manifest(&one), Err(StoreError::NoCheckpoint(_))));
+    assert!(matches!(store.delete(&one), Err(StoreError::NoCheckpoint(_))));
+    // Who reads it goes on.
+    store.sweep().unwrap();
+    let mut page_2 = vec![0; PAGE];
+    reader.read(PageRun::single(2), &mut page_2).unwrap();
+    assert_eq!(page_2, page(2));
+    drop(reader);
+    assert_eq!(read_all(&store, &two).unwrap(), first);
+    // Numbers are not used again.
+    store.delete(&two).unwrap();
+    assert_eq!(checkpoint(&store, "web", &first).unwrap().to_string(), "web/3");
+}
+
+#[test]
+fn retention_keeps_the_newest() {
+    let store = memory();
+    let ram = ram(10);
+    for vm in ["web", "web", "web", "db"] {
+        checkpoint(&store, vm, &ram).unwrap();
+    }
+    let by_count = Retention {
+        count: Some(2),
+        age: None,
+    };
+    let gone = store.prune(None, by_count).unwrap();
+    assert_eq!(
+        gone.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        ["web/1"]
+    );
+    // They were taken in 2023.
+    let by_age = Retention {
+        count: None,
+        age: Some(std::time::Duration::from_secs(3600)),
+    };
+    let gone = store.prune(Some("web"), by_age).unwrap();
+    assert_eq!(
+        gone.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        ["web/2"]
+    );
+    let left = store.list(None).unwrap();
+    assert_eq!(
+        left.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        ["db/1", "web/3"]
+    );
 }
