@@ -5,7 +5,9 @@ use std::path::PathBuf;
 use clap::{Parser, Subcommand};
 
 use crate::client::{Client, DEFAULT_SOCKET};
-use crate::commands::{agent, attach, bench, completions, host, limit, migrate, resolve, run, status, stop};
+use crate::commands::{
+    agent, attach, bench, checkpoints, completions, host, limit, migrate, resolve, run, status, stop,
+};
 use crate::demo::DemoArgs;
 
 /// Moves running virtual machines between hosts.
@@ -79,6 +81,8 @@ pub(crate) enum Command {
     Resolve(resolve::ResolveArgs),
     /// End a guest, like pulling its power cord
     Stop(stop::StopArgs),
+    /// List, verify and delete checkpoints of a store
+    Checkpoints(checkpoints::CheckpointsArgs),
     /// Print completions for a shell
     Completions(completions::CompletionsArgs),
 }

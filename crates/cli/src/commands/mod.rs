@@ -3,6 +3,7 @@
 pub(crate) mod agent;
 pub(crate) mod attach;
 pub(crate) mod bench;
+pub(crate) mod checkpoints;
 pub(crate) mod completions;
 pub(crate) mod doctor;
 pub(crate) mod host;
@@ -38,6 +39,7 @@ pub(crate) fn run(cli: Cli) -> Result<ExitCode> {
         Command::Cancel(args) => status::cancel(common, &args),
         Command::Resolve(args) => resolve::run(common, &args),
         Command::Stop(args) => stop::run(common, &args),
+        Command::Checkpoints(args) => checkpoints::run(common, &args),
         Command::Completions(args) => completions::run(&args),
     }
 }
