@@ -5,7 +5,9 @@ use std::path::PathBuf;
 use clap::{Parser, Subcommand};
 
 use crate::client::{Client, DEFAULT_SOCKET};
-use crate::commands::{agent, attach, bench, completions, host, limit, migrate, resolve, run, status, stop};
+use crate::commands::{
+    agent, attach, bench, completions, host, limit, migrate, resolve, resume, run, status, stop,
+};
 use crate::demo::DemoArgs;
 
 /// Moves running virtual machines between hosts.
@@ -77,6 +79,12 @@ pub(crate) enum Command {
     Cancel(status::CancelArgs),
     /// Settle by hand who owns a guest after a broken handover
     Resolve(resolve::ResolveArgs),
+    /// Resume a guest from a checkpoint
+    Resume(resume::ResumeArgs),
+    /// Let a guest run that was resumed to stand paused
+    Continue(resume::ResumedArgs),
+    /// Bring the rest of the pages of a guest that was resumed
+    Fill(resume::ResumedArgs),
     /// End a guest, like pulling its power cord
     Stop(stop::StopArgs),
     /// Print completions for a shell

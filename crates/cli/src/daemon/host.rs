@@ -12,6 +12,7 @@ use vmferry_runtime::Incoming;
 use super::refusal::Refusal;
 use super::registry::{Member, Registry, Slot};
 use super::reports::Reports;
+use super::resuming::lack;
 use super::samplers::Samplers;
 use super::state_dir::{self, StateDir};
 use crate::api::{Arrival, AttachRequest, GuestInfo, Migration, Role, Stage};
@@ -23,6 +24,8 @@ pub(super) struct LocalHost {
     pub(super) registry: Arc<Registry>,
     pub(super) reports: Reports,
     pub(super) samplers: Samplers,
+    /// Where checkpoints are, unless a request says otherwise.
+    pub(super) store: String,
     /// Set once, right after it was made: it refers to this host in turn.
     pub(super) incoming: OnceLock<Weak<Incoming>>,
     synth: SynthBackend,
@@ -31,11 +34,12 @@ pub(super) struct LocalHost {
 }
 
 impl LocalHost {
-    pub(super) fn new(state: StateDir, samplers: Samplers) -> anyhow::Result<Self> {
+    pub(super) fn new(state: StateDir, samplers: Samplers, store: Option<String>) -> anyhow::Result<Self> {
         let synth = SynthBackend::new();
         Ok(Self {
             reports: Reports::load(state.reports())?,
             samplers,
+            store: store.unwrap_or_else(|| state.path().join("store").to_string_lossy().into_owned()),
             state,
             registry: Arc::default(),
             incoming: OnceLock::new(),
@@ -150,6 +154,7 @@ impl LocalHost {
             }
         })?;
         self.samplers.forget(name);
+        self.give_back_checkpoint(name);
         match slot {
             Slot::Here(Member { vm, dir })
             | Slot::Receiving {
@@ -158,6 +163,11 @@ impl LocalHost {
             } => {
                 vm.destroy();
                 state_dir::remove_guest(&dir);
+            }
+            Slot::Resuming { member, resuming, .. } => {
+                resuming.release();
+                member.vm.destroy();
+                state_dir::remove_guest(&member.dir);
             }
             Slot::Stuck { dir, vm, .. } => {
                 if let Some(vm) = vm {
@@ -233,7 +243,7 @@ impl LocalHost {
                     stage: Stage::Incoming { progress },
                 })
             }
-            Slot::Busy { .. } | Slot::Here(_) | Slot::Stuck { .. } => None,
+            Slot::Busy { .. } | Slot::Here(_) | Slot::Stuck { .. } | Slot::Resuming { .. } => None,
         }
     }
 
@@ -244,10 +254,17 @@ impl LocalHost {
             Slot::Leaving { .. } => (Role::Source, None),
             Slot::Arriving { .. } => (Role::Destination, None),
             Slot::Receiving { .. } => (Role::Receiving, None),
+            Slot::Resuming { resuming, .. } => (Role::Resuming, lack(&resuming.progress())),
             Slot::Stuck { why, .. } => (Role::Unreachable, Some(why.clone())),
         };
         let vm = slot.member().map(|member| &member.vm);
-        let state = vm.map(|vm| vm.state());
+        let state = match slot {
+            // A vCPU that waits for a page keeps QEMU from saying so.
+            Slot::Resuming { resuming, .. } if resuming.progress().stalled.is_some() => {
+                Some(GuestState::Paused)
+            }
+            _ => vm.map(|vm| vm.state()),
+        };
         let ended = (role == Role::Owner && state == Some(GuestState::Gone))
             .then(|| format!("it ended; `vmferry stop {name}` forgets it"));
         let backend = match slot {
@@ -263,6 +280,10 @@ impl LocalHost {
             ram_bytes: vm.map_or(0, |vm| vm.ram().layout().bytes()),
             problem: problem.or(ended),
             migration: self.migration_under_way(name, slot),
+            resume: match slot {
+                Slot::Resuming { resuming, .. } => Some(resuming.progress()),
+                _ => None,
+            },
             learned: None,
         }
     }
