@@ -15,6 +15,7 @@ pub mod names;
 mod progress;
 pub mod report_table;
 mod store_args;
+pub mod resume_table;
 mod table;
 pub mod units;
 
