@@ -5,7 +5,9 @@ use std::path::PathBuf;
 use clap::{Parser, Subcommand};
 
 use crate::client::{Client, DEFAULT_SOCKET};
-use crate::commands::{agent, attach, bench, completions, host, limit, migrate, resolve, run, status, stop};
+use crate::commands::{
+    agent, attach, bench, completions, host, limit, migrate, resolve, run, simulate, status, stop, trace,
+};
 use crate::demo::DemoArgs;
 
 /// Moves running virtual machines between hosts.
@@ -79,6 +81,10 @@ pub(crate) enum Command {
     Resolve(resolve::ResolveArgs),
     /// End a guest, like pulling its power cord
     Stop(stop::StopArgs),
+    /// Record which pages a guest writes, or show such a trace
+    Trace(trace::TraceArgs),
+    /// Simulate migrations of a guest that was recorded
+    Simulate(simulate::SimulateArgs),
     /// Print completions for a shell
     Completions(completions::CompletionsArgs),
 }

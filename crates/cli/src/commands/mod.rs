@@ -12,8 +12,10 @@ pub(crate) mod migrate;
 mod output;
 pub(crate) mod resolve;
 pub(crate) mod run;
+pub(crate) mod simulate;
 pub(crate) mod status;
 pub(crate) mod stop;
+pub(crate) mod trace;
 
 use std::process::ExitCode;
 
@@ -38,6 +40,8 @@ pub(crate) fn run(cli: Cli) -> Result<ExitCode> {
         Command::Cancel(args) => status::cancel(common, &args),
         Command::Resolve(args) => resolve::run(common, &args),
         Command::Stop(args) => stop::run(common, &args),
+        Command::Trace(args) => trace::run(common, &args),
+        Command::Simulate(args) => simulate::run(common, &args),
         Command::Completions(args) => completions::run(&args),
     }
 }

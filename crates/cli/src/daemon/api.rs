@@ -24,7 +24,7 @@ use super::host::LocalHost;
 use super::refusal::Refusal;
 use crate::api::{
     AgentInfo, AgentRequest, AttachRequest, Done, GuestInfo, HostInfo, LimitsRequest, MigrateRequest,
-    Migration, ResolveRequest, Started, StoredReport,
+    Migration, ResolveRequest, Started, StoredReport, TraceInfo, TraceRequest,
 };
 
 /// What handlers answer.
@@ -163,6 +163,11 @@ fn routes(api: Api) -> Router {
         .route("/v1/guests/{name}/cancel", post(cancel))
         .route("/v1/guests/{name}/resolve", post(resolve))
         .route("/v1/reports", get(reports))
+        .route(
+            "/v1/guests/{name}/trace",
+            get(trace).post(begin_trace).delete(end_trace),
+        )
+        .route("/v1/guests/{name}/trace/file", get(trace_file))
         .fallback(nowhere)
         .with_state(api)
 }
@@ -254,6 +259,30 @@ async fn resolve(
 
 async fn reports(State(api): State<Api>) -> Answer<Vec<StoredReport>> {
     blocking(move || Ok(api.host.reports.all())).await
+}
+
+async fn begin_trace(
+    State(api): State<Api>,
+    UrlPath(name): UrlPath<String>,
+    Body(request): Body<TraceRequest>,
+) -> Answer<TraceInfo> {
+    blocking(move || api.host.begin_trace(&name, &request)).await
+}
+
+async fn trace(State(api): State<Api>, UrlPath(name): UrlPath<String>) -> Answer<TraceInfo> {
+    blocking(move || api.host.trace(&name)).await
+}
+
+async fn end_trace(State(api): State<Api>, UrlPath(name): UrlPath<String>) -> Answer<TraceInfo> {
+    blocking(move || api.host.end_trace(&name)).await
+}
+
+async fn trace_file(
+    State(api): State<Api>,
+    UrlPath(name): UrlPath<String>,
+) -> Result<([(&'static str, &'static str); 1], Vec<u8>), Refusal> {
+    let bytes = api.host.trace_file(&name)?;
+    Ok(([("content-type", "application/octet-stream")], bytes.to_vec()))
 }
 
 async fn nowhere(request: Request) -> Refusal {

@@ -201,7 +201,7 @@ impl LocalHost {
         Ok(())
     }
 
-    fn synthetic(&self, name: &str) -> Result<Arc<SynthGuest>, Refusal> {
+    pub(super) fn synthetic(&self, name: &str) -> Result<Arc<SynthGuest>, Refusal> {
         self.registry.get(name)?;
         self.synth.find(name).ok_or_else(|| {
             Refusal::conflict(format!(

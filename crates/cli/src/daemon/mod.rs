@@ -8,6 +8,7 @@ mod api;
 mod host;
 mod incoming;
 mod outgoing;
+mod recordings;
 mod recovery;
 mod refusal;
 mod registry;
