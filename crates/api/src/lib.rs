@@ -23,6 +23,7 @@
 //! | `GET /v1/guests/{name}/trace/file` | | the bytes of the last trace (`vmferry_trace::file`) |
 //! | `POST /v1/paths` | [`CalibrateRequest`] | [`Calibration`]: the way to another host was measured |
 //! | `GET /v1/paths` | | list of [`Calibration`], the newest of each peer |
+//! | `GET /v1/history` | | [`Kept`](vmferry_forecast::history::Kept): what migrations left for the models |
 //!
 //! An answer with a status of 400 or more carries [`ErrorBody`].
 

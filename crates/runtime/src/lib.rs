@@ -7,8 +7,10 @@
 //! moved, [`recorder`] records a trace of one.
 #![forbid(unsafe_code)]
 
+pub mod calibrate;
 mod cgroup;
 mod clock;
+pub mod costs;
 mod cpu_cap;
 pub mod destination;
 pub mod dir;
@@ -16,10 +18,11 @@ pub mod error;
 pub mod journal;
 mod lines;
 mod link;
+pub mod pager;
 pub mod recorder;
 pub mod sampler;
 pub mod source;
-mod usage;
+pub mod usage;
 
 pub use destination::{Admitted, Host, Incoming, IncomingProgress, IncomingReport};
 pub use dir::GuestDir;

@@ -17,14 +17,15 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use tokio::sync::oneshot;
+use vmferry_forecast::history::Kept;
 use vmferry_guest::GuestSpec;
 use vmferry_guest_synth::Stats;
 
 use super::host::LocalHost;
 use super::refusal::Refusal;
 use crate::api::{
-    AgentInfo, AgentRequest, AttachRequest, Done, GuestInfo, HostInfo, LimitsRequest, MigrateRequest,
-    Migration, ResolveRequest, Started, StoredReport, TraceInfo, TraceRequest,
+    AgentInfo, AgentRequest, AttachRequest, CalibrateRequest, Calibration, Done, GuestInfo, HostInfo,
+    LimitsRequest, MigrateRequest, Migration, ResolveRequest, Started, StoredReport, TraceInfo, TraceRequest,
 };
 
 /// What handlers answer.
@@ -168,6 +169,8 @@ fn routes(api: Api) -> Router {
             get(trace).post(begin_trace).delete(end_trace),
         )
         .route("/v1/guests/{name}/trace/file", get(trace_file))
+        .route("/v1/paths", get(paths).post(calibrate))
+        .route("/v1/history", get(history))
         .fallback(nowhere)
         .with_state(api)
 }
@@ -283,6 +286,18 @@ async fn trace_file(
 ) -> Result<([(&'static str, &'static str); 1], Vec<u8>), Refusal> {
     let bytes = api.host.trace_file(&name)?;
     Ok(([("content-type", "application/octet-stream")], bytes.to_vec()))
+}
+
+async fn history(State(api): State<Api>) -> Answer<Kept> {
+    blocking(move || api.host.history.all()).await
+}
+
+async fn paths(State(api): State<Api>) -> Answer<Vec<Calibration>> {
+    Ok(Json(api.host.paths.all()))
+}
+
+async fn calibrate(State(api): State<Api>, Body(request): Body<CalibrateRequest>) -> Answer<Calibration> {
+    blocking(move || api.host.calibrate(&request)).await
 }
 
 async fn nowhere(request: Request) -> Refusal {

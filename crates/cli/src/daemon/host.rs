@@ -9,6 +9,8 @@ use vmferry_guest_qemu::QemuBackend;
 use vmferry_guest_synth::{Stats, SynthBackend, SynthGuest};
 use vmferry_runtime::Incoming;
 
+use super::history::Histories;
+use super::paths::Paths;
 use super::refusal::Refusal;
 use super::registry::{Member, Registry, Slot};
 use super::reports::Reports;
@@ -23,6 +25,8 @@ pub(super) struct LocalHost {
     pub(super) registry: Arc<Registry>,
     pub(super) reports: Reports,
     pub(super) samplers: Samplers,
+    pub(super) history: Histories,
+    pub(super) paths: Paths,
     /// Set once, right after it was made: it refers to this host in turn.
     pub(super) incoming: OnceLock<Weak<Incoming>>,
     synth: SynthBackend,
@@ -36,6 +40,8 @@ impl LocalHost {
         Ok(Self {
             reports: Reports::load(state.reports())?,
             samplers,
+            history: Histories::open(&state.history()),
+            paths: Paths::load(state.path().join("paths.json")),
             state,
             registry: Arc::default(),
             incoming: OnceLock::new(),
