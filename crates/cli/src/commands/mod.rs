@@ -3,6 +3,7 @@
 pub(crate) mod agent;
 pub(crate) mod attach;
 pub(crate) mod bench;
+pub(crate) mod calibrate;
 pub(crate) mod checkpoints;
 pub(crate) mod completions;
 pub(crate) mod doctor;
@@ -15,8 +16,10 @@ mod output;
 pub(crate) mod resolve;
 pub(crate) mod resume;
 pub(crate) mod run;
+pub(crate) mod simulate;
 pub(crate) mod status;
 pub(crate) mod stop;
+pub(crate) mod trace;
 
 use std::process::ExitCode;
 
@@ -46,6 +49,9 @@ pub(crate) fn run(cli: Cli) -> Result<ExitCode> {
         Command::Fill(args) => resume::fill(common, &args),
         Command::Stop(args) => stop::run(common, &args),
         Command::Checkpoints(args) => checkpoints::run(common, &args),
+        Command::Trace(args) => trace::run(common, &args),
+        Command::Calibrate(args) => calibrate::run(common, &args),
+        Command::Simulate(args) => simulate::run(common, &args),
         Command::Completions(args) => completions::run(&args),
     }
 }

@@ -10,6 +10,7 @@ use vmferry_guest_synth::{Stats, SynthBackend, SynthGuest};
 use vmferry_runtime::Incoming;
 
 use super::history::Histories;
+use super::paths::Paths;
 use super::refusal::Refusal;
 use super::registry::{Member, Registry, Slot};
 use super::reports::Reports;
@@ -28,6 +29,7 @@ pub(super) struct LocalHost {
     pub(super) history: Histories,
     /// Where checkpoints are, unless a request says otherwise.
     pub(super) store: String,
+    pub(super) paths: Paths,
     /// Set once, right after it was made: it refers to this host in turn.
     pub(super) incoming: OnceLock<Weak<Incoming>>,
     synth: SynthBackend,
@@ -43,6 +45,7 @@ impl LocalHost {
             samplers,
             history: Histories::open(&state.history()),
             store: store.unwrap_or_else(|| state.path().join("checkpoints").to_string_lossy().into_owned()),
+            paths: Paths::load(state.path().join("paths.json")),
             state,
             registry: Arc::default(),
             incoming: OnceLock::new(),
@@ -214,7 +217,7 @@ impl LocalHost {
         Ok(())
     }
 
-    fn synthetic(&self, name: &str) -> Result<Arc<SynthGuest>, Refusal> {
+    pub(super) fn synthetic(&self, name: &str) -> Result<Arc<SynthGuest>, Refusal> {
         self.registry.get(name)?;
         self.synth.find(name).ok_or_else(|| {
             Refusal::conflict(format!(
