@@ -1,2 +1,4 @@
 //! Takes incremental checkpoints of running guests, and resumes them.
 #![forbid(unsafe_code)]
+
+pub mod resume;

@@ -19,7 +19,6 @@ use vmferry_wire::{
 
 use super::driver::Driver;
 use super::faults;
-use super::pager::Pager;
 use super::pages::{Intake, Sink};
 use super::session::{Guest, Input, Session};
 use super::session_log::{Became, Entry};
@@ -30,6 +29,7 @@ use crate::dir::{GuestDir, load_json, store_json};
 use crate::error::RuntimeError;
 use crate::journal::Journal;
 use crate::link::{chain, parse_token, token_text};
+use crate::pager::Pager;
 use crate::usage::Usage;
 
 /// How long the offer may take after the hello.
