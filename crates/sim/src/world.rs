@@ -309,6 +309,7 @@ impl<'a> World<'a> {
                 ..LimitsReport::default()
             },
             verified: None,
+            forecast: None,
             notes: measured.notes,
         };
         let waited_ms = ms(self.destination.guest_waited());
