@@ -6,7 +6,8 @@ use clap::{Parser, Subcommand};
 
 use crate::client::{Client, DEFAULT_SOCKET};
 use crate::commands::{
-    agent, attach, bench, completions, host, limit, migrate, model, resolve, run, status, stop,
+    agent, attach, bench, calibrate, completions, host, limit, migrate, model, resolve, run, simulate,
+    status, stop, trace,
 };
 use crate::demo::DemoArgs;
 
@@ -83,6 +84,12 @@ pub(crate) enum Command {
     Resolve(resolve::ResolveArgs),
     /// End a guest, like pulling its power cord
     Stop(stop::StopArgs),
+    /// Record which pages a guest writes, or show such a trace
+    Trace(trace::TraceArgs),
+    /// Measure the way to another host
+    Calibrate(calibrate::CalibrateArgs),
+    /// Simulate migrations of a guest that was recorded
+    Simulate(simulate::SimulateArgs),
     /// Print completions for a shell
     Completions(completions::CompletionsArgs),
 }

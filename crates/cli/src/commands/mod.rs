@@ -3,6 +3,7 @@
 pub(crate) mod agent;
 pub(crate) mod attach;
 pub(crate) mod bench;
+pub(crate) mod calibrate;
 pub(crate) mod completions;
 pub(crate) mod doctor;
 pub(crate) mod host;
@@ -13,8 +14,10 @@ pub(crate) mod model;
 mod output;
 pub(crate) mod resolve;
 pub(crate) mod run;
+pub(crate) mod simulate;
 pub(crate) mod status;
 pub(crate) mod stop;
+pub(crate) mod trace;
 
 use std::process::ExitCode;
 
@@ -40,6 +43,9 @@ pub(crate) fn run(cli: Cli) -> Result<ExitCode> {
         Command::Cancel(args) => status::cancel(common, &args),
         Command::Resolve(args) => resolve::run(common, &args),
         Command::Stop(args) => stop::run(common, &args),
+        Command::Trace(args) => trace::run(common, &args),
+        Command::Calibrate(args) => calibrate::run(common, &args),
+        Command::Simulate(args) => simulate::run(common, &args),
         Command::Completions(args) => completions::run(&args),
     }
 }

@@ -10,6 +10,7 @@ use vmferry_guest_synth::{Stats, SynthBackend, SynthGuest};
 use vmferry_runtime::Incoming;
 
 use super::history::Histories;
+use super::paths::Paths;
 use super::refusal::Refusal;
 use super::registry::{Member, Registry, Slot};
 use super::reports::Reports;
@@ -25,6 +26,7 @@ pub(super) struct LocalHost {
     pub(super) reports: Reports,
     pub(super) samplers: Samplers,
     pub(super) history: Histories,
+    pub(super) paths: Paths,
     /// Set once, right after it was made: it refers to this host in turn.
     pub(super) incoming: OnceLock<Weak<Incoming>>,
     synth: SynthBackend,
@@ -39,6 +41,7 @@ impl LocalHost {
             reports: Reports::load(state.reports())?,
             samplers,
             history: Histories::open(&state.history()),
+            paths: Paths::load(state.path().join("paths.json")),
             state,
             registry: Arc::default(),
             incoming: OnceLock::new(),
@@ -204,7 +207,7 @@ impl LocalHost {
         Ok(())
     }
 
-    fn synthetic(&self, name: &str) -> Result<Arc<SynthGuest>, Refusal> {
+    pub(super) fn synthetic(&self, name: &str) -> Result<Arc<SynthGuest>, Refusal> {
         self.registry.get(name)?;
         self.synth.find(name).ok_or_else(|| {
             Refusal::conflict(format!(

@@ -9,6 +9,8 @@ mod history;
 mod host;
 mod incoming;
 mod outgoing;
+mod paths;
+mod recordings;
 mod recovery;
 mod refusal;
 mod registry;
