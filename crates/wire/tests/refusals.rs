@@ -276,7 +276,7 @@ fn messages_that_do_not_decode_are_refused_by_name() {
     );
     says(
         decode_control::<ToDestination>(&[0xff, 0xff, 0xff, 0xff, 0x0f]),
-        &["4294967295", "0 (Offer) to 10 (Ping)"],
+        &["4294967295", "0 (Offer) to 11 (CpuCap)"],
     );
     says(
         decode_control::<ToSource>(&[2, 1]),

@@ -64,7 +64,7 @@ impl Driver {
                 cpu_by: self.shared.cpu_cap.by(),
             },
             verified: measured.summary.verified,
-            forecast: None,
+            forecast: self.shared.request.forecast.as_deref().cloned(),
             notes,
         }
     }
