@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use vmferry_core::PAGE_SIZE;
+use vmferry_core::filter::FilterReport;
 use vmferry_core::report::{CpuSeconds, LimitsReport, Outcome, Report, SidesBytes};
 
 use super::driver::Driver;
@@ -59,6 +60,10 @@ impl Driver {
                 cpu_waited_ms: ms(self.shared.cpu_cap.waited()),
                 cpu_by: self.shared.cpu_cap.by(),
             },
+            filter: measured.filter.map(|filter| FilterReport {
+                cost: self.sample_cost,
+                ..filter
+            }),
             verified: measured.summary.verified,
             notes,
         }
