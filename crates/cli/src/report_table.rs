@@ -364,7 +364,7 @@ mod tests {
             ],
             "cpu_seconds": {"source": 0.75, "destination": 0.5},
             "memory_bytes": {"source": 2097152, "destination": 1048576},
-            "filter": {"regions": 256, "interval_ms": 50.0, "samples": 412, "states_seen": 37, "states": [],
+            "filter": {"regions": 256, "interval_ms": 50.0, "samples": 412, "states_seen": 37, "states": [], "frequent_share": 0.9,
                 "transitions": 400, "transitions_seen": 80, "memory_bytes": 1048576, "fits": true, "tests": 20,
                 "tests_failed": 1, "last_test": null, "rebuilt": 0, "forecasts": 60, "cost": {"scans": 415,
                 "scan_ms": 415.0, "decide_ms": 83.0, "decide_max_ms": 1.5, "sample_ms": 1.2}},

@@ -74,7 +74,7 @@ fn run(variant: &str, repetition: usize, unit: &str) -> Run {
             "cpu_seconds": {"source": 0.0, "destination": 0.0}, "memory_bytes": {"source": 0, "destination": 0},
             "filter": {
                 "regions": 256, "interval_ms": 50.0, "samples": 100 * repetition, "states_seen": 3,
-                "states": [{"state": 7, "samples": 80 * repetition}, {"state": 9, "samples": 15 * repetition},
+                "frequent_share": 1.0, "states": [{"state": 7, "samples": 80 * repetition}, {"state": 9, "samples": 15 * repetition},
                            {"state": 256, "samples": 5 * repetition}],
                 "transitions": 90, "transitions_seen": 6, "memory_bytes": 2_790_000, "fits": true, "tests": 5, "tests_failed": 1,
                 "last_test": null, "rebuilt": 0, "forecasts": 20

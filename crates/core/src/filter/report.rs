@@ -8,6 +8,9 @@ use serde::{Deserialize, Serialize};
 use super::learner::{Learner, Tested};
 use super::states::State;
 
+/// States that [`FilterReport::frequent_share`] is of.
+const FREQUENT: usize = 10;
+
 /// The model that a migration ended with, and the work it made.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct FilterReport {
@@ -22,6 +25,8 @@ pub struct FilterReport {
     pub states_seen: u64,
     /// How often each of them did, in order.
     pub states: Vec<StateCount>,
+    /// The share of the samples in the ten states that occurred most.
+    pub frequent_share: f64,
     /// Transitions in the model.
     pub transitions: u64,
     /// Different ones among them.
@@ -97,10 +102,15 @@ impl FilterReport {
     /// The part that the learner knows.
     pub(crate) fn of(learner: &Learner) -> Self {
         let (model, states) = (learner.model(), learner.occurrences());
+        let samples: u64 = states.iter().map(|state| state.samples).sum();
+        let mut most: Vec<_> = states.iter().map(|state| state.samples).collect();
+        most.sort_unstable_by(|one, other| other.cmp(one));
+        let frequent: u64 = most.iter().take(FREQUENT).sum();
         Self {
             regions: model.regions().count(),
             interval_ms: learner.tuning().interval.as_secs_f64() * 1e3,
-            samples: states.iter().map(|state| state.samples).sum(),
+            samples,
+            frequent_share: frequent as f64 / samples.max(1) as f64,
             states_seen: states.len() as u64,
             states,
             transitions: model.all_transitions().map(u64::from).sum(),
@@ -164,5 +174,6 @@ mod tests {
         assert_eq!(counts(&next), [(3, 2), (4, 2), (10, 1)]);
         assert_eq!((next.samples, next.transitions, next.transitions_seen), (5, 4, 4));
         assert!(next.memory_bytes > 0 && next.regions == 10);
+        assert_eq!((first.frequent_share, next.frequent_share), (0.0, 1.0));
     }
 }

@@ -6,7 +6,7 @@ use super::scenario::Scenario;
 use crate::error::{LabError, Result};
 
 /// Name and text of each.
-const SCENARIOS: [(&str, &str); 15] = [
+const SCENARIOS: [(&str, &str); 16] = [
     (
         "contention-database",
         include_str!("../../../../benches/scenarios/contention-database.toml"),
@@ -22,6 +22,10 @@ const SCENARIOS: [(&str, &str); 15] = [
     (
         "encodings",
         include_str!("../../../../benches/scenarios/encodings.toml"),
+    ),
+    (
+        "filter-model",
+        include_str!("../../../../benches/scenarios/filter-model.toml"),
     ),
     (
         "filter-states",

@@ -119,6 +119,7 @@ impl FigureKind {
             Self::States => &[
                 "filter.states_seen",
                 "filter.samples",
+                "filter.frequent_share",
                 "filter.transitions_seen",
                 "filter.tests",
                 "filter.tests_failed",
