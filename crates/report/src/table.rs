@@ -29,7 +29,14 @@ pub(crate) fn figures(
 fn of_group(results: &Results, cases: &[Case<'_>], metrics: &[String], relative_to: Option<&str>) -> Markup {
     let what = cases
         .first()
-        .map(|case| format!("{}, {}{}", case.guest, case.link, counted(results, *case, metrics)))
+        .map(|case| {
+            format!(
+                "{}, {}{}",
+                case.guest,
+                case.link,
+                counted(results, *case, metrics)
+            )
+        })
         .unwrap_or_default();
     html! {
         div class="scroll" tabindex="0" role="region" aria-label={ "figures of " (what) } {

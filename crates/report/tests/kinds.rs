@@ -41,8 +41,11 @@ kind = "states"
 /// to the twentieth.
 fn seen(unit: &str, slower: f64) -> Value {
     let still = |window: usize| (15..20).contains(&window);
-    let latency = |p90: f64| json!({"count": 50, "p50_ms": 1.0, "p90_ms": p90, "p99_ms": 9.0 * p90, "max_ms": 300.0});
-    let windows: Vec<_> = (0..30).map(|window| if still(window) { 0.0 } else { 50.0 }).collect();
+    let latency =
+        |p90: f64| json!({"count": 50, "p50_ms": 1.0, "p90_ms": p90, "p99_ms": 9.0 * p90, "max_ms": 300.0});
+    let windows: Vec<_> = (0..30)
+        .map(|window| if still(window) { 0.0 } else { 50.0 })
+        .collect();
     let latencies: Vec<_> = (0..30)
         .map(|window| (!still(window)).then(|| latency(slower * (window + 1) as f64)))
         .collect();
@@ -144,8 +147,15 @@ fn latency_stands_below_throughput_and_has_no_line_where_nobody_answered() {
     assert!(figure.contains(">ms</text>") && figure.contains("Latency of g with qemu-pre-copy"));
     let (_, latency) = figure.split_once("Latency of g with pre-copy-filter").unwrap();
     let latency = latency.split_once("</svg>").unwrap().0;
-    assert_eq!(latency.matches("class=\"trace\"").count(), 2, "before and after the stop");
-    assert!(figure.contains("latency p90 during") && figure.contains("40 ms"), "{figure}");
+    assert_eq!(
+        latency.matches("class=\"trace\"").count(),
+        2,
+        "before and after the stop"
+    );
+    assert!(
+        figure.contains("latency p90 during") && figure.contains("40 ms"),
+        "{figure}"
+    );
 }
 
 #[test]
@@ -167,7 +177,11 @@ fn a_distribution_has_a_line_for_each_and_for_the_neighbour() {
 fn states_of_the_model_are_shown_with_how_often_each_occurred() {
     let page = made_up("operations");
     let figure = figure(&page, "states");
-    assert_eq!(figure.matches("class=\"count\"").count(), 3, "one run's: {figure}");
+    assert_eq!(
+        figure.matches("class=\"count\"").count(),
+        3,
+        "one run's: {figure}"
+    );
     assert!(figure.contains("3 of 257 states in 300 samples"), "{figure}");
     assert!(figure.contains("most often 7 with 80 %"));
     assert!(figure.contains("n = 3"), "the table is of all of them");

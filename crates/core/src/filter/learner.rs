@@ -146,7 +146,8 @@ impl Learner {
             counts[usize::from(to)] += 1;
         }
         let seen = (0..).zip(counts).filter(|(_, samples)| *samples > 0);
-        seen.map(|(state, samples)| StateCount { state, samples }).collect()
+        seen.map(|(state, samples)| StateCount { state, samples })
+            .collect()
     }
 
     /// What it learns by.

@@ -163,7 +163,11 @@ mod tests {
                 .collect()
         };
         let first = sample(&[3]);
-        assert_eq!((first.samples, first.states_seen), (0, 0), "nothing came before it");
+        assert_eq!(
+            (first.samples, first.states_seen),
+            (0, 0),
+            "nothing came before it"
+        );
         for regions in [&[4][..], &[3], &[3]] {
             sample(regions);
         }

@@ -6,7 +6,11 @@ use super::scenario::Scenario;
 use crate::error::{LabError, Result};
 
 /// Name and text of each.
-const SCENARIOS: [(&str, &str); 16] = [
+const SCENARIOS: [(&str, &str); 17] = [
+    (
+        "agent-allocation",
+        include_str!("../../../../benches/scenarios/agent-allocation.toml"),
+    ),
     (
         "contention-database",
         include_str!("../../../../benches/scenarios/contention-database.toml"),

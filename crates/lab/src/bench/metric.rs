@@ -15,7 +15,8 @@
 //! | `latency_p99_during_ms` and the like | what the client waited for answers: `p50`, `p90`, `p99`, `max`; `before`, `during`, `after` |
 //! | `latency_p90_all_ms` and the like | the same of the whole run: `p0`, `p10`, ... `p100`, `p95`, `p99`, `p99.9` |
 //!
-//! Any other name is a path into the report: `faults.p99_us`, `pages.filtered`; of a peer: `figures.ram.dirty-sync-count`. A report
+//! Any other name is a path into the report: `faults.p99_us`, `pages.filtered`; of a peer: `figures.ram.dirty-sync-count`; of an
+//! experiment one of its figures: `answer_ms`. A report
 //! of the other kind does not have it.
 
 use super::measure::Measured;
@@ -26,10 +27,10 @@ pub fn of(measured: &Measured, name: &str) -> Option<f64> {
     let account = &measured.account;
     let client = |rate: fn(&Operations) -> f64| measured.operations.as_ref().map(rate);
     match name {
-        "data_bytes" => Some(account.bytes_sent() as f64),
+        "data_bytes" => account.bytes_sent().map(|bytes| bytes as f64),
         "link_bytes" => measured.link_bytes.map(|bytes| bytes as f64),
-        "pages_sent" => Some(account.pages_sent() as f64),
-        "fetched_share" => share(account.bytes_fetched() as f64, account.bytes_sent() as f64),
+        "pages_sent" => account.pages_sent().map(|pages| pages as f64),
+        "fetched_share" => share(account.bytes_fetched()? as f64, account.bytes_sent()? as f64),
         "operations_before_per_s" => client(|seen| seen.before_per_s),
         "operations_during_per_s" => client(|seen| seen.during_per_s),
         "operations_after_per_s" => client(|seen| seen.after_per_s),

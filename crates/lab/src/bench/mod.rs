@@ -7,6 +7,7 @@
 mod account;
 pub mod catalog;
 pub mod compare;
+mod experiment;
 mod fit;
 mod ground;
 pub mod machine;
@@ -30,6 +31,7 @@ use std::time::{Instant, SystemTime};
 use vmferry_core::report::Progress;
 
 pub use account::Account;
+pub use experiment::ExperimentReport;
 pub use fit::Dropped;
 pub use machine::Machine;
 pub use measure::Measured;

@@ -102,10 +102,9 @@ pub const PAPERS: [Paper; 5] = [
                 "stop-and-copy and plain post-copy beside enlightened post-copy",
             ),
             figure("Table 2", "an idle guest: times, and what crosses how"),
-            later(
+            figure(
                 "allocation micro-benchmark",
                 "what keeping account of free pages costs malloc and free",
-                "an allocation loop that reports its rate",
             ),
         ],
     },

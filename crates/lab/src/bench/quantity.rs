@@ -72,6 +72,7 @@ impl Quantity {
             "faults.p50_us" => Some(("fault service time, median", Lower)),
             "faults.p99_us" => Some(("fault service time, 99th percentile", Lower)),
             "faults.max_us" => Some(("fault service time, longest", Lower)),
+            "answer_ms" => Some(("time until the agent has answered", Lower)),
             "filter.cost.sample_ms" => Some(("time to take a sample in and decide upon it", Lower)),
             "filter.cost.decide_ms" => Some(("time to learn, forecast and filter, all samples", Lower)),
             "filter.memory_bytes" => Some(("memory of the model", Lower)),

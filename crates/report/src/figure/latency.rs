@@ -33,8 +33,7 @@ pub(super) fn over_time(results: &Results, cases: &[Case<'_>], anchor: &str) -> 
             let axis = Axis::Rate(drawn.unit);
             let (span, done) = (drawn.span_s(), drawn.points);
             let done = over_time::timeline(results, case, &id(1), axis, done, span, most_done);
-            let waited =
-                over_time::timeline(results, case, &id(0), Axis::Latency, points, span, most_waited);
+            let waited = over_time::timeline(results, case, &id(0), Axis::Latency, points, span, most_waited);
             html! { div class="panel" { h5 { (case.variant) } (done) (waited) } }
         });
         let panels: Vec<_> = panels.collect();

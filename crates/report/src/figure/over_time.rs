@@ -168,10 +168,7 @@ pub(super) struct Steps {
 
 impl Steps {
     /// None of no client.
-    pub(super) fn of<'a>(
-        seen: impl Iterator<Item = &'a Operations> + Clone,
-        end_s: f64,
-    ) -> Option<Self> {
+    pub(super) fn of<'a>(seen: impl Iterator<Item = &'a Operations> + Clone, end_s: f64) -> Option<Self> {
         let window_s = seen.clone().next()?.window_ms as f64 / 1e3;
         let start_s = seen
             .map(|client| client.windows_start_ms / 1e3)

@@ -23,7 +23,9 @@ pub(super) fn plots(results: &Results, cases: &[Case<'_>], anchor: &str) -> Mark
     let mut count = 0;
     let mut groups = Vec::new();
     for (group, cases) in grouped(cases, &[Dimension::Link, Dimension::Variant]) {
-        let models = cases.iter().filter_map(|case| Some((*case, model(results, *case)?)));
+        let models = cases
+            .iter()
+            .filter_map(|case| Some((*case, model(results, *case)?)));
         let panels = models.map(|(case, model)| {
             count += 1;
             let plot = Counts {

@@ -85,9 +85,7 @@ impl Timeline<'_> {
             high: self.span_s.1.max(self.span_s.0 + 1e-3),
         };
         let least = self.points.iter().map(|(_, values)| values[0]);
-        let vertical = self
-            .axis
-            .scale(least.fold(f64::INFINITY, f64::min), self.most);
+        let vertical = self.axis.scale(least.fold(f64::INFINITY, f64::min), self.most);
         let x = |value: f64| LEFT + horizontal.at(value) * (WIDTH - LEFT - RIGHT);
         let y = |value: f64| HEIGHT - BOTTOM - vertical.at(value) * (HEIGHT - TOP - BOTTOM);
         let (factor, label) = self.axis.scaled(self.most);
