@@ -65,14 +65,19 @@ impl WpAsyncTracker {
     /// [`crate::RemoteProcess::find_userfaultfds`]); the process is gone or has changed its mappings. Nothing
     /// is tracked then.
     pub fn arm(&mut self) -> Result<()> {
+        let mut registered = 0;
         let armed = self.mappings.iter().try_for_each(|mapping| {
             self.uffd.register(mapping.addresses.clone(), Mode::WP)?;
+            registered += 1;
             self.uffd.write_protect(mapping.addresses.clone(), true)
         });
-        self.armed = true;
+        self.armed = armed.is_ok();
         if armed.is_err() {
-            // What was registered before the mapping that failed.
-            let _ = self.disarm();
+            // Those before the mapping that failed, and no other: kernels before 6.17 let go what another userfaultfd has,
+            // and a guest whose pages still arrive would read zeros.
+            for mapping in &self.mappings[..registered] {
+                let _ = self.uffd.unregister(mapping.addresses.clone());
+            }
         }
         armed
     }
