@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::encoding::{Encoding, EncodingReport};
+use crate::filter::FilterReport;
 use crate::forecast::Forecast;
 
 /// How a migration ended.
@@ -70,6 +71,9 @@ pub struct Report {
     /// The limits that were set, and how long they made the migration wait.
     #[serde(default)]
     pub limits: LimitsReport,
+    /// What the data filter learned and what it cost, of a migration that had one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub filter: Option<FilterReport>,
     /// What `--verify` found; absent when it was not asked for.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub verified: Option<Verified>,

@@ -310,6 +310,7 @@ impl<'a> World<'a> {
             },
             verified: None,
             forecast: None,
+            filter: measured.filter,
             notes: measured.notes,
         };
         let waited_ms = ms(self.destination.guest_waited());

@@ -315,6 +315,7 @@ fn never_begun(args: &MigrateArgs, error: String) -> Report {
         cpu_seconds: Default::default(),
         memory_bytes: Default::default(),
         limits: Default::default(),
+        filter: None,
         verified: None,
         forecast: None,
         notes: Vec::new(),

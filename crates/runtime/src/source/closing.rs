@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use vmferry_core::PAGE_SIZE;
+use vmferry_core::filter::FilterReport;
 use vmferry_core::report::{CpuSeconds, LimitsReport, Outcome, Report, SidesBytes};
 
 use super::driver::Driver;
@@ -63,6 +64,10 @@ impl Driver {
                 cpu_destination_percent: self.shared.destination_cpu_percent(),
                 cpu_by: self.shared.cpu_cap.by(),
             },
+            filter: measured.filter.map(|filter| FilterReport {
+                cost: self.sample_cost,
+                ..filter
+            }),
             verified: measured.summary.verified,
             forecast: self.shared.request.forecast.as_deref().cloned(),
             notes,
