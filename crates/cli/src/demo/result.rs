@@ -209,10 +209,12 @@ mod tests {
             cpu_seconds: CpuSeconds::default(),
             memory_bytes: SidesBytes::default(),
             limits: Default::default(),
+            filter: None,
             verified: Some(Verified {
                 pages: 131_072,
                 mismatches: 0,
             }),
+            forecast: None,
             notes: Vec::new(),
         }
     }

@@ -21,6 +21,7 @@ pub use event::{Batch, Command, Demand, Enlightenment, Event, SentBatch, Side, S
 pub use state::Ownership;
 
 use crate::bitmap::PageBitmap;
+use crate::filter::FilterReport;
 use crate::handover::{Epoch, EpochMismatch};
 use crate::ledger::Ledger;
 use crate::pages::PageRun;
@@ -283,6 +284,7 @@ impl Source {
         Measured {
             bandwidth_bytes_per_s: self.pace.bytes_per_s(),
             bandwidth_waited: self.pace.waited(Duration::ZERO),
+            filter: self.policy.filter_report(),
             ..self.recorder.measured(&self.ledger)
         }
     }
@@ -550,6 +552,8 @@ pub struct Measured {
     pub bandwidth_bytes_per_s: Option<u64>,
     /// How long pages waited for nothing but the bandwidth cap.
     pub bandwidth_waited: Duration,
+    /// What the data filter learned.
+    pub filter: Option<FilterReport>,
 }
 
 fn view<'a>(

@@ -7,8 +7,10 @@
 mod account;
 pub mod catalog;
 pub mod compare;
+mod experiment;
 mod fit;
 mod ground;
+mod history;
 pub mod machine;
 mod measure;
 pub mod metric;
@@ -30,7 +32,9 @@ use std::time::{Instant, SystemTime};
 use vmferry_core::report::Progress;
 
 pub use account::Account;
+pub use experiment::ExperimentReport;
 pub use fit::Dropped;
+pub use history::{record, records, workload_of};
 pub use machine::Machine;
 pub use measure::Measured;
 pub use operations::{Latencies, Operations};
