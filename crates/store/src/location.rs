@@ -87,6 +87,8 @@ fn s3(location: &str, rest: &str, patience: Duration) -> Result<Opened> {
         .with_connect_timeout(patience.min(Duration::from_secs(5)));
     let mut builder = AmazonS3Builder::from_env()
         .with_bucket_name(bucket)
+        // One object at a time is deleted, and not every store knows how to delete many.
+        .with_disable_bulk_delete(true)
         .with_retry(retry)
         .with_client_options(client);
     // An endpoint of plain HTTP is asked for by name, so it is meant.
