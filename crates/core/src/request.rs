@@ -44,6 +44,9 @@ pub struct MigrationRequest<To> {
     /// What is expected, where somebody made a forecast; it is kept with the report.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub forecast: Option<Box<Forecast>>,
+    /// Pages that the destination has in a store of its own cross as their hashes.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub reuse: bool,
     /// What the guest does, where somebody knows: what the migration teaches is kept under it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub workload: Option<Workload>,
@@ -63,6 +66,7 @@ impl<To> MigrationRequest<To> {
             delta_cache_bytes: None,
             goal: None,
             forecast: None,
+            reuse: false,
             workload: None,
         }
     }
@@ -80,6 +84,7 @@ impl<To> MigrationRequest<To> {
             delta_cache_bytes: self.delta_cache_bytes,
             goal: self.goal,
             forecast: self.forecast,
+            reuse: self.reuse,
             workload: self.workload,
         }
     }

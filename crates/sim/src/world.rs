@@ -292,6 +292,7 @@ impl<'a> World<'a> {
             bytes_on_wire: self.wires.there.bytes as u64,
             device_state_bytes: measured.device_state_bytes,
             pages: counts,
+            reuse: None,
             encoding: vmferry_core::encoding::EncodingReport::default(),
             rounds,
             faults: self.destination.fault_report(),

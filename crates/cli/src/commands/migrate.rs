@@ -130,6 +130,13 @@ pub(crate) struct MigrateArgs {
     /// the migration teaches is kept under it, see `vmferry model`.
     #[arg(long, value_name = "CLASS")]
     workload: Option<Workload>,
+    /// Pages that the destination has in its store of checkpoints cross as their hashes
+    ///
+    /// Worth it for a guest that returns, or one that is like others there: the destination looks into its newest checkpoints
+    /// (`vmferry host --store`), of this guest first. Each page is checked against its hash; one that turns out to be missing there
+    /// crosses after all. Costs time of a processor at both sides.
+    #[arg(long)]
+    reuse: bool,
     /// Compare every page at the end, or as it arrives, with the source's
     #[arg(long)]
     verify: bool,
@@ -243,6 +250,7 @@ pub(super) fn request(args: &MigrateArgs) -> MigrateRequest {
         delta_cache_bytes: args.delta_cache,
         goal: None,
         forecast: None,
+        reuse: args.reuse,
         workload: args.workload,
     }
 }
@@ -308,6 +316,7 @@ fn never_begun(args: &MigrateArgs, error: String) -> Report {
         bytes_on_wire: 0,
         device_state_bytes: 0,
         pages: Default::default(),
+        reuse: None,
         encoding: Default::default(),
         rounds: Vec::new(),
         faults: Default::default(),

@@ -6,6 +6,7 @@
 mod agent;
 mod api;
 mod history;
+mod holdings;
 mod host;
 mod incoming;
 mod outgoing;

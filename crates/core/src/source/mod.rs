@@ -10,6 +10,7 @@ mod live;
 mod pace;
 mod pushing;
 mod recorder;
+mod references;
 mod state;
 mod stop;
 
@@ -95,6 +96,8 @@ pub struct Source {
     demanded: PageBitmap,
     /// Of these, the ones to push first after a reconnect: the guest waits for them.
     urgent: PageBitmap,
+    /// Pages that crossed as references to content that the destination should have.
+    referenced: PageBitmap,
     /// What crosses between the stop and the resume.
     ahead: Ahead,
     recorder: Recorder,
@@ -138,6 +141,7 @@ impl Source {
             rounds: 0,
             demanded: PageBitmap::new(setup.pages),
             urgent: PageBitmap::new(setup.pages),
+            referenced: PageBitmap::new(setup.pages),
             ahead: Ahead::default(),
             recorder: Recorder::new(State::Offered.phase()),
             answer,
@@ -304,6 +308,7 @@ impl Source {
             | Event::Resumed
             | Event::Tick) => self.live_event(now, event),
             Event::SwitchTaken => self.switch_taken(),
+            Event::Missed(pages) => self.missed(&pages),
             event @ Event::Enlightened(_) => self.asking_event(now, event),
             event @ (Event::Stopped { .. }
             | Event::StateSent { .. }

@@ -5,6 +5,7 @@ pub(crate) mod compare;
 mod connection;
 mod driver;
 mod faults;
+mod holdings;
 mod opening;
 mod pages;
 mod probe;
@@ -29,6 +30,7 @@ use crate::dir::GuestDir;
 use crate::error::RuntimeError;
 use crate::link::{DIAL_TIMEOUT, chain};
 use crate::source::MAX_STREAMS;
+pub use holdings::Holdings;
 use session::Session;
 use session_log::SessionLog;
 
@@ -53,6 +55,11 @@ pub trait Host: Send + Sync {
     /// # Errors
     /// One line: why this host does not take it and how to mend that.
     fn admit(&self, spec: &GuestSpec, layout: &RamLayout) -> Result<Admitted, String>;
+    /// The pages of a store of this host that may be pages of the guest on its way, no more than `most`; none where it has none.
+    fn holdings(&self, name: &str, most: u64) -> Option<Arc<dyn Holdings>> {
+        let _ = (name, most);
+        None
+    }
     /// The guest is this host's from now on, and runs; pages may still arrive.
     fn arrived(&self, name: &str);
     /// The guest that was admitted was given up and destroyed.
