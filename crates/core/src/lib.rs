@@ -7,6 +7,7 @@
 
 pub mod bitmap;
 pub mod destination;
+pub mod disks;
 pub mod encoding;
 pub mod filter;
 pub mod handover;
@@ -28,6 +29,7 @@ pub mod tuning;
 pub mod wws;
 
 pub use bitmap::PageBitmap;
+pub use disks::{DiskRequest, DiskWrites};
 pub use encoding::{Codec, Encoding};
 pub use handover::Epoch;
 pub use hints::{Class, Hints};

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::disks::DiskRequest;
 use crate::encoding::{Encoding, default_delta_cache_bytes};
 use crate::policy::Policy;
 use crate::sampling::Ready;
@@ -35,6 +36,9 @@ pub struct MigrationRequest<To> {
     /// guest's size where absent ([`default_delta_cache_bytes`]).
     #[serde(default)]
     pub delta_cache_bytes: Option<u64>,
+    /// How the guest's disks move with it; they stay where they are, reachable from both hosts, where absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disks: Option<DiskRequest>,
 }
 
 impl<To> MigrationRequest<To> {
@@ -49,6 +53,7 @@ impl<To> MigrationRequest<To> {
             verify: false,
             encoding: Encoding::default(),
             delta_cache_bytes: None,
+            disks: None,
         }
     }
 
@@ -63,6 +68,7 @@ impl<To> MigrationRequest<To> {
             verify: self.verify,
             encoding: self.encoding,
             delta_cache_bytes: self.delta_cache_bytes,
+            disks: self.disks,
         }
     }
 

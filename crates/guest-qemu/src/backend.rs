@@ -4,8 +4,9 @@ use std::path::Path;
 use std::sync::Arc;
 
 use vmferry_core::{PageRun, RamLayout};
-use vmferry_guest::{Backend, Guest, GuestError, GuestSpec, Result, Vm};
+use vmferry_guest::{Backend, DiskInfo, Guest, GuestError, GuestSpec, PlacedDisk, Result, Vm};
 
+use crate::disks;
 use crate::guest::{Phase, QemuGuest};
 use crate::launch::{self, Start};
 use crate::spec::{BACKEND, QemuConfig, unsuitable};
@@ -63,6 +64,15 @@ impl Backend for QemuBackend {
 
     fn reopen(&self, spec: &GuestSpec, dir: &Path) -> Result<Arc<dyn Vm>> {
         Ok(Arc::new(self.find(spec, dir)?))
+    }
+
+    fn place_disks(&self, spec: &GuestSpec, disks: &[DiskInfo], places: &[PlacedDisk]) -> Result<GuestSpec> {
+        let config = QemuConfig::from_spec(spec)?;
+        Ok(disks::place(config, &spec.name, disks, places)?.into_spec(&spec.name))
+    }
+
+    fn create_disk(&self, spec: &GuestSpec, disk: &DiskInfo, path: &Path) -> Result<()> {
+        disks::create(&QemuConfig::from_spec(spec)?, &spec.name, disk, path)
     }
 }
 

@@ -22,6 +22,8 @@ pub const MAX_NAME_BYTES: usize = 256;
 pub const MAX_DEVICE_STATE_CHUNK_BYTES: usize = 1 << 20;
 /// The most hashes in one message.
 pub const MAX_HASHES: usize = 64 << 10;
+/// The most bytes the description of disks may have.
+pub const MAX_DISKS_BYTES: usize = 256 << 10;
 /// The most bytes a reason may have; see [`clip_reason`].
 pub const MAX_REASON_BYTES: usize = 4096;
 
@@ -87,6 +89,12 @@ pub enum ToDestination {
     Ping {
         /// Comes back in the answer.
         nonce: u64,
+    },
+    /// Since version 3, before the offer: the disks that move with the guest. Answered by [`ToSource::DisksPlaced`] before
+    /// [`ToSource::Accept`].
+    Disks {
+        /// The plan (`DiskPlan` of `vmferry-guest`) in JSON, at most [`MAX_DISKS_BYTES`].
+        plan_json: String,
     },
 }
 
@@ -160,6 +168,11 @@ pub enum ToSource {
     Pong {
         /// As in the question.
         nonce: u64,
+    },
+    /// Since version 3: where the disks lie at the destination, which waits for their streams once it has accepted the guest.
+    DisksPlaced {
+        /// The places (a list of `PlacedDisk` of `vmferry-guest`) in JSON, at most [`MAX_DISKS_BYTES`].
+        places_json: String,
     },
 }
 
@@ -308,6 +321,7 @@ impl ControlMessage for ToDestination {
         "Abort",
         "Query",
         "Ping",
+        "Disks",
     ];
 
     fn check(&self) -> Result<()> {
@@ -323,6 +337,12 @@ impl ControlMessage for ToDestination {
                 bound("a message of page hashes", hashes.len(), "hashes", MAX_HASHES)
             }
             Self::Abort { reason } => bound("the reason to abort", reason.len(), "bytes", MAX_REASON_BYTES),
+            Self::Disks { plan_json } => bound(
+                "the plan of the disks",
+                plan_json.len(),
+                "bytes",
+                MAX_DISKS_BYTES,
+            ),
             Self::Pending { pages: set } | Self::Switch { pending: set, .. } => set.check(),
             Self::Prepare { .. }
             | Self::Commit { .. }
@@ -347,6 +367,7 @@ impl ControlMessage for ToSource {
         "Failed",
         "Progress",
         "Pong",
+        "DisksPlaced",
     ];
 
     fn check(&self) -> Result<()> {
@@ -357,6 +378,12 @@ impl ControlMessage for ToSource {
                 reason.len(),
                 "bytes",
                 MAX_REASON_BYTES,
+            ),
+            Self::DisksPlaced { places_json } => bound(
+                "the places of the disks",
+                places_json.len(),
+                "bytes",
+                MAX_DISKS_BYTES,
             ),
             Self::Received { pages, .. } => pages.check(),
             Self::Accept { .. }

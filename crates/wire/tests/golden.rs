@@ -13,13 +13,14 @@ use vmferry_wire::{
 
 const VERSION_1: &str = include_str!("golden/version-1.txt");
 const VERSION_2: &str = include_str!("golden/version-2.txt");
+const VERSION_3: &str = include_str!("golden/version-3.txt");
 
 #[test]
 fn version_1_is_written_and_read_as_ever() {
     let mut lines = Lines::new(VERSION_1);
     hellos(&mut lines);
-    control(&mut lines, &to_destination(), "to-destination");
-    control(&mut lines, &to_source(), "to-source");
+    control(&mut lines, &to_destination(), "to-destination", 0..11);
+    control(&mut lines, &to_source(), "to-source", 0..11);
     pages(&mut lines);
     faults(&mut lines);
     lines.finish();
@@ -30,6 +31,28 @@ fn version_1_is_written_and_read_as_ever() {
 fn version_2_is_written_and_read_as_ever() {
     let mut lines = Lines::new(VERSION_2);
     encoded_pages(&mut lines);
+    lines.finish();
+}
+
+/// What version 3 has beyond version 2.
+#[test]
+fn version_3_is_written_and_read_as_ever() {
+    let mut lines = Lines::new(VERSION_3);
+    let hello = Hello {
+        versions: VersionRange { min: 1, max: 3 },
+        session: session(),
+        role: StreamRole::Disk { index: 258 },
+    };
+    let golden = lines.check("hello disk", &hello.encode());
+    assert_eq!(Hello::read(&mut golden.as_slice()).unwrap(), hello);
+    let plan = ToDestination::Disks {
+        plan_json: r#"{"disks":[]}"#.into(),
+    };
+    let places = ToSource::DisksPlaced {
+        places_json: "[]".into(),
+    };
+    control(&mut lines, &[plan], "to-destination", 11..ToDestination::NAMES.len());
+    control(&mut lines, &[places], "to-source", 11..ToSource::NAMES.len());
     lines.finish();
 }
 
@@ -81,7 +104,13 @@ fn hellos(lines: &mut Lines) {
     }
 }
 
-fn control<M: ControlMessage + PartialEq + std::fmt::Debug>(lines: &mut Lines, messages: &[M], way: &str) {
+/// Messages of a version, whose numbers are `of_version`.
+fn control<M: ControlMessage + PartialEq + std::fmt::Debug>(
+    lines: &mut Lines,
+    messages: &[M],
+    way: &str,
+    of_version: std::ops::Range<usize>,
+) {
     let mut numbers = Vec::new();
     for (index, message) in messages.iter().enumerate() {
         let mut bytes = Vec::new();
@@ -103,7 +132,7 @@ fn control<M: ControlMessage + PartialEq + std::fmt::Debug>(lines: &mut Lines, m
     numbers.dedup();
     assert_eq!(
         numbers,
-        (0..M::NAMES.len()).collect::<Vec<_>>(),
+        of_version.collect::<Vec<_>>(),
         "every message {way} has golden bytes, in order"
     );
 }

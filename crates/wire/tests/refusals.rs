@@ -98,7 +98,7 @@ fn hellos_with_wrong_fields_are_refused() {
         Hello::decode(&bytes),
         &[
             "unknown role of a stream 9",
-            "1 (control), 2 (pages) or 3 (faults)",
+            "1 (control), 2 (pages), 3 (faults) or 4 (disk)",
         ],
     );
 }
