@@ -7,7 +7,7 @@ use vmferry_core::PAGE_SIZE;
 use vmferry_core::report::{LimitsReport, Outcome, PageCounts, Report, Verified};
 
 use crate::units::{bandwidth, count, millis, rate, size};
-use crate::{encoding_table, table};
+use crate::{disk_table, encoding_table, table};
 
 /// The report as a table, with a line that says how it ended above it.
 pub fn render(report: &Report) -> String {
@@ -113,6 +113,9 @@ fn summary(report: &Report) -> String {
     );
     if let Some(limits) = limits(&report.limits) {
         row("limits", limits);
+    }
+    if let Some(moved) = &report.disks {
+        disk_table::summary(moved, &mut row);
     }
     row("verified", verified(report.verified));
     table::render(table)

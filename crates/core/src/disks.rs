@@ -118,7 +118,11 @@ impl Convergence {
         let rate = progress.done_bytes.saturating_sub(done) as f64 / took;
         // A mirror that has nothing to do says nothing about the link.
         if rate > 0.0 {
-            self.rate = if self.rate > 0.0 { 0.7 * self.rate + 0.3 * rate } else { rate };
+            self.rate = if self.rate > 0.0 {
+                0.7 * self.rate + 0.3 * rate
+            } else {
+                rate
+            };
         }
         self.last = Some((now, progress.done_bytes));
     }
@@ -161,6 +165,9 @@ impl Convergence {
 /// What became of the disks of a guest.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct DisksReport {
+    /// The name under which both hosts know the state of the disks at the stop.
+    #[serde(default)]
+    pub state: String,
     /// Until everything had crossed once, milliseconds since the copy began.
     pub copy_ms: f64,
     /// From the stop until both disks were equal.
@@ -238,7 +245,11 @@ mod tests {
     fn the_stop_waits_until_the_rest_fits_the_goal() {
         let mut disks = Convergence::default();
         disks.look(Duration::ZERO, progress(0, 1 << 20));
-        assert_eq!(disks.may_stop(MS, 300 * MS), StopVerdict::PutOff(PUT_OFF), "no rate yet");
+        assert_eq!(
+            disks.may_stop(MS, 300 * MS),
+            StopVerdict::PutOff(PUT_OFF),
+            "no rate yet"
+        );
         disks.look(1000 * MS, progress(500_000, 1 << 20));
         assert_eq!(disks.time_left().unwrap().as_millis(), 1097);
         assert_eq!(disks.may_stop(1000 * MS, 1000 * MS), StopVerdict::PutOff(PUT_OFF));
@@ -258,7 +269,12 @@ mod tests {
             }
             asked += 1;
         };
-        assert_eq!(verdict, StopVerdict::Overdue { remaining_bytes: 1 << 30 });
+        assert_eq!(
+            verdict,
+            StopVerdict::Overdue {
+                remaining_bytes: 1 << 30
+            }
+        );
         assert_eq!(asked, 300);
     }
 

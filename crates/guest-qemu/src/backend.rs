@@ -1,6 +1,6 @@
 //! How QEMU guests come to be on this host.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use vmferry_core::{PageRun, RamLayout};
@@ -69,6 +69,10 @@ impl Backend for QemuBackend {
     fn place_disks(&self, spec: &GuestSpec, disks: &[DiskInfo], places: &[PlacedDisk]) -> Result<GuestSpec> {
         let config = QemuConfig::from_spec(spec)?;
         Ok(disks::place(config, &spec.name, disks, places)?.into_spec(&spec.name))
+    }
+
+    fn disk_files(&self, spec: &GuestSpec) -> Vec<PathBuf> {
+        QemuConfig::from_spec(spec).map_or_else(|_| Vec::new(), |config| disks::files(&config))
     }
 
     fn create_disk(&self, spec: &GuestSpec, disk: &DiskInfo, path: &Path) -> Result<()> {

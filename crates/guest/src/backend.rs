@@ -1,6 +1,6 @@
 //! How guests come to be on a host.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -53,6 +53,12 @@ pub trait Backend: Send + Sync {
     fn place_disks(&self, spec: &GuestSpec, disks: &[DiskInfo], places: &[PlacedDisk]) -> Result<GuestSpec> {
         let _ = (disks, places);
         Err(no_disks(spec))
+    }
+
+    /// The files that the specification names as disks; those over a network are none.
+    fn disk_files(&self, spec: &GuestSpec) -> Vec<PathBuf> {
+        let _ = spec;
+        Vec::new()
     }
 
     /// Creates an empty disk of `disk`'s format and size at `path`, where nothing is.

@@ -337,12 +337,9 @@ impl ControlMessage for ToDestination {
                 bound("a message of page hashes", hashes.len(), "hashes", MAX_HASHES)
             }
             Self::Abort { reason } => bound("the reason to abort", reason.len(), "bytes", MAX_REASON_BYTES),
-            Self::Disks { plan_json } => bound(
-                "the plan of the disks",
-                plan_json.len(),
-                "bytes",
-                MAX_DISKS_BYTES,
-            ),
+            Self::Disks { plan_json } => {
+                bound("the plan of the disks", plan_json.len(), "bytes", MAX_DISKS_BYTES)
+            }
             Self::Pending { pages: set } | Self::Switch { pending: set, .. } => set.check(),
             Self::Prepare { .. }
             | Self::Commit { .. }

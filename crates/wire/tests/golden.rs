@@ -51,7 +51,12 @@ fn version_3_is_written_and_read_as_ever() {
     let places = ToSource::DisksPlaced {
         places_json: "[]".into(),
     };
-    control(&mut lines, &[plan], "to-destination", 11..ToDestination::NAMES.len());
+    control(
+        &mut lines,
+        &[plan],
+        "to-destination",
+        11..ToDestination::NAMES.len(),
+    );
     control(&mut lines, &[places], "to-source", 11..ToSource::NAMES.len());
     lines.finish();
 }

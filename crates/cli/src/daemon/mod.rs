@@ -5,6 +5,7 @@
 
 mod agent;
 mod api;
+mod disks;
 mod host;
 mod incoming;
 mod outgoing;

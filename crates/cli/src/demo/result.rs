@@ -209,6 +209,7 @@ mod tests {
             cpu_seconds: CpuSeconds::default(),
             memory_bytes: SidesBytes::default(),
             limits: Default::default(),
+            disks: None,
             verified: Some(Verified {
                 pages: 131_072,
                 mismatches: 0,

@@ -239,6 +239,11 @@ impl Source {
         }
     }
 
+    /// The bandwidth cap in force, bytes a second.
+    pub fn bandwidth_limit(&self) -> Option<u64> {
+        self.pace.bytes_per_s()
+    }
+
     /// How it ended and why, once it has.
     pub fn ended(&self) -> Option<(Outcome, Option<&str>)> {
         match &self.state {
@@ -482,7 +487,15 @@ impl Source {
                 memory_began,
                 ..
             } = self;
-            let view = view(now.saturating_sub(*memory_began), ledger, last_scan, tracking, *rounds, rates, recorder);
+            let view = view(
+                now.saturating_sub(*memory_began),
+                ledger,
+                last_scan,
+                tracking,
+                *rounds,
+                rates,
+                recorder,
+            );
             let mut left = state.round_mut().map(|round| &mut round.left);
             let (candidates, may_wait) = match &left {
                 Some(left) => (&**left, false),

@@ -28,9 +28,17 @@ pub(crate) fn create(config: &QemuConfig, name: &str, disk: &DiskInfo, path: &Pa
     let failed = |error: std::io::Error| GuestError::operation(format!("creating {}", path.display()), error);
     if !["raw", "qcow2"].contains(&disk.format.as_str()) {
         let problem = format!("an image of format {} cannot be created here", disk.format);
-        return Err(unsuitable(name, problem, "create one of the same size beforehand and allow it to be overwritten"));
+        return Err(unsuitable(
+            name,
+            problem,
+            "create one of the same size beforehand and allow it to be overwritten",
+        ));
     }
-    let file = OpenOptions::new().write(true).create_new(true).open(path).map_err(failed)?;
+    let file = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .open(path)
+        .map_err(failed)?;
     let made = match disk.format.as_str() {
         "raw" => file.set_len(disk.bytes).map_err(failed),
         _ => format_qcow2(config, path, disk.bytes),
@@ -52,8 +60,19 @@ impl Helper {
         let socket = std::env::temp_dir().join(format!("vmferry-image-{}-{count}.sock", std::process::id()));
         let failed = |error: std::io::Error| GuestError::operation(format!("starting {binary}"), error);
         let child = Command::new(binary)
-            .args(["-machine", "none", "-nodefaults", "-display", "none", "-no-user-config", "-qmp"])
-            .arg(format!("unix:{},server=on,wait=off", escape(&socket.display().to_string())))
+            .args([
+                "-machine",
+                "none",
+                "-nodefaults",
+                "-display",
+                "none",
+                "-no-user-config",
+                "-qmp",
+            ])
+            .arg(format!(
+                "unix:{},server=on,wait=off",
+                escape(&socket.display().to_string())
+            ))
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::null())
@@ -99,7 +118,10 @@ pub(super) fn format_with(qmp: &Qmp, path: &Path, node: &str, job: &str, bytes: 
         job_id: job.to_owned(),
         options,
     };
-    let created = qmp.run(&create).map_err(failed).and_then(|_| wait_for(qmp, job, &doing));
+    let created = qmp
+        .run(&create)
+        .map_err(failed)
+        .and_then(|_| wait_for(qmp, job, &doing));
     let removed = qmp.run(&BlockdevDel {
         node_name: node.to_owned(),
     });
@@ -109,14 +131,18 @@ pub(super) fn format_with(qmp: &Qmp, path: &Path, node: &str, job: &str, bytes: 
 fn wait_for(qmp: &Qmp, job: &str, doing: &impl Fn() -> String) -> Result<()> {
     let deadline = Instant::now() + CREATE_TIMEOUT;
     loop {
-        let jobs = qmp.run(&QueryJobs {}).map_err(|error| GuestError::operation(doing(), error))?;
+        let jobs = qmp
+            .run(&QueryJobs {})
+            .map_err(|error| GuestError::operation(doing(), error))?;
         match jobs.into_iter().find(|found| found.id == job) {
             Some(job) if job.status == "concluded" => {
                 let dismissed = qmp.run(&JobDismiss { id: job.id });
                 if let Some(why) = job.error {
                     return Err(GuestError::operation(doing(), why));
                 }
-                return dismissed.map(drop).map_err(|error| GuestError::operation(doing(), error));
+                return dismissed
+                    .map(drop)
+                    .map_err(|error| GuestError::operation(doing(), error));
             }
             Some(_) if Instant::now() < deadline => thread::sleep(JOB_POLL),
             _ => return Err(GuestError::operation(doing(), "the job did not conclude")),

@@ -27,7 +27,10 @@ impl QemuGuest {
         self.run(&start, EXPORTING)?;
         let export = |(index, disk): (usize, &DiskInfo)| {
             let ours = here.iter().find(|ours| ours.info.id == disk.id).ok_or_else(|| {
-                self.unsuitable_disk(format!("the guest created here has no disk {}", disk.id), "give both hosts the same")
+                self.unsuitable_disk(
+                    format!("the guest created here has no disk {}", disk.id),
+                    "give both hosts the same",
+                )
             })?;
             if ours.info.bytes != disk.bytes {
                 let problem = format!(
@@ -90,7 +93,11 @@ impl QemuGuest {
         let doing = "recording the changes of a disk";
         // An old image has no room for it: then QEMU keeps it as long as it lives.
         let kept = disk.info.format == "qcow2" && self.qmp.run(&add(true)).is_ok();
-        if kept { Ok(()) } else { self.run(&add(false), doing).map(drop) }
+        if kept {
+            Ok(())
+        } else {
+            self.run(&add(false), doing).map(drop)
+        }
     }
 
     pub(super) fn stop_server(&self) {

@@ -39,7 +39,9 @@ impl LocalDisk {
 
     /// The bitmaps that are ours.
     pub(super) fn own_bitmaps(&self) -> impl Iterator<Item = &DirtyBitmap> {
-        self.bitmaps.iter().filter(|bitmap| bitmap.name.starts_with(PREFIX))
+        self.bitmaps
+            .iter()
+            .filter(|bitmap| bitmap.name.starts_with(PREFIX))
     }
 
     /// The bitmap of this name.
@@ -79,7 +81,11 @@ impl QemuGuest {
                 return Some(Err(self.unsuitable_disk(problem, "give it a plain file")));
             }
         };
-        let device = if drive.device.is_empty() { node.clone() } else { drive.device };
+        let device = if drive.device.is_empty() {
+            node.clone()
+        } else {
+            drive.device
+        };
         Some(Ok(LocalDisk {
             info: DiskInfo {
                 id,
@@ -152,8 +158,14 @@ mod tests {
             ("file:/x", here("/x")),
             ("nbd+unix:///d?socket=/x", Place::Elsewhere),
             ("rbd:pool/image", Place::Elsewhere),
-            (r#"json:{"driver":"qcow2","file":{"driver":"file","filename":"/x"}}"#, here("/x")),
-            (r#"json:{"driver":"raw","file":{"driver":"nbd","export":"d"}}"#, Place::Elsewhere),
+            (
+                r#"json:{"driver":"qcow2","file":{"driver":"file","filename":"/x"}}"#,
+                here("/x"),
+            ),
+            (
+                r#"json:{"driver":"raw","file":{"driver":"nbd","export":"d"}}"#,
+                Place::Elsewhere,
+            ),
             ("json:{", Place::Unknown),
             ("", Place::Elsewhere),
         ] {

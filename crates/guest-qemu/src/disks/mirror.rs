@@ -157,7 +157,10 @@ impl QemuGuest {
         match disk.recorded_since() {
             Some(recorded) if recorded == state => Ok(bitmap_since(state)),
             _ => Err(self.unsuitable_disk(
-                format!("what changed on its disk {} since the destination had it was not recorded", disk.info.id),
+                format!(
+                    "what changed on its disk {} since the destination had it was not recorded",
+                    disk.info.id
+                ),
                 "migrate it without --incremental",
             )),
         }
@@ -165,10 +168,9 @@ impl QemuGuest {
 
     pub(super) fn look_at_mirror(&self, id: &str) -> Result<DiskProgress> {
         let mut mirrors = lock(&self.disk_state.mirrors);
-        let mirror = mirrors
-            .iter_mut()
-            .find(|mirror| mirror.id == id)
-            .ok_or_else(|| self.unsuitable_disk(format!("its disk {id} is not mirrored"), "mirror it first"))?;
+        let mirror = mirrors.iter_mut().find(|mirror| mirror.id == id).ok_or_else(|| {
+            self.unsuitable_disk(format!("its disk {id} is not mirrored"), "mirror it first")
+        })?;
         let job = self.job(&mirror.name)?;
         match (&mut mirror.kind, job) {
             (Kind::Whole, Some(job)) => Ok(DiskProgress {
@@ -316,7 +318,11 @@ impl QemuGuest {
             // It may have ended meanwhile.
             let _ = self.qmp.run(&end);
             let ended = |event: &Event| is_end_of(event, name);
-            if let Err(error) = self.qmp.events().wait(since, ABANDON_TIMEOUT, "the end of a mirror", ended) {
+            if let Err(error) = self
+                .qmp
+                .events()
+                .wait(since, ABANDON_TIMEOUT, "the end of a mirror", ended)
+            {
                 warn!(%error, name, "the mirror of a disk does not end");
             }
         }
@@ -340,11 +346,21 @@ impl QemuGuest {
     fn wait_for_end(&self, mirror: &Mirror) -> Result<End> {
         let ended = |event: &Event| is_end_of(event, &mirror.name);
         loop {
-            match self.qmp.events().wait(mirror.since, LOOK_EVERY, "the end of a mirror", ended) {
+            match self
+                .qmp
+                .events()
+                .wait(mirror.since, LOOK_EVERY, "the end of a mirror", ended)
+            {
                 Ok(event) => return Ok(end_of(&event)),
                 // Its event may have gone by while the connection was lost.
                 Err(_) if self.job(&mirror.name)?.is_none() => {
-                    return match self.qmp.events().since(mirror.since).iter().find(|event| ended(event)) {
+                    return match self
+                        .qmp
+                        .events()
+                        .since(mirror.since)
+                        .iter()
+                        .find(|event| ended(event))
+                    {
                         Some(event) => Ok(end_of(event)),
                         None => Ok(End::Badly("how it ended is not known".into())),
                     };
@@ -357,7 +373,10 @@ impl QemuGuest {
     /// The error of a mirror whose job is gone.
     fn mirror_ended(&self, mirror: &Mirror) -> GuestError {
         let events = self.qmp.events().since(mirror.since);
-        let end = events.iter().find(|event| is_end_of(event, &mirror.name)).map(end_of);
+        let end = events
+            .iter()
+            .find(|event| is_end_of(event, &mirror.name))
+            .map(end_of);
         let why = match end {
             Some(End::Badly(why)) => why,
             _ => "its mirror ended too early".into(),
@@ -376,7 +395,8 @@ impl Mirror {
 }
 
 fn is_end_of(event: &Event, job: &str) -> bool {
-    ["BLOCK_JOB_COMPLETED", "BLOCK_JOB_CANCELLED"].contains(&event.name.as_str()) && event.data["device"] == job
+    ["BLOCK_JOB_COMPLETED", "BLOCK_JOB_CANCELLED"].contains(&event.name.as_str())
+        && event.data["device"] == job
 }
 
 /// A mirror that was cancelled while it was ready has completed; what is cancelled earlier has not.

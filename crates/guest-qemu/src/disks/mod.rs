@@ -29,7 +29,7 @@ use mirror::Mirror;
 use snapshot::Snapshot;
 
 pub(crate) use create::create;
-pub(crate) use place::place;
+pub(crate) use place::{files, place};
 
 /// Begins the names of our nodes, jobs, exports and bitmaps.
 const PREFIX: &str = "vmferry-";

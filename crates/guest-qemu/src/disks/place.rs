@@ -9,7 +9,9 @@ use crate::args::{join, key_values, options};
 use crate::spec::{QemuConfig, unsuitable};
 
 /// Options whose whole value is the path of an image.
-const WHOLE: &[&str] = &["hda", "hdb", "hdc", "hdd", "cdrom", "fda", "fdb", "pflash", "sd", "mtdblock"];
+const WHOLE: &[&str] = &[
+    "hda", "hdb", "hdc", "hdd", "cdrom", "fda", "fdb", "pflash", "sd", "mtdblock",
+];
 /// Options of which a key names an image.
 const KEYED: &[(&str, &[&str])] = &[
     ("drive", &["file", "file.filename"]),
@@ -18,7 +20,12 @@ const KEYED: &[(&str, &[&str])] = &[
 
 /// `config` with each of `disks` where `places` say. A path is rewritten only where the configuration names it as that of a
 /// disk.
-pub(crate) fn place(config: QemuConfig, name: &str, disks: &[DiskInfo], places: &[PlacedDisk]) -> Result<QemuConfig> {
+pub(crate) fn place(
+    config: QemuConfig,
+    name: &str,
+    disks: &[DiskInfo],
+    places: &[PlacedDisk],
+) -> Result<QemuConfig> {
     let mut placed = config;
     for disk in disks {
         let Some(place) = places.iter().find(|place| place.id == disk.id) else {
@@ -37,14 +44,58 @@ pub(crate) fn place(config: QemuConfig, name: &str, disks: &[DiskInfo], places: 
             found = true;
         }
         if !found {
-            let problem = format!("its arguments do not name its disk {} ({})", disk.id, disk.path.display());
-            return Err(unsuitable(name, problem, "give the disk with -drive or -blockdev"));
+            let problem = format!(
+                "its arguments do not name its disk {} ({})",
+                disk.id,
+                disk.path.display()
+            );
+            return Err(unsuitable(
+                name,
+                problem,
+                "give the disk with -drive or -blockdev",
+            ));
         }
         for file in placed.files.iter_mut().filter(|file| **file == disk.path) {
             *file = place.path.clone();
         }
     }
     Ok(placed)
+}
+
+/// The paths that the configuration names as those of disks.
+pub(crate) fn files(config: &QemuConfig) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for arg in options(&config.args) {
+        let Some(value) = arg.value else { continue };
+        let mut add = |path: &str| {
+            let path = path.strip_prefix("file:").unwrap_or(path);
+            // What has a scheme lies elsewhere.
+            if !path.split('/').next().unwrap_or_default().contains(':') {
+                found.push(PathBuf::from(path));
+            }
+        };
+        if WHOLE.contains(&arg.name) {
+            add(value);
+        } else if let Some((_, keys)) = KEYED.iter().find(|(name, _)| *name == arg.name) {
+            match serde_json::from_str::<Value>(value) {
+                Ok(json) => file_names(&json, &mut add),
+                Err(_) => key_values(value)
+                    .iter()
+                    .filter(|(key, _)| keys.contains(&key.as_str()))
+                    .for_each(|(_, path)| add(path)),
+            }
+        }
+    }
+    found
+}
+
+fn file_names(json: &Value, add: &mut impl FnMut(&str)) {
+    for (key, value) in json.as_object().into_iter().flatten() {
+        match value {
+            Value::String(path) if key == "filename" => add(path),
+            nested => file_names(nested, add),
+        }
+    }
 }
 
 struct Moved<'a> {
@@ -77,7 +128,9 @@ impl Moved<'_> {
     }
 
     fn in_json(&self, json: &mut Value) -> bool {
-        let Value::Object(members) = json else { return false };
+        let Value::Object(members) = json else {
+            return false;
+        };
         let mut found = false;
         for (key, value) in members {
             match value {
@@ -121,14 +174,28 @@ mod tests {
             path: "/c,d/disk.img".into(),
             was: Before::Nothing,
         };
-        place(QemuConfig::new(64 << 20, args.iter().copied()), "vm", &[disk], &[there]).map(|config| config.args)
+        place(
+            QemuConfig::new(64 << 20, args.iter().copied()),
+            "vm",
+            &[disk],
+            &[there],
+        )
+        .map(|config| config.args)
     }
 
     #[test]
     fn every_way_to_name_a_disk_is_found() {
         for (option, before, after) in [
-            ("-drive", "file=/a,,b/disk.img,if=virtio", "file=/c,,d/disk.img,if=virtio"),
-            ("-drive", "if=none,file=file:/a,,b/disk.img", "if=none,file=file:/c,,d/disk.img"),
+            (
+                "-drive",
+                "file=/a,,b/disk.img,if=virtio",
+                "file=/c,,d/disk.img,if=virtio",
+            ),
+            (
+                "-drive",
+                "if=none,file=file:/a,,b/disk.img",
+                "if=none,file=file:/c,,d/disk.img",
+            ),
             ("-hda", "/a,b/disk.img", "/c,d/disk.img"),
             (
                 "-blockdev",
@@ -142,6 +209,8 @@ mod tests {
             ),
         ] {
             assert_eq!(placed(&[option, before]).unwrap(), [option, after], "{before}");
+            let config = QemuConfig::new(64 << 20, [option, before]);
+            assert_eq!(files(&config), [PathBuf::from("/a,b/disk.img")], "{before}");
         }
     }
 

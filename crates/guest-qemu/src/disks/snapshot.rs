@@ -78,7 +78,10 @@ impl QemuGuest {
             begun: false,
         };
         for (number, disk) in self.local_disks()?.into_iter().enumerate() {
-            let device = devices.iter().find(|(node, _)| *node == disk.node).map(|(_, device)| device.clone());
+            let device = devices
+                .iter()
+                .find(|(node, _)| *node == disk.node)
+                .map(|(_, device)| device.clone());
             let Some(device) = device else {
                 self.tidy_up(&snapshot);
                 let problem = format!("the device of its disk {} takes no filter", disk.info.id);
@@ -86,7 +89,10 @@ impl QemuGuest {
             };
             let kept = Kept {
                 frozen: latest_record(&disk).map(|(name, _)| name),
-                next: format!("{WRITTEN}{}", latest_record(&disk).map_or(0, |(_, last)| last + 1)),
+                next: format!(
+                    "{WRITTEN}{}",
+                    latest_record(&disk).map_or(0, |(_, last)| last + 1)
+                ),
                 image: folder.join(format!("disk-{number}.old")),
                 device,
                 disk,
@@ -106,7 +112,8 @@ impl QemuGuest {
     fn prepare_disk(&self, kept: &Kept) -> Result<()> {
         File::create_new(&kept.image)
             .map_err(|error| GuestError::operation(format!("creating {}", kept.image.display()), error))?;
-        let image = std::path::absolute(&kept.image).map_err(|error| GuestError::operation(KEEPING, error))?;
+        let image =
+            std::path::absolute(&kept.image).map_err(|error| GuestError::operation(KEEPING, error))?;
         let (node, job) = (kept.node("format"), kept.node("format"));
         format_with(&self.qmp, &image, &node, &job, kept.disk.info.bytes)?;
         let beside = json!({
@@ -137,7 +144,8 @@ impl QemuGuest {
         if actions.is_empty() {
             return Ok(());
         }
-        self.run(&Transaction { actions }, "recording the changes of disks").map(drop)
+        self.run(&Transaction { actions }, "recording the changes of disks")
+            .map(drop)
     }
 
     pub(super) fn open_disk_snapshot(&self) -> Result<Vec<DiskSnapshot>> {
@@ -258,7 +266,11 @@ impl QemuGuest {
             // Setting what is set already ends QEMU 7.2.
             if in_place && let Err(error) = self.set_drive(&kept.device, kept.disk.node.clone()) {
                 let error: &dyn std::error::Error = &error;
-                warn!(error, disk = kept.disk.info.id, "the filter of a snapshot cannot be taken out");
+                warn!(
+                    error,
+                    disk = kept.disk.info.id,
+                    "the filter of a snapshot cannot be taken out"
+                );
                 continue;
             }
             self.delete_node(kept.node("filter"));
@@ -270,8 +282,12 @@ impl QemuGuest {
 
     /// Filters that a daemon left which ended in the middle.
     pub(super) fn take_out_leftovers(&self) {
-        let Ok(drives) = self.qmp.run(&QueryDrives {}) else { return };
-        let Ok(nodes) = self.qmp.run(&QueryNamedBlockNodes {}) else { return };
+        let Ok(drives) = self.qmp.run(&QueryDrives {}) else {
+            return;
+        };
+        let Ok(nodes) = self.qmp.run(&QueryNamedBlockNodes {}) else {
+            return;
+        };
         for drive in drives {
             let Some(medium) = drive.inserted else { continue };
             let filter = medium.node_name.unwrap_or_default();
@@ -286,14 +302,20 @@ impl QemuGuest {
                     && !["file", "host_device", "copy-before-write"].contains(&node.drv.as_str())
             });
             let Some(node) = below.and_then(|node| node.node_name.clone()) else {
-                warn!(filter, "the filter of an earlier snapshot cannot be taken out: its disk is not found");
+                warn!(
+                    filter,
+                    "the filter of an earlier snapshot cannot be taken out: its disk is not found"
+                );
                 continue;
             };
             self.stop_server();
             self.delete_node(format!("{PREFIX}snapshot-{number}"));
             if let Err(error) = self.set_drive(device_path(&qdev), node) {
                 let error: &dyn std::error::Error = &error;
-                warn!(error, filter, "the filter of an earlier snapshot cannot be taken out");
+                warn!(
+                    error,
+                    filter, "the filter of an earlier snapshot cannot be taken out"
+                );
             }
             self.delete_node(filter.clone());
             self.delete_node(format!("{PREFIX}old-{number}"));

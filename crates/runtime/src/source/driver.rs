@@ -17,6 +17,7 @@ use vmferry_wire::ToDestination;
 use super::Shared;
 use super::connection::Connection;
 use super::control::AFTER_SWITCH;
+use super::disks::DiskCopy;
 use crate::dir::{GuestDir, remove};
 use crate::journal::Journal;
 use crate::link::chain;
@@ -66,6 +67,10 @@ pub(super) struct Driver {
     /// The guest was paused by this migration and not resumed.
     pub(super) paused: bool,
     pub(super) stop_reconnecting: Arc<AtomicBool>,
+    /// The disks that move with the guest, once they were on offer.
+    pub(super) disks: Option<DiskCopy>,
+    /// Bytes of disks on the wire, both ways.
+    pub(super) disk_bytes: u64,
 }
 
 impl Driver {
@@ -92,6 +97,8 @@ impl Driver {
             control_bytes: 0,
             paused: false,
             stop_reconnecting: Arc::default(),
+            disks: None,
+            disk_bytes: 0,
         }
     }
 
@@ -129,10 +136,14 @@ impl Driver {
                     events.push_back(self.with_streams(event));
                 }
                 Some(Input::Ask(event, answer)) => {
+                    let limits = matches!(event, Event::LimitBandwidth(_));
                     let handled = shared.source().handle(shared.now(), event);
                     // The asker may be gone.
                     let _ = answer.send(handled.as_ref().map(|_| ()).map_err(Clone::clone));
                     self.execute_all(handled.unwrap_or_default(), &mut events);
+                    if limits {
+                        self.limit_disks();
+                    }
                 }
                 Some(Input::Commands { connection, commands }) if connection == self.connections => {
                     self.execute_all(commands, &mut events);
@@ -144,6 +155,7 @@ impl Driver {
             }
         }
         self.stop_reconnecting.store(true, Ordering::Relaxed);
+        self.end_disks();
         self.close_connection();
         drop(self.tracker.take());
         remove(&self.dir.session());
@@ -208,6 +220,8 @@ impl Driver {
                 self.ask_guest(true);
                 Ok(None)
             }
+            Command::CopyDisks => self.copy_disks().map(|()| None),
+            Command::SettleDisks => self.settle_disks().map(|()| None),
             Command::Arm => self.arm().map(Some),
             Command::Scan => self.scan().map(|dirty| Some(Event::Scanned(dirty))),
             Command::Stop { scan, free } => self.stop(scan, free).map(Some),
