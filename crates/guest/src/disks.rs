@@ -122,7 +122,7 @@ pub trait Disks: Send + Sync {
     ///
     /// # Errors
     /// When the hypervisor does not tell, or a disk is of a kind that can neither move nor stay.
-    fn disks(&self) -> Result<Vec<DiskInfo>>;
+    fn list(&self) -> Result<Vec<DiskInfo>>;
 
     /// The state of the disk `id` since which the hypervisor has recorded every change ([`Disks::end_export`]), if there is one.
     ///

@@ -254,7 +254,7 @@ impl QemuGuest {
     }
 
     pub(super) fn settle_all_mirrors(&self) -> Result<()> {
-        if self.known_state() != GuestState::Paused {
+        if self.known_state() == GuestState::Running {
             return Err(self.wrong_state("running", "paused"));
         }
         // All at once first: they settle beside each other.

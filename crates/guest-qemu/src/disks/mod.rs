@@ -48,7 +48,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Disks for QemuGuest {
-    fn disks(&self) -> Result<Vec<DiskInfo>> {
+    fn list(&self) -> Result<Vec<DiskInfo>> {
         Ok(self.local_disks()?.into_iter().map(|disk| disk.info).collect())
     }
 

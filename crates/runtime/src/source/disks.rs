@@ -184,7 +184,7 @@ fn plan(vm: &Arc<dyn Vm>, request: &DiskRequest) -> Result<DiskPlan, String> {
     let disks = vm
         .disks()
         .ok_or("the guest has no disks that could move; migrate it without them")?;
-    let found = disks.disks().map_err(|e| chain(&e))?;
+    let found = disks.list().map_err(|e| chain(&e))?;
     if found.len() > MAX_DISKS {
         return Err(format!(
             "the guest has {} disks, no more than {MAX_DISKS} can move",
