@@ -6,7 +6,7 @@ use clap::{Parser, Subcommand};
 
 use crate::client::{Client, DEFAULT_SOCKET};
 use crate::commands::{
-    agent, attach, bench, checkpoints, completions, host, limit, migrate, resolve, run, status, stop,
+    agent, attach, bench, checkpoints, completions, host, limit, migrate, model, resolve, run, status, stop,
 };
 use crate::demo::DemoArgs;
 
@@ -69,6 +69,8 @@ pub(crate) enum Command {
     Attach(attach::AttachArgs),
     /// Move a guest to another host
     Migrate(migrate::MigrateArgs),
+    /// Say how long migrations take, by the CPU and the bandwidth they may use
+    Model(model::ModelArgs),
     /// Show the host, or a guest and its migration
     Status(status::StatusArgs),
     /// Ask the agent in a guest how it does

@@ -214,6 +214,19 @@ impl PageBitmap {
         self.runs().flat_map(PageRun::pages)
     }
 
+    /// The pages of `run` in the set, ascending.
+    pub fn pages_in(&self, run: PageRun) -> impl Iterator<Item = u64> + '_ {
+        self.masked_words(run).flat_map(|(index, mask)| {
+            let mut bits = self.words[index] & mask;
+            std::iter::from_fn(move || {
+                let page =
+                    (bits != 0).then(|| index as u64 * WORD_BITS + u64::from(bits.trailing_zeros()))?;
+                bits &= bits - 1;
+                Some(page)
+            })
+        })
+    }
+
     fn next_matching(&self, from: u64, view: impl Fn(u64) -> u64) -> Option<u64> {
         let mut index = (from / WORD_BITS) as usize;
         let mut mask = u64::MAX << (from % WORD_BITS);
@@ -349,6 +362,7 @@ mod tests {
             let mut with = left.clone();
             with.insert_run(run);
             prop_assert_eq!(with.count_in(run), run.count);
+            prop_assert!(left.pages_in(run).eq(run.pages().filter(|&page| left.contains(page))));
             with.remove_run(run);
             prop_assert_eq!(with.count_in(run), 0);
             prop_assert_eq!(with.count(), left.count() - left.count_in(run));

@@ -30,6 +30,13 @@ impl DirtyTracker for QemuTracker {
         self.tracker.arm().map_err(failed)
     }
 
+    fn arm_running_only(&mut self, runs: &[PageRun]) -> Result<()> {
+        let ranges = runs
+            .iter()
+            .map(|run| run.first * PAGE_SIZE..run.end() * PAGE_SIZE);
+        self.tracker.arm_only(ranges).map_err(failed)
+    }
+
     fn scan(&mut self, dirty: &mut PageBitmap) -> Result<()> {
         let mut insert = |written: Range<u64>| {
             dirty.insert_run(PageRun::new(

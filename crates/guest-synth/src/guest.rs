@@ -519,6 +519,15 @@ impl DirtyTracker for KernelTracker {
             .map_err(|e| GuestError::operation("arming the dirty tracker of a running guest", e))
     }
 
+    fn arm_running_only(&mut self, runs: &[PageRun]) -> Result<()> {
+        let ranges = runs
+            .iter()
+            .map(|run| run.first * PAGE_SIZE..run.end() * PAGE_SIZE);
+        self.tracker
+            .arm_only(ranges)
+            .map_err(|e| GuestError::operation("arming the dirty tracker for some pages", e))
+    }
+
     fn scan(&mut self, dirty: &mut PageBitmap) -> Result<()> {
         let mut found = |bytes: std::ops::Range<u64>| {
             let first = bytes.start / PAGE_SIZE;

@@ -137,6 +137,15 @@ pub trait DirtyTracker: Send {
     fn arm_running(&mut self) -> Result<()> {
         self.arm()
     }
+    /// As [`DirtyTracker::arm_running`], for the pages of `runs` only (ascending): what is written elsewhere may go unreported,
+    /// and costs the guest nothing where the tracker can tell the difference.
+    ///
+    /// # Errors
+    /// As [`DirtyTracker::arm`].
+    fn arm_running_only(&mut self, runs: &[PageRun]) -> Result<()> {
+        let _ = runs;
+        self.arm_running()
+    }
     /// Adds to `dirty` the pages written since `arm` or the last scan, and re-arms them.
     ///
     /// # Errors

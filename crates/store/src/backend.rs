@@ -4,6 +4,7 @@ use std::error::Error as _;
 use std::future::Future;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use futures_util::TryStreamExt as _;
@@ -32,6 +33,8 @@ pub(crate) struct Backend {
     durable: Arc<dyn ObjectStore>,
     folder: Option<Arc<PathBuf>>,
     patience: Duration,
+    /// Bytes of objects that were read through this and its clones.
+    bytes_read: Arc<AtomicU64>,
 }
 
 impl Backend {
@@ -42,7 +45,21 @@ impl Backend {
             durable: opened.durable,
             folder: opened.folder.map(Arc::new),
             patience,
+            bytes_read: Arc::default(),
         }
+    }
+
+    /// The same, with a count of bytes read of its own.
+    pub(crate) fn counted_apart(&self) -> Self {
+        Self {
+            bytes_read: Arc::default(),
+            ..self.clone()
+        }
+    }
+
+    /// Bytes of objects that were read through this and its clones.
+    pub(crate) fn bytes_read(&self) -> u64 {
+        self.bytes_read.load(Ordering::Relaxed)
     }
 
     /// What the store calls itself in messages.
@@ -74,7 +91,10 @@ impl Backend {
             }
         });
         match read.await {
-            Ok(Ok(bytes)) => Ok(Some(bytes)),
+            Ok(Ok(bytes)) => {
+                self.bytes_read.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+                Ok(Some(bytes))
+            }
             Ok(Err(size)) => {
                 let why = format!("it has {size} bytes, and no more than {limit} were expected");
                 Err(StoreError::damaged(object.as_ref(), why))

@@ -23,6 +23,11 @@ pub(crate) fn deleted(id: &CheckpointId) -> Path {
     checkpoints(Some(id.vm())).join(format!("{}.{DELETED}", id.number()))
 }
 
+/// The mark of a checkpoint that was resumed.
+pub(crate) fn resumed(id: &CheckpointId) -> Path {
+    checkpoints(Some(id.vm())).join(format!("{}.resumed", id.number()))
+}
+
 /// The checkpoint that an object below [`checkpoints`] belongs to, and its kind.
 pub(crate) fn read_checkpoint(object: &Path) -> Option<(CheckpointId, String)> {
     let mut parts = object.parts().skip(1);

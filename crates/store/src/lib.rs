@@ -8,6 +8,7 @@
 //! |---|---|
 //! | `checkpoints/VM/N.manifest` | a checkpoint: it exists exactly when this object does and no mark stands beside it ([`manifest`]) |
 //! | `checkpoints/VM/N.deleted` | the mark that checkpoint N is deleted; its objects go with the next sweep |
+//! | `checkpoints/VM/N.resumed` | the mark that a guest was resumed from checkpoint N ([`Resumed`]) |
 //! | `tables/xx/HASH` | where 32,768 consecutive pages are ([`table`]) |
 //! | `chunks/xx/HASH` | pages or a piece of a blob, compressed ([`chunk`]) |
 //! | `replaced/VM/...` | manifests that a merge replaced a short while ago |
@@ -35,6 +36,7 @@ mod location;
 pub mod manifest;
 mod merge;
 mod reader;
+mod resumed;
 mod runtime;
 mod store;
 mod sweep;
@@ -49,6 +51,7 @@ pub use id::CheckpointId;
 pub use manifest::{BlobRef, DiskExtent, DiskState, Manifest, PageCounts};
 pub use merge::Merged;
 pub use reader::{PageSource, Reader};
+pub use resumed::Resumed;
 pub use store::{Store, StoreOptions};
 pub use sweep::{Retention, Swept};
 pub use table::Place;

@@ -61,7 +61,7 @@ impl Reader {
             name.map(|name| (name, manifest.table_pages(index), OnceCell::new()))
         };
         let parts = Parts {
-            backend: inner.backend.clone(),
+            backend: inner.backend.counted_apart(),
             tables: manifest.tables.iter().enumerate().map(table).collect(),
             chunks: Chunks::new(inner.options.reader_cache_bytes),
         };
@@ -75,6 +75,11 @@ impl Reader {
     /// What the checkpoint is.
     pub fn manifest(&self) -> &Manifest {
         &self.manifest
+    }
+
+    /// Bytes of objects that were read for this reader.
+    pub fn bytes_read(&self) -> u64 {
+        self.parts.backend.bytes_read()
     }
 
     /// Where `page` comes from. Reads a table, the first time.

@@ -10,6 +10,7 @@ pub(crate) mod host;
 mod interrupts;
 pub(crate) mod limit;
 pub(crate) mod migrate;
+pub(crate) mod model;
 mod output;
 pub(crate) mod resolve;
 pub(crate) mod run;
@@ -33,6 +34,7 @@ pub(crate) fn run(cli: Cli) -> Result<ExitCode> {
         Command::List => status::list(common),
         Command::Attach(args) => attach::run(common, args),
         Command::Migrate(args) => migrate::run(common, &args),
+        Command::Model(args) => model::run(common, &args),
         Command::Status(args) => status::status(common, &args),
         Command::Agent(args) => agent::run(common, &args),
         Command::Limit(args) => limit::run(common, &args),
