@@ -6,7 +6,8 @@ use clap::{Parser, Subcommand};
 
 use crate::client::{Client, DEFAULT_SOCKET};
 use crate::commands::{
-    agent, attach, bench, checkpoints, completions, host, limit, migrate, model, resolve, run, status, stop,
+    agent, attach, bench, checkpoints, completions, host, limit, migrate, model, resolve, resume, run, status,
+    stop,
 };
 use crate::demo::DemoArgs;
 
@@ -81,6 +82,12 @@ pub(crate) enum Command {
     Cancel(status::CancelArgs),
     /// Settle by hand who owns a guest after a broken handover
     Resolve(resolve::ResolveArgs),
+    /// Resume a guest from a checkpoint
+    Resume(resume::ResumeArgs),
+    /// Let a guest run that was resumed to stand paused
+    Continue(resume::ResumedArgs),
+    /// Bring the rest of the pages of a guest that was resumed
+    Fill(resume::ResumedArgs),
     /// End a guest, like pulling its power cord
     Stop(stop::StopArgs),
     /// List, verify and delete checkpoints of a store

@@ -13,6 +13,7 @@ pub(crate) mod migrate;
 pub(crate) mod model;
 mod output;
 pub(crate) mod resolve;
+pub(crate) mod resume;
 pub(crate) mod run;
 pub(crate) mod status;
 pub(crate) mod stop;
@@ -40,6 +41,9 @@ pub(crate) fn run(cli: Cli) -> Result<ExitCode> {
         Command::Limit(args) => limit::run(common, &args),
         Command::Cancel(args) => status::cancel(common, &args),
         Command::Resolve(args) => resolve::run(common, &args),
+        Command::Resume(args) => resume::run(common, &args),
+        Command::Continue(args) => resume::go_on(common, &args),
+        Command::Fill(args) => resume::fill(common, &args),
         Command::Stop(args) => stop::run(common, &args),
         Command::Checkpoints(args) => checkpoints::run(common, &args),
         Command::Completions(args) => completions::run(&args),
