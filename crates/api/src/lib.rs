@@ -24,6 +24,12 @@
 //! | `POST /v1/guests/{name}/continue` | | [`Done`]: a guest that was resumed to stand paused runs |
 //! | `POST /v1/guests/{name}/fill` | | [`Done`]: a guest that was resumed gets the rest of its pages |
 //! | `GET /v1/reports` | | list of [`StoredReport`], newest last |
+//! | `POST /v1/guests/{name}/trace` | [`TraceRequest`] | [`TraceInfo`]: a trace of it is being recorded |
+//! | `GET /v1/guests/{name}/trace` | | [`TraceInfo`]: the recording under way, else the last one |
+//! | `DELETE /v1/guests/{name}/trace` | | [`TraceInfo`]: the recording is ended, with what it has |
+//! | `GET /v1/guests/{name}/trace/file` | | the bytes of the last trace (`vmferry_trace::file`) |
+//! | `POST /v1/paths` | [`CalibrateRequest`] | [`Calibration`]: the way to another host was measured |
+//! | `GET /v1/paths` | | list of [`Calibration`], the newest of each peer |
 //! | `GET /v1/history` | | [`Kept`](vmferry_forecast::history::Kept): what migrations left for the models |
 //!
 //! An answer with a status of 400 or more carries [`ErrorBody`].
@@ -33,6 +39,7 @@
 mod checkpoint;
 pub mod client;
 mod resume;
+mod traces;
 
 use std::path::PathBuf;
 
@@ -40,10 +47,13 @@ pub use checkpoint::{CheckpointRequest, CheckpointState};
 pub use client::{Client, ClientError};
 pub use resume::{ResumeRequest, ResumeStarted, ResumeState};
 use serde::{Deserialize, Serialize};
+use vmferry_core::hints::Class;
 use vmferry_core::report::{Progress, Report};
 use vmferry_core::resume::ResumeProgress;
 use vmferry_core::sampling::SamplingReport;
 use vmferry_guest::{GuestLoad, GuestState, ProcessRan};
+
+pub use traces::{CalibrateRequest, Calibration, TraceInfo, TraceRequest, TraceState};
 
 /// A daemon.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -141,6 +151,9 @@ pub struct AgentRequest {
     /// Whether to say how far the guest could be ballooned down.
     #[serde(default)]
     pub balloon: bool,
+    /// Whether to say what its pages are used for, as a migration by `enlightened` asks.
+    #[serde(default)]
+    pub classes: bool,
 }
 
 /// What the agent in a guest says.
@@ -154,6 +167,18 @@ pub struct AgentInfo {
     /// what it could have without swapping. A hint, on which nothing acts.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub balloon_bytes: Option<u64>,
+    /// What its memory is used for, the most urgent first, where that was asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub classes: Option<Vec<ClassBytes>>,
+}
+
+/// How much of a guest's memory is of a class.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClassBytes {
+    /// The class.
+    pub class: Class,
+    /// Bytes.
+    pub bytes: u64,
 }
 
 /// A migration that was started.

@@ -6,8 +6,8 @@ use clap::{Parser, Subcommand};
 
 use crate::client::{Client, DEFAULT_SOCKET};
 use crate::commands::{
-    agent, attach, bench, checkpoint, checkpoints, completions, host, limit, migrate, model, resolve, resume,
-    run, status, stop,
+    agent, attach, bench, calibrate, checkpoint, checkpoints, completions, host, limit, migrate, model,
+    resolve, resume, run, simulate, status, stop, trace,
 };
 use crate::demo::DemoArgs;
 
@@ -94,6 +94,12 @@ pub(crate) enum Command {
     Stop(stop::StopArgs),
     /// List, verify and delete checkpoints of a store
     Checkpoints(checkpoints::CheckpointsArgs),
+    /// Record which pages a guest writes, or show such a trace
+    Trace(trace::TraceArgs),
+    /// Measure the way to another host
+    Calibrate(calibrate::CalibrateArgs),
+    /// Simulate migrations of a guest that was recorded
+    Simulate(simulate::SimulateArgs),
     /// Print completions for a shell
     Completions(completions::CompletionsArgs),
 }

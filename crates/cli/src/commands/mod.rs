@@ -3,6 +3,7 @@
 pub(crate) mod agent;
 pub(crate) mod attach;
 pub(crate) mod bench;
+pub(crate) mod calibrate;
 pub(crate) mod checkpoint;
 pub(crate) mod checkpoints;
 pub(crate) mod completions;
@@ -16,8 +17,10 @@ mod output;
 pub(crate) mod resolve;
 pub(crate) mod resume;
 pub(crate) mod run;
+pub(crate) mod simulate;
 pub(crate) mod status;
 pub(crate) mod stop;
+pub(crate) mod trace;
 
 use std::process::ExitCode;
 
@@ -48,6 +51,9 @@ pub(crate) fn run(cli: Cli) -> Result<ExitCode> {
         Command::Stop(args) => stop::run(common, &args),
         Command::Checkpoint(args) => checkpoint::run(common, &args),
         Command::Checkpoints(args) => checkpoints::run(common, &args),
+        Command::Trace(args) => trace::run(common, &args),
+        Command::Calibrate(args) => calibrate::run(common, &args),
+        Command::Simulate(args) => simulate::run(common, &args),
         Command::Completions(args) => completions::run(&args),
     }
 }

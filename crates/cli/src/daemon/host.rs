@@ -10,7 +10,9 @@ use vmferry_guest_synth::{Stats, SynthBackend, SynthGuest};
 use vmferry_runtime::Incoming;
 
 use super::checkpoints::Checkpoints;
+use super::disks;
 use super::history::Histories;
+use super::paths::Paths;
 use super::refusal::Refusal;
 use super::registry::{Member, Registry, Slot};
 use super::reports::Reports;
@@ -30,6 +32,7 @@ pub(super) struct LocalHost {
     pub(super) checkpoints: Checkpoints,
     /// Where checkpoints are, unless a request says otherwise.
     pub(super) store: String,
+    pub(super) paths: Paths,
     /// Set once, right after it was made: it refers to this host in turn.
     pub(super) incoming: OnceLock<Weak<Incoming>>,
     synth: SynthBackend,
@@ -46,6 +49,7 @@ impl LocalHost {
             checkpoints: Checkpoints::default(),
             history: Histories::open(&state.history()),
             store: store.unwrap_or_else(|| state.path().join("checkpoints").to_string_lossy().into_owned()),
+            paths: Paths::load(state.path().join("paths.json")),
             state,
             registry: Arc::default(),
             incoming: OnceLock::new(),
@@ -99,12 +103,15 @@ impl LocalHost {
         names::check(&spec.name).map_err(Refusal::bad_request)?;
         let backend = self.backend(&spec.backend)?;
         let claim = self.registry.claim(&spec.name, "is being started")?;
+        let files = backend.disk_files(spec);
+        files.iter().try_for_each(|file| disks::check_usable(file))?;
         let dir = self.state.create_guest(spec, false).map_err(Refusal::failed)?;
         let vm = backend.launch(spec, &dir).map_err(|error| {
             state_dir::remove_guest(&dir);
             of_guest(error)
         })?;
         tracing::info!("started {} ({})", spec.name, spec.backend);
+        disks::in_use(&files);
         let member = Member { vm, dir };
         self.samplers.begin(&member);
         let slot = Slot::Here(member);
@@ -218,7 +225,7 @@ impl LocalHost {
         Ok(())
     }
 
-    fn synthetic(&self, name: &str) -> Result<Arc<SynthGuest>, Refusal> {
+    pub(super) fn synthetic(&self, name: &str) -> Result<Arc<SynthGuest>, Refusal> {
         self.registry.get(name)?;
         self.synth.find(name).ok_or_else(|| {
             Refusal::conflict(format!(

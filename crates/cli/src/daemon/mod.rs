@@ -6,10 +6,13 @@
 mod agent;
 mod api;
 mod checkpoints;
+mod disks;
 mod history;
 mod host;
 mod incoming;
 mod outgoing;
+mod paths;
+mod recordings;
 mod recovery;
 mod refusal;
 mod registry;

@@ -7,6 +7,7 @@
 mod account;
 pub mod catalog;
 pub mod compare;
+mod experiment;
 mod fit;
 mod ground;
 mod history;
@@ -31,8 +32,9 @@ use std::time::{Instant, SystemTime};
 use vmferry_core::report::Progress;
 
 pub use account::Account;
+pub use experiment::ExperimentReport;
 pub use fit::Dropped;
-pub use history::{records, workload_of};
+pub use history::{record, records, workload_of};
 pub use machine::Machine;
 pub use measure::Measured;
 pub use operations::{Latencies, Operations};

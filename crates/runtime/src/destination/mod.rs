@@ -3,10 +3,12 @@
 mod closing;
 pub(crate) mod compare;
 mod connection;
+mod disks;
 mod driver;
 mod faults;
 mod opening;
 mod pages;
+mod probe;
 mod session;
 mod session_log;
 mod steps;
@@ -20,7 +22,7 @@ use std::thread;
 use serde::{Deserialize, Serialize};
 use vmferry_core::RamLayout;
 use vmferry_core::report::{FaultReport, Outcome, Verified};
-use vmferry_guest::{GuestSpec, Vm};
+use vmferry_guest::{DiskPlan, GuestSpec, PlacedDisk, Vm};
 use vmferry_transport::{BoxedStream, Listener};
 use vmferry_wire::{Hello, HelloReply, OwnerState, SPOKEN, SessionToken, StreamRole};
 
@@ -33,6 +35,9 @@ use session_log::SessionLog;
 
 /// Connections that may be without a hello at a time: each is a thread.
 const MAX_STRANGERS: usize = 128;
+
+/// Connections that may measure the way at a time.
+const MAX_PROBES: usize = 8;
 
 /// A guest created for a migration.
 pub struct Admitted {
@@ -49,6 +54,19 @@ pub trait Host: Send + Sync {
     /// # Errors
     /// One line: why this host does not take it and how to mend that.
     fn admit(&self, spec: &GuestSpec, layout: &RamLayout) -> Result<Admitted, String>;
+    /// The same for a guest whose disks come with it: makes room for them first.
+    ///
+    /// # Errors
+    /// As [`Host::admit`]; then nothing is left of the disks either.
+    fn admit_with_disks(
+        &self,
+        spec: &GuestSpec,
+        layout: &RamLayout,
+        plan: &DiskPlan,
+    ) -> Result<(Admitted, Vec<PlacedDisk>), String> {
+        let _ = (spec, layout, plan);
+        Err("this host takes no disks; migrate the guest without them".into())
+    }
     /// The guest is this host's from now on, and runs; pages may still arrive.
     fn arrived(&self, name: &str);
     /// The guest that was admitted was given up and destroyed.
@@ -113,6 +131,8 @@ struct Shared {
     sessions: Mutex<HashMap<SessionToken, Arc<Session>>>,
     /// Connections that have not said who they are.
     strangers: AtomicUsize,
+    /// Connections that measure the way.
+    probes: AtomicUsize,
     /// The most page streams of a migration.
     max_streams: AtomicU16,
     log: SessionLog,
@@ -149,6 +169,7 @@ impl Incoming {
                 listener,
                 sessions: Mutex::default(),
                 strangers: AtomicUsize::new(0),
+                probes: AtomicUsize::new(0),
                 max_streams: AtomicU16::new(MAX_STREAMS),
                 log,
             }),
@@ -254,6 +275,7 @@ fn greet(shared: &Arc<Shared>, mut stream: BoxedStream) {
     }
     let session = shared.session(hello.session);
     match (hello.role, session) {
+        (StreamRole::Probe, _) => serve_probe(shared, stream, version),
         (StreamRole::Control { resume: false }, None) => {
             if welcome(&mut stream, version) {
                 opening::run(shared, hello.session, stream);
@@ -278,6 +300,19 @@ fn greet(shared: &Arc<Shared>, mut stream: BoxedStream) {
         }
         (_, None) => refuse(stream, "no such session"),
     }
+}
+
+/// Few at a time: each loads the link.
+fn serve_probe(shared: &Shared, mut stream: BoxedStream, version: u16) {
+    if shared.probes.fetch_add(1, Ordering::Relaxed) >= MAX_PROBES {
+        refuse(
+            stream,
+            "too many measurements of this host are under way; try again later",
+        );
+    } else if welcome(&mut stream, version) {
+        probe::serve(stream);
+    }
+    shared.probes.fetch_sub(1, Ordering::Relaxed);
 }
 
 fn welcome(stream: &mut BoxedStream, version: u16) -> bool {
