@@ -103,7 +103,7 @@ impl Driver {
     fn execute(&mut self, commands: Vec<Command>, events: &mut VecDeque<Event>) {
         for command in commands {
             tracing::debug!(?command, "resume");
-            match self.carry_out(command) {
+            match self.carry_out(&command) {
                 Ok(event) => events.extend(event),
                 Err(why) => events.push_back(Event::Failed(why)),
             }
