@@ -21,6 +21,13 @@
 //! | `POST /v1/guests/{name}/continue` | | [`Done`]: a guest that was resumed to stand paused runs |
 //! | `POST /v1/guests/{name}/fill` | | [`Done`]: a guest that was resumed gets the rest of its pages |
 //! | `GET /v1/reports` | | list of [`StoredReport`], newest last |
+//! | `POST /v1/guests/{name}/trace` | [`TraceRequest`] | [`TraceInfo`]: a trace of it is being recorded |
+//! | `GET /v1/guests/{name}/trace` | | [`TraceInfo`]: the recording under way, else the last one |
+//! | `DELETE /v1/guests/{name}/trace` | | [`TraceInfo`]: the recording is ended, with what it has |
+//! | `GET /v1/guests/{name}/trace/file` | | the bytes of the last trace (`vmferry_trace::file`) |
+//! | `POST /v1/paths` | [`CalibrateRequest`] | [`Calibration`]: the way to another host was measured |
+//! | `GET /v1/paths` | | list of [`Calibration`], the newest of each peer |
+//! | `GET /v1/history` | | [`Kept`](vmferry_forecast::history::Kept): what migrations left for the models |
 //!
 //! An answer with a status of 400 or more carries [`ErrorBody`].
 
@@ -28,6 +35,7 @@
 
 pub mod client;
 mod resume;
+mod traces;
 
 use std::path::PathBuf;
 
@@ -38,6 +46,8 @@ use vmferry_core::report::{Progress, Report};
 use vmferry_core::resume::ResumeProgress;
 use vmferry_core::sampling::SamplingReport;
 use vmferry_guest::{GuestLoad, GuestState, ProcessRan};
+
+pub use traces::{CalibrateRequest, Calibration, TraceInfo, TraceRequest, TraceState};
 
 /// A daemon.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -6,7 +6,8 @@ use clap::{Parser, Subcommand};
 
 use crate::client::{Client, DEFAULT_SOCKET};
 use crate::commands::{
-    agent, attach, bench, completions, host, limit, migrate, resolve, resume, run, status, stop,
+    agent, attach, bench, calibrate, checkpoints, completions, host, limit, migrate, model, resolve, resume,
+    run, simulate, status, stop, trace,
 };
 use crate::demo::DemoArgs;
 
@@ -69,6 +70,8 @@ pub(crate) enum Command {
     Attach(attach::AttachArgs),
     /// Move a guest to another host
     Migrate(migrate::MigrateArgs),
+    /// Say how long migrations take, by the CPU and the bandwidth they may use
+    Model(model::ModelArgs),
     /// Show the host, or a guest and its migration
     Status(status::StatusArgs),
     /// Ask the agent in a guest how it does
@@ -87,6 +90,14 @@ pub(crate) enum Command {
     Fill(resume::ResumedArgs),
     /// End a guest, like pulling its power cord
     Stop(stop::StopArgs),
+    /// List, verify and delete checkpoints of a store
+    Checkpoints(checkpoints::CheckpointsArgs),
+    /// Record which pages a guest writes, or show such a trace
+    Trace(trace::TraceArgs),
+    /// Measure the way to another host
+    Calibrate(calibrate::CalibrateArgs),
+    /// Simulate migrations of a guest that was recorded
+    Simulate(simulate::SimulateArgs),
     /// Print completions for a shell
     Completions(completions::CompletionsArgs),
 }

@@ -54,6 +54,11 @@ pub enum Workload {
         #[serde(default)]
         mib_per_s: Option<u64>,
     },
+    /// Reads memory, page after page, as fast as it goes.
+    Read {
+        /// So much of it.
+        mib: u64,
+    },
     /// Computes.
     Cpu {
         /// For this share of the time.
@@ -113,7 +118,7 @@ impl Workload {
             Self::Idle => return None,
             Self::Memcached(_) | Self::Redis(_) => "operations",
             Self::Tpcc { .. } => "transactions",
-            Self::Write { .. } => "pages",
+            Self::Write { .. } | Self::Read { .. } => "pages",
             Self::Cpu { .. } => "loops",
             Self::Compile {} => "files",
             Self::Gzip { .. }
@@ -156,6 +161,7 @@ impl Workload {
             Self::Redis(server) => Some(format!("vmferry.redis={}", server.mib)),
             Self::Tpcc { mib, .. } => Some(format!("vmferry.database={mib}")),
             Self::Write { mib, mib_per_s } => work(format!("write:{mib}:{}", mib_per_s.unwrap_or(0))),
+            Self::Read { mib } => work(format!("read:{mib}")),
             Self::Cpu { percent } => work(format!("cpu:{percent}")),
             Self::Gzip { mib } => work(format!("gzip:{mib}")),
             Self::Bzip2 { mib } => work(format!("bzip2:{mib}")),
@@ -207,7 +213,9 @@ impl Workload {
                 more_than_0("mib", *mib)?;
                 more_than_0("mib_per_s", mib_per_s.unwrap_or(1))
             }
-            Self::Gzip { mib } | Self::Bzip2 { mib } | Self::DiskRead { mib } => more_than_0("mib", *mib),
+            Self::Read { mib } | Self::Gzip { mib } | Self::Bzip2 { mib } | Self::DiskRead { mib } => {
+                more_than_0("mib", *mib)
+            }
             Self::NetReceive { mib_per_s } => more_than_0("mib_per_s", mib_per_s.unwrap_or(1)),
             Self::Cpu { percent } if *percent > 100 => {
                 Err(format!("percent of its workload is {percent}, expected 0 to 100"))

@@ -1,5 +1,6 @@
 //! A figure on the page: what is said of it, plots, table, verdict.
 
+mod models;
 mod over_time;
 mod panels;
 
@@ -60,6 +61,8 @@ pub(crate) fn figure(results: &Results, figure: &Figure, anchor: &str) -> Markup
                 div class=(if plots == 1 { "single" } else { "several" }) {
                     (plots_of(results, figure, &cases, anchor))
                     @match figure.kind {
+                        FigureKind::Model => {}
+                        FigureKind::Trial => (models::trials(results, figure)),
                         FigureKind::Rounds => (over_time::rounds_tables(results, figure, &cases)),
                         _ => (table::figures(results, &cases, &metrics, figure.relative_to.as_deref())),
                     }
@@ -93,7 +96,8 @@ fn plots_of(results: &Results, figure: &Figure, cases: &[Case<'_>], anchor: &str
         FigureKind::Lines => panels::lines(results, figure, cases, anchor),
         FigureKind::Timeline => over_time::timelines(results, cases, anchor),
         FigureKind::Rounds => over_time::rounds(results, figure, cases, anchor),
-        FigureKind::Table => html! {},
+        FigureKind::Table | FigureKind::Trial => html! {},
+        FigureKind::Model => models::models(results, figure, anchor),
     }
 }
 

@@ -29,6 +29,8 @@ const LISTING_PATIENCE: u32 = 10;
 pub(crate) struct Backend {
     name: Arc<str>,
     objects: Arc<dyn ObjectStore>,
+    /// The same objects; what is put here outlasts a power failure once it is answered.
+    durable: Arc<dyn ObjectStore>,
     folder: Option<Arc<PathBuf>>,
     patience: Duration,
     /// Bytes of objects that were read through this and its clones.
@@ -40,6 +42,7 @@ impl Backend {
         Self {
             name: opened.name.into(),
             objects: opened.objects,
+            durable: opened.durable,
             folder: opened.folder.map(Arc::new),
             patience,
             bytes_read: Arc::default(),
@@ -108,12 +111,19 @@ impl Backend {
         self.patiently("write", object, self.patience, put).await
     }
 
-    /// Puts an object where none of the name is. Answers whether it did; an attempt of ours whose answer was lost counts.
+    /// The same, so that it outlasts a power failure.
+    pub(crate) async fn put_durable(&self, object: &Path, content: Vec<u8>) -> Result<()> {
+        let payload = PutPayload::from(content);
+        let put = || async { self.durable.put(object, payload.clone()).await.map(drop) };
+        self.patiently("write", object, self.patience, put).await
+    }
+
+    /// Puts an object where none of the name is, so that it outlasts a power failure. Answers whether it did; an attempt of ours whose answer was lost counts.
     pub(crate) async fn create(&self, object: &Path, content: Vec<u8>) -> Result<bool> {
         let payload = PutPayload::from(content.clone());
         let put = || async {
             let options = PutOptions::from(PutMode::Create);
-            match self.objects.put_opts(object, payload.clone(), options).await {
+            match self.durable.put_opts(object, payload.clone(), options).await {
                 Ok(_) => Ok(true),
                 Err(Error::AlreadyExists { .. } | Error::Precondition { .. }) => Ok(false),
                 Err(error) => Err(error),
@@ -197,7 +207,7 @@ impl Backend {
         F: Future<Output = Result<T, Error>>,
     {
         let tries = async {
-            let mut pause = FIRST_PAUSE;
+            let mut pause = FIRST_PAUSE.min(patience / 20);
             for _ in 1..ATTEMPTS {
                 match attempt().await {
                     Err(error) if may_pass(&error) => {

@@ -64,12 +64,31 @@ fn by_hash(folder: &Path, name: Hash) -> Path {
     folder.clone().join(&name[..2]).join(name.as_str())
 }
 
+/// Manifests that a merge replaced, for who still reads by them.
+pub(crate) fn replaced() -> Path {
+    Path::from("replaced")
+}
+
+pub(crate) fn replaced_manifest(id: &CheckpointId, content: Hash) -> Path {
+    replaced()
+        .join(id.vm())
+        .join(format!("{}-{content}.{MANIFEST}", id.number()))
+}
+
+pub(crate) fn writers() -> Path {
+    Path::from("leases/writer")
+}
+
 pub(crate) fn writer(vm: &str) -> Path {
-    Path::from("leases/writer").join(vm)
+    writers().join(vm)
+}
+
+pub(crate) fn readers() -> Path {
+    Path::from("leases/reader")
 }
 
 pub(crate) fn reader(nonce: &str) -> Path {
-    Path::from("leases/reader").join(nonce)
+    readers().join(nonce)
 }
 
 pub(crate) fn sweep() -> Path {

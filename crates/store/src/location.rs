@@ -12,23 +12,36 @@ use object_store::{BackoffConfig, ClientOptions, ObjectStore, RetryConfig};
 
 use crate::error::{Result, StoreError};
 
+/// A store in memory.
+pub(crate) const MEMORY: &str = "memory:";
+
 /// A store's objects, before anything is read or written.
 pub(crate) struct Opened {
     pub(crate) name: String,
     pub(crate) objects: Arc<dyn ObjectStore>,
+    /// The same objects; what is put here outlasts a power failure once it is answered.
+    pub(crate) durable: Arc<dyn ObjectStore>,
     /// The folder, for a local one.
     pub(crate) folder: Option<PathBuf>,
+}
+
+impl Opened {
+    /// Objects that outlast everything once they are put.
+    pub(crate) fn of(name: &str, objects: Arc<dyn ObjectStore>) -> Self {
+        Self {
+            name: name.to_owned(),
+            durable: objects.clone(),
+            objects,
+            folder: None,
+        }
+    }
 }
 
 /// Opens what `location` names: a folder (made where it is not there), `file://FOLDER`, `s3://BUCKET[/PREFIX]` with keys,
 /// region and endpoint in the environment as AWS's own tools read them, or `memory:`.
 pub(crate) fn open(location: &str, patience: Duration) -> Result<Opened> {
     match location.split_once(':') {
-        Some(("memory", "")) => Ok(Opened {
-            name: location.to_owned(),
-            objects: Arc::new(InMemory::new()),
-            folder: None,
-        }),
+        _ if location == MEMORY => Ok(Opened::of(location, Arc::new(InMemory::new()))),
         Some(("s3", rest)) => s3(location, rest.strip_prefix("//").unwrap_or(rest), patience),
         Some(("file", path)) => folder(location, Path::new(path.strip_prefix("//").unwrap_or(path))),
         Some((scheme, rest)) if rest.starts_with("//") => {
@@ -47,6 +60,7 @@ fn folder(location: &str, path: &Path) -> Result<Opened> {
     let objects = LocalFileSystem::new_with_prefix(&path).map_err(|error| bad(location, error))?;
     Ok(Opened {
         name: path.display().to_string(),
+        durable: Arc::new(objects.clone().with_fsync(true)),
         objects: Arc::new(objects),
         folder: Some(path),
     })
@@ -86,11 +100,7 @@ fn s3(location: &str, rest: &str, patience: Duration) -> Result<Opened> {
         "" => Arc::new(objects),
         prefix => Arc::new(PrefixStore::new(objects, prefix)),
     };
-    Ok(Opened {
-        name: location.to_owned(),
-        objects,
-        folder: None,
-    })
+    Ok(Opened::of(location, objects))
 }
 
 fn bad(location: &str, why: impl ToString) -> StoreError {

@@ -267,7 +267,7 @@ impl Table {
 }
 
 /// Unpacked chunks, those that were used last. Who needs a chunk that is being read waits for it.
-struct Chunks {
+pub(crate) struct Chunks {
     limit: usize,
     held: Mutex<Held>,
 }
@@ -279,7 +279,8 @@ struct Held {
 }
 
 impl Chunks {
-    fn new(limit_bytes: usize) -> Self {
+    /// At most about `limit_bytes` of chunks of pages.
+    pub(crate) fn new(limit_bytes: usize) -> Self {
         Self {
             limit: (limit_bytes / (chunk::CHUNK_PAGES * PAGE_BYTES)).max(PARALLEL),
             held: Mutex::default(),
@@ -300,11 +301,13 @@ impl Chunks {
         cell
     }
 
-    fn cached(&self, name: Hash) -> Option<Arc<Vec<u8>>> {
+    /// Chunk `name` where it is held.
+    pub(crate) fn cached(&self, name: Hash) -> Option<Arc<Vec<u8>>> {
         self.cell(name).get().cloned()
     }
 
-    async fn get(&self, backend: &Backend, name: Hash) -> Result<Arc<Vec<u8>>> {
+    /// Chunk `name`, read where it is not held.
+    pub(crate) async fn get(&self, backend: &Backend, name: Hash) -> Result<Arc<Vec<u8>>> {
         let cell = self.cell(name);
         let read = || async { read_chunk(backend, name).await.map(Arc::new) };
         cell.get_or_try_init(read).await.cloned()

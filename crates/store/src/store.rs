@@ -1,10 +1,12 @@
 //! The store as a whole.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use object_store::ObjectStore;
+use object_store::path::Path;
 use vmferry_core::RamLayout;
 
 use crate::backend::Backend;
@@ -28,6 +30,12 @@ pub struct StoreOptions {
     pub in_flight: usize,
     /// The most bytes of unpacked chunks that a reader keeps.
     pub reader_cache_bytes: usize,
+    /// By how much the store's clock may be wrong about which of two objects is older: object stores tell whole seconds. What
+    /// was deleted waits that long for a sweep.
+    pub clock_slack: Duration,
+    /// Folder for the index of equal pages, which may be deleted at any time; in memory without. Who has none reads the hashes
+    /// of all chunks when it begins.
+    pub cache: Option<PathBuf>,
 }
 
 impl Default for StoreOptions {
@@ -36,6 +44,8 @@ impl Default for StoreOptions {
             patience: Duration::from_secs(30),
             in_flight: 16,
             reader_cache_bytes: 64 << 20,
+            clock_slack: Duration::from_secs(2),
+            cache: None,
         }
     }
 }
@@ -72,20 +82,21 @@ impl Store {
 
     /// A store in `objects`, called `name` in messages.
     pub fn on(name: &str, objects: Arc<dyn ObjectStore>, options: StoreOptions) -> Self {
-        let opened = Opened {
-            name: name.to_owned(),
-            objects,
-            folder: None,
-        };
+        let opened = Opened::of(name, objects);
         Self::with(opened, options)
     }
 
     fn with(opened: Opened, options: StoreOptions) -> Self {
+        // What nobody else sees needs no file.
+        let cache = options
+            .cache
+            .as_deref()
+            .filter(|_| opened.name != location::MEMORY);
         Self {
             inner: Arc::new(Inner {
+                index: Index::new(&opened.name, cache),
                 backend: Backend::new(opened, options.patience),
                 options,
-                index: Index::default(),
             }),
         }
     }
@@ -153,8 +164,8 @@ pub(crate) struct Listing {
     pub(crate) complete: Vec<CheckpointId>,
     /// Those with a mark that they are deleted, and when the mark was put by the store's clock.
     pub(crate) deleted: Vec<(CheckpointId, i64)>,
-    /// Every manifest that is there, of deleted checkpoints too.
-    pub(crate) manifests: BTreeSet<CheckpointId>,
+    /// Every manifest that is there, of deleted checkpoints too, and when it was put by the store's clock.
+    pub(crate) manifests: BTreeMap<CheckpointId, i64>,
 }
 
 impl Inner {
@@ -163,7 +174,9 @@ impl Inner {
         for meta in self.backend.list(&keys::checkpoints(vm)).await? {
             match keys::read_checkpoint(&meta.location) {
                 Some((id, kind)) if kind == keys::MANIFEST => {
-                    listing.manifests.insert(id);
+                    listing
+                        .manifests
+                        .insert(id, meta.last_modified.timestamp_millis());
                 }
                 Some((id, kind)) if kind == keys::DELETED => {
                     listing.deleted.push((id, meta.last_modified.timestamp_millis()));
@@ -172,7 +185,7 @@ impl Inner {
             }
         }
         let deleted: BTreeSet<_> = listing.deleted.iter().map(|(id, _)| id).collect();
-        let complete = listing.manifests.iter().filter(|id| !deleted.contains(id));
+        let complete = listing.manifests.keys().filter(|id| !deleted.contains(id));
         listing.complete = complete.cloned().collect();
         Ok(listing)
     }
@@ -189,15 +202,20 @@ impl Inner {
     /// The manifest of a checkpoint, deleted or not.
     pub(crate) async fn any_manifest(&self, id: &CheckpointId) -> Result<Option<Manifest>> {
         let object = keys::manifest(id);
-        let Some(bytes) = self.backend.get(&object, MAX_MANIFEST_BYTES as u64).await? else {
-            return Ok(None);
-        };
-        let manifest = Manifest::decode(object.as_ref(), &bytes)?;
-        if manifest.id != *id {
-            let why = format!("it is the manifest of {}", manifest.id);
+        let manifest = self.manifest_at(&object).await?;
+        if let Some(other) = manifest.as_ref().filter(|manifest| manifest.id != *id) {
+            let why = format!("it is the manifest of {}", other.id);
             return Err(StoreError::damaged(object.as_ref(), why));
         }
-        Ok(Some(manifest))
+        Ok(manifest)
+    }
+
+    /// The manifest that is `object`.
+    pub(crate) async fn manifest_at(&self, object: &Path) -> Result<Option<Manifest>> {
+        let bytes = self.backend.get(object, MAX_MANIFEST_BYTES as u64).await?;
+        bytes
+            .map(|bytes| Manifest::decode(object.as_ref(), &bytes))
+            .transpose()
     }
 
     async fn begin(&self, vm: &str, parent: Option<&CheckpointId>, layout: &RamLayout) -> Result<Begun> {
@@ -216,7 +234,7 @@ impl Inner {
         lease::wait_for_sweep(&self.backend).await?;
         let listing = self.listing(Some(vm)).await?;
         let deleted = listing.deleted.iter().map(|(id, _)| id.number());
-        let used = listing.manifests.iter().map(CheckpointId::number).chain(deleted);
+        let used = listing.manifests.keys().map(CheckpointId::number).chain(deleted);
         let number = used.max().map_or(1, |last| last + 1);
         let parent = match parent {
             None => None,

@@ -247,10 +247,6 @@ impl Commit {
         if !self.inner.backend.create(&object, bytes).await? {
             return Err(StoreError::Taken(manifest.id));
         }
-        if let Err(error) = self.inner.backend.make_durable().await {
-            // It is there, and an operator was told nothing else yet: a power failure now is the only danger.
-            tracing::warn!(%error, "a checkpoint may not outlast a power failure yet");
-        }
         if let Err(error) = self.lease.give_back().await {
             tracing::debug!(%error, "a lease could not be given back; it ends by itself");
         }

@@ -67,6 +67,16 @@ fn hello() -> Hello {
 }
 
 #[test]
+fn a_cpu_cap_that_nobody_can_keep_to_is_refused() {
+    for percent in [0, 6401, u32::MAX] {
+        let cap = ToDestination::CpuCap {
+            percent: Some(percent),
+        };
+        assert!(write_control(&mut Vec::new(), &cap).is_err(), "{percent}");
+    }
+}
+
+#[test]
 fn another_protocol_is_found_out_with_its_first_bytes() {
     // The peers wait for an answer and keep the connection open.
     for garbage in [
@@ -98,7 +108,7 @@ fn hellos_with_wrong_fields_are_refused() {
         Hello::decode(&bytes),
         &[
             "unknown role of a stream 9",
-            "1 (control), 2 (pages) or 3 (faults)",
+            "1 (control), 2 (pages), 3 (faults) or 5 (probe)",
         ],
     );
 }
@@ -266,7 +276,7 @@ fn messages_that_do_not_decode_are_refused_by_name() {
     );
     says(
         decode_control::<ToDestination>(&[0xff, 0xff, 0xff, 0xff, 0x0f]),
-        &["4294967295", "0 (Offer) to 10 (Ping)"],
+        &["4294967295", "0 (Offer) to 11 (CpuCap)"],
     );
     says(
         decode_control::<ToSource>(&[2, 1]),

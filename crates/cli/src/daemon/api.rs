@@ -17,14 +17,16 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use tokio::sync::oneshot;
+use vmferry_forecast::history::Kept;
 use vmferry_guest::GuestSpec;
 use vmferry_guest_synth::Stats;
 
 use super::host::LocalHost;
 use super::refusal::Refusal;
 use crate::api::{
-    AgentInfo, AgentRequest, AttachRequest, Done, GuestInfo, HostInfo, LimitsRequest, MigrateRequest,
-    Migration, ResolveRequest, ResumeRequest, ResumeStarted, ResumeState, Started, StoredReport,
+    AgentInfo, AgentRequest, AttachRequest, CalibrateRequest, Calibration, Done, GuestInfo, HostInfo,
+    LimitsRequest, MigrateRequest, Migration, ResolveRequest, ResumeRequest, ResumeStarted, ResumeState,
+    Started, StoredReport, TraceInfo, TraceRequest,
 };
 
 /// What handlers answer.
@@ -167,6 +169,13 @@ fn routes(api: Api) -> Router {
         .route("/v1/guests/{name}/continue", post(go_on))
         .route("/v1/guests/{name}/fill", post(fill))
         .route("/v1/reports", get(reports))
+        .route(
+            "/v1/guests/{name}/trace",
+            get(trace).post(begin_trace).delete(end_trace),
+        )
+        .route("/v1/guests/{name}/trace/file", get(trace_file))
+        .route("/v1/paths", get(paths).post(calibrate))
+        .route("/v1/history", get(history))
         .fallback(nowhere)
         .with_state(api)
 }
@@ -274,6 +283,42 @@ async fn fill(State(api): State<Api>, UrlPath(name): UrlPath<String>) -> Answer<
 
 async fn reports(State(api): State<Api>) -> Answer<Vec<StoredReport>> {
     blocking(move || Ok(api.host.reports.all())).await
+}
+
+async fn begin_trace(
+    State(api): State<Api>,
+    UrlPath(name): UrlPath<String>,
+    Body(request): Body<TraceRequest>,
+) -> Answer<TraceInfo> {
+    blocking(move || api.host.begin_trace(&name, &request)).await
+}
+
+async fn trace(State(api): State<Api>, UrlPath(name): UrlPath<String>) -> Answer<TraceInfo> {
+    blocking(move || api.host.trace(&name)).await
+}
+
+async fn end_trace(State(api): State<Api>, UrlPath(name): UrlPath<String>) -> Answer<TraceInfo> {
+    blocking(move || api.host.end_trace(&name)).await
+}
+
+async fn trace_file(
+    State(api): State<Api>,
+    UrlPath(name): UrlPath<String>,
+) -> Result<([(&'static str, &'static str); 1], Vec<u8>), Refusal> {
+    let bytes = api.host.trace_file(&name)?;
+    Ok(([("content-type", "application/octet-stream")], bytes.to_vec()))
+}
+
+async fn history(State(api): State<Api>) -> Answer<Kept> {
+    blocking(move || api.host.history.all()).await
+}
+
+async fn paths(State(api): State<Api>) -> Answer<Vec<Calibration>> {
+    Ok(Json(api.host.paths.all()))
+}
+
+async fn calibrate(State(api): State<Api>, Body(request): Body<CalibrateRequest>) -> Answer<Calibration> {
+    blocking(move || api.host.calibrate(&request)).await
 }
 
 async fn nowhere(request: Request) -> Refusal {

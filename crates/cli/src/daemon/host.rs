@@ -9,6 +9,8 @@ use vmferry_guest_qemu::QemuBackend;
 use vmferry_guest_synth::{Stats, SynthBackend, SynthGuest};
 use vmferry_runtime::Incoming;
 
+use super::history::Histories;
+use super::paths::Paths;
 use super::refusal::Refusal;
 use super::registry::{Member, Registry, Slot};
 use super::reports::Reports;
@@ -24,8 +26,10 @@ pub(super) struct LocalHost {
     pub(super) registry: Arc<Registry>,
     pub(super) reports: Reports,
     pub(super) samplers: Samplers,
+    pub(super) history: Histories,
     /// Where checkpoints are, unless a request says otherwise.
     pub(super) store: String,
+    pub(super) paths: Paths,
     /// Set once, right after it was made: it refers to this host in turn.
     pub(super) incoming: OnceLock<Weak<Incoming>>,
     synth: SynthBackend,
@@ -39,7 +43,9 @@ impl LocalHost {
         Ok(Self {
             reports: Reports::load(state.reports())?,
             samplers,
-            store: store.unwrap_or_else(|| state.path().join("store").to_string_lossy().into_owned()),
+            history: Histories::open(&state.history()),
+            store: store.unwrap_or_else(|| state.path().join("checkpoints").to_string_lossy().into_owned()),
+            paths: Paths::load(state.path().join("paths.json")),
             state,
             registry: Arc::default(),
             incoming: OnceLock::new(),
@@ -211,7 +217,7 @@ impl LocalHost {
         Ok(())
     }
 
-    fn synthetic(&self, name: &str) -> Result<Arc<SynthGuest>, Refusal> {
+    pub(super) fn synthetic(&self, name: &str) -> Result<Arc<SynthGuest>, Refusal> {
         self.registry.get(name)?;
         self.synth.find(name).ok_or_else(|| {
             Refusal::conflict(format!(

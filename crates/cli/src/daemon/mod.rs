@@ -5,9 +5,12 @@
 
 mod agent;
 mod api;
+mod history;
 mod host;
 mod incoming;
 mod outgoing;
+mod paths;
+mod recordings;
 mod recovery;
 mod refusal;
 mod registry;
@@ -84,7 +87,8 @@ impl Daemon {
         incoming.limit_streams(options.max_streams);
         // Nobody else has set it: the host was made three lines above.
         let _ = host.incoming.set(Arc::downgrade(&incoming));
-        let notes = recovery::recover(&host, &incoming)?;
+        let mut notes = recovery::recover(&host, &incoming)?;
+        notes.extend(host.history.problem());
         let info = HostInfo {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),

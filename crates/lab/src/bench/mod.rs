@@ -9,6 +9,7 @@ pub mod catalog;
 pub mod compare;
 mod fit;
 mod ground;
+mod history;
 pub mod machine;
 mod measure;
 pub mod metric;
@@ -31,6 +32,7 @@ use vmferry_core::report::Progress;
 
 pub use account::Account;
 pub use fit::Dropped;
+pub use history::{record, records, workload_of};
 pub use machine::Machine;
 pub use measure::Measured;
 pub use operations::{Latencies, Operations};

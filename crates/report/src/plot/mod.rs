@@ -3,6 +3,7 @@
 
 mod bars;
 mod lines;
+mod models;
 mod scale;
 mod timeline;
 
@@ -10,6 +11,7 @@ use maud::{Markup, html};
 
 pub(crate) use bars::{Bar, Bars};
 pub(crate) use lines::{Line, Lines, Point, legend};
+pub(crate) use models::{Curve, Models};
 pub(crate) use timeline::Timeline;
 
 /// Width of every plot.

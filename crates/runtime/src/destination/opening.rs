@@ -24,6 +24,7 @@ use super::session::{Guest, Input, Session};
 use super::session_log::{Became, Entry};
 use super::{Admitted, Shared};
 use crate::clock::Clock;
+use crate::cpu_cap::CpuCap;
 use crate::dir::{GuestDir, load_json, store_json};
 use crate::error::RuntimeError;
 use crate::journal::Journal;
@@ -277,6 +278,11 @@ fn new_session(token: SessionToken, guest: Guest) -> (Arc<Session>, Receiver<Inp
         token,
         inputs,
         usage: Usage::start(),
+        cpu_cap: CpuCap::new(format!(
+            "vmferry-{}-in-{}",
+            std::process::id(),
+            &token_text(token)[..8]
+        )),
         faults: faults::FaultLine::default(),
         guest: OnceLock::from(guest),
         streams: Mutex::default(),

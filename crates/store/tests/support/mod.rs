@@ -1,18 +1,20 @@
 //! What the tests of the store share: memory of a guest that has no hypervisor, and a checkpoint of it.
 #![allow(dead_code)]
 
+pub(crate) mod faulty;
+
 use vmferry_core::{PAGE_SIZE, PageBitmap, PageRun, RamLayout};
 use vmferry_store::{CheckpointId, Draft, Result, Store, StoreOptions, Taken};
 
-pub const PAGE: usize = PAGE_SIZE as usize;
+pub(crate) const PAGE: usize = PAGE_SIZE as usize;
 
 /// RAM of `pages` pages.
-pub fn layout(pages: u64) -> RamLayout {
+pub(crate) fn layout(pages: u64) -> RamLayout {
     RamLayout::single("ram", pages * PAGE_SIZE).unwrap()
 }
 
 /// A page that no other number gives.
-pub fn page(number: u64) -> Vec<u8> {
+pub(crate) fn page(number: u64) -> Vec<u8> {
     let mut bytes = vec![0; PAGE];
     for (index, word) in bytes.chunks_exact_mut(8).enumerate() {
         let value = (number << 16 | index as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 20;
@@ -22,12 +24,12 @@ pub fn page(number: u64) -> Vec<u8> {
 }
 
 /// A store that nobody else sees.
-pub fn memory() -> Store {
+pub(crate) fn memory() -> Store {
     Store::open("memory:", StoreOptions::default()).unwrap()
 }
 
 /// What a checkpoint is told at its end.
-pub fn taken(pages: u64, device_state: vmferry_store::BlobRef) -> Taken {
+pub(crate) fn taken(pages: u64, device_state: vmferry_store::BlobRef) -> Taken {
     Taken {
         created_ms: 1_700_000_000_000,
         device_state,
@@ -40,7 +42,7 @@ pub fn taken(pages: u64, device_state: vmferry_store::BlobRef) -> Taken {
 }
 
 /// A draft of a checkpoint of `vm`.
-pub fn draft(vm: &str, pages: u64, parent: Option<CheckpointId>) -> Draft {
+pub(crate) fn draft(vm: &str, pages: u64, parent: Option<CheckpointId>) -> Draft {
     Draft {
         vm: vm.to_owned(),
         spec: serde_json::json!({ "machine": "none", "name": vm }),
@@ -50,7 +52,7 @@ pub fn draft(vm: &str, pages: u64, parent: Option<CheckpointId>) -> Draft {
 }
 
 /// A full checkpoint of `memory`.
-pub fn checkpoint(store: &Store, vm: &str, memory: &[u8]) -> Result<CheckpointId> {
+pub(crate) fn checkpoint(store: &Store, vm: &str, memory: &[u8]) -> Result<CheckpointId> {
     let pages = (memory.len() / PAGE) as u64;
     let writer = store.begin(draft(vm, pages, None))?;
     writer.pages(PageRun::new(0, pages), memory)?;
@@ -59,7 +61,7 @@ pub fn checkpoint(store: &Store, vm: &str, memory: &[u8]) -> Result<CheckpointId
 }
 
 /// A checkpoint of `memory`, of which only `written` is other than in `parent`.
-pub fn increment(
+pub(crate) fn increment(
     store: &Store,
     parent: &CheckpointId,
     memory: &[u8],
@@ -81,7 +83,7 @@ pub fn increment(
 }
 
 /// All memory of a checkpoint.
-pub fn read_all(store: &Store, id: &CheckpointId) -> Result<Vec<u8>> {
+pub(crate) fn read_all(store: &Store, id: &CheckpointId) -> Result<Vec<u8>> {
     let reader = store.reader(id)?;
     let pages = reader.manifest().layout.pages();
     let mut memory = vec![0xee; pages as usize * PAGE];

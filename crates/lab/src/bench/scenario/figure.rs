@@ -63,6 +63,9 @@ pub struct Figure {
     /// Where the names along the axis stand on it; the first number in each where absent.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub at: BTreeMap<String, f64>,
+    /// What models are about; the CPU share of the source where absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub axis: Option<vmferry_forecast::model::Axis>,
     /// What the axis counts: `regions`, `MiB written`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub x_label: Option<String>,
@@ -82,6 +85,10 @@ pub enum FigureKind {
     Rounds,
     /// Numbers only.
     Table,
+    /// Total time over what a migration may use, with the regression model that fits it.
+    Model,
+    /// How a model that learned from five settings does on the others.
+    Trial,
 }
 
 /// What distinguishes runs.
@@ -153,7 +160,11 @@ impl Figure {
                 "the id {id:?} of a figure is no link; write small letters, digits and dashes"
             ));
         }
-        if self.metrics.is_empty() && self.kind != FigureKind::Timeline {
+        let needs = !matches!(
+            self.kind,
+            FigureKind::Timeline | FigureKind::Model | FigureKind::Trial
+        );
+        if self.metrics.is_empty() && needs {
             return Err(format!("figure {id:?} has no metrics: it would show nothing"));
         }
         let known: BTreeSet<_> = scenario
