@@ -23,7 +23,7 @@ pub mod vmferry;
 pub use console::Console;
 pub use daemon::{HostDaemon, Hosts};
 pub use guest::TestGuest;
-pub use hosts::{Pair, TestHost};
+pub use hosts::{Ends, Pair, TestHost};
 pub use link::Link;
 pub use network::Network;
 pub use require::Requirement;

@@ -9,6 +9,7 @@
 #   vmferry.work=cpu:40           one load that tells on port 7121 how far it has come: compute for 40 % of the time;
 #                read:64          read 64 MiB of memory as fast as it goes, checking every page;
 #                write:64:200     as below;
+#                allocate:4       allocate, touch and free blocks of 4 KiB, again and again;
 #                gzip:16          compress 16 MiB of text, again and again; also bzip2:16;
 #                compile          compile C files, again and again (layer compile);
 #                disk-read        read /dev/vda from beginning to end, again and again;
@@ -103,6 +104,7 @@ start_load() {
         disk) guest-load disk --device /dev/vda --mib "${first:-32}" & ;;
         churn) guest-load churn --folder /tmp --mib "${first:-32}" & ;;
         used) guest-load used --mib "${first:-64}" ;;
+        allocate) guest-load allocate --kib "${first:-4}" "$@" & ;;
         cpu) guest-load cpu --percent "${first:-100}" "$@" & ;;
         gzip | bzip2) guest-load "$kind" --mib "${first:-16}" --folder /tmp "$@" & ;;
         compile) guest-load compile --sources /usr/src/build --folder /tmp "$@" & ;;

@@ -42,6 +42,7 @@ use std::path::PathBuf;
 pub use client::{Client, ClientError};
 pub use resume::{ResumeRequest, ResumeStarted, ResumeState};
 use serde::{Deserialize, Serialize};
+use vmferry_core::hints::Class;
 use vmferry_core::report::{Progress, Report};
 use vmferry_core::resume::ResumeProgress;
 use vmferry_core::sampling::SamplingReport;
@@ -142,6 +143,9 @@ pub struct AgentRequest {
     /// Whether to say how far the guest could be ballooned down.
     #[serde(default)]
     pub balloon: bool,
+    /// Whether to say what its pages are used for, as a migration by `enlightened` asks.
+    #[serde(default)]
+    pub classes: bool,
 }
 
 /// What the agent in a guest says.
@@ -155,6 +159,18 @@ pub struct AgentInfo {
     /// what it could have without swapping. A hint, on which nothing acts.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub balloon_bytes: Option<u64>,
+    /// What its memory is used for, the most urgent first, where that was asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub classes: Option<Vec<ClassBytes>>,
+}
+
+/// How much of a guest's memory is of a class.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClassBytes {
+    /// The class.
+    pub class: Class,
+    /// Bytes.
+    pub bytes: u64,
 }
 
 /// A migration that was started.

@@ -11,6 +11,7 @@ use vmferry_guest::{Guest, GuestError, GuestRam, GuestSpec, GuestState, Result};
 use vmferry_memory::FileId;
 
 use crate::agent::AgentState;
+use crate::disks::DiskState;
 use crate::launch::{self, Started};
 use crate::migrate_in::Incoming;
 use crate::migrate_out::Outgoing;
@@ -40,6 +41,7 @@ pub struct QemuGuest {
     pub(crate) uffd: InQemu,
     pub(crate) record: Arc<RecordFile>,
     pub(crate) agent: AgentState,
+    pub(crate) disk_state: DiskState,
     pub(crate) outgoing: Mutex<Outgoing>,
     pub(crate) incoming: Mutex<Option<Incoming>>,
     phase: Mutex<Phase>,
@@ -142,6 +144,7 @@ impl QemuGuest {
             dir: dir.to_owned(),
             uffd: InQemu::default(),
             agent: AgentState::default(),
+            disk_state: DiskState::default(),
             outgoing: Mutex::default(),
             incoming: Mutex::default(),
             process,

@@ -96,19 +96,24 @@ impl WpAsyncTracker {
     }
 
     fn protect(&mut self) -> Result<()> {
-        let whole = self
-            .mappings
-            .iter()
-            .try_for_each(|mapping| self.uffd.register(mapping.addresses.clone(), Mode::WP).map(drop));
+        let mut registered = 0;
+        let whole = self.mappings.iter().try_for_each(|mapping| {
+            self.uffd.register(mapping.addresses.clone(), Mode::WP)?;
+            registered += 1;
+            Ok(())
+        });
         let armed = whole.and_then(|()| {
             self.tracked()
                 .iter()
                 .try_for_each(|part| self.uffd.write_protect(part.addresses.clone(), true))
         });
-        self.armed = true;
+        self.armed = armed.is_ok();
         if armed.is_err() {
-            // What was registered before the mapping that failed.
-            let _ = self.disarm();
+            // Those before the mapping that failed, and no other: kernels before 6.17 let go what another userfaultfd has,
+            // and a guest whose pages still arrive would read zeros.
+            for mapping in &self.mappings[..registered] {
+                let _ = self.uffd.unregister(mapping.addresses.clone());
+            }
         }
         armed
     }

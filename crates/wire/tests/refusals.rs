@@ -108,7 +108,7 @@ fn hellos_with_wrong_fields_are_refused() {
         Hello::decode(&bytes),
         &[
             "unknown role of a stream 9",
-            "1 (control), 2 (pages), 3 (faults) or 5 (probe)",
+            "1 (control), 2 (pages), 3 (faults), 4 (disk) or 5 (probe)",
         ],
     );
 }

@@ -9,6 +9,7 @@ use vmferry_guest_qemu::QemuBackend;
 use vmferry_guest_synth::{Stats, SynthBackend, SynthGuest};
 use vmferry_runtime::Incoming;
 
+use super::disks;
 use super::history::Histories;
 use super::paths::Paths;
 use super::refusal::Refusal;
@@ -99,12 +100,15 @@ impl LocalHost {
         names::check(&spec.name).map_err(Refusal::bad_request)?;
         let backend = self.backend(&spec.backend)?;
         let claim = self.registry.claim(&spec.name, "is being started")?;
+        let files = backend.disk_files(spec);
+        files.iter().try_for_each(|file| disks::check_usable(file))?;
         let dir = self.state.create_guest(spec, false).map_err(Refusal::failed)?;
         let vm = backend.launch(spec, &dir).map_err(|error| {
             state_dir::remove_guest(&dir);
             of_guest(error)
         })?;
         tracing::info!("started {} ({})", spec.name, spec.backend);
+        disks::in_use(&files);
         let member = Member { vm, dir };
         self.samplers.begin(&member);
         let slot = Slot::Here(member);

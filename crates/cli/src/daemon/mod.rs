@@ -5,6 +5,7 @@
 
 mod agent;
 mod api;
+mod disks;
 mod history;
 mod host;
 mod incoming;

@@ -7,6 +7,7 @@
 mod connection;
 mod line;
 
+pub mod block;
 pub mod commands;
 pub mod error;
 pub mod events;

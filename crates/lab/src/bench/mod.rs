@@ -7,6 +7,7 @@
 mod account;
 pub mod catalog;
 pub mod compare;
+mod experiment;
 mod fit;
 mod ground;
 mod history;
@@ -31,6 +32,7 @@ use std::time::{Instant, SystemTime};
 use vmferry_core::report::Progress;
 
 pub use account::Account;
+pub use experiment::ExperimentReport;
 pub use fit::Dropped;
 pub use history::{record, records, workload_of};
 pub use machine::Machine;
