@@ -9,6 +9,7 @@ use vmferry_guest_qemu::QemuBackend;
 use vmferry_guest_synth::{Stats, SynthBackend, SynthGuest};
 use vmferry_runtime::Incoming;
 
+use super::checkpoints::Checkpoints;
 use super::disks;
 use super::history::Histories;
 use super::paths::Paths;
@@ -28,6 +29,7 @@ pub(super) struct LocalHost {
     pub(super) reports: Reports,
     pub(super) samplers: Samplers,
     pub(super) history: Histories,
+    pub(super) checkpoints: Checkpoints,
     /// Where checkpoints are, unless a request says otherwise.
     pub(super) store: String,
     pub(super) paths: Paths,
@@ -44,6 +46,7 @@ impl LocalHost {
         Ok(Self {
             reports: Reports::load(state.reports())?,
             samplers,
+            checkpoints: Checkpoints::default(),
             history: Histories::open(&state.history()),
             store: store.unwrap_or_else(|| state.path().join("checkpoints").to_string_lossy().into_owned()),
             paths: Paths::load(state.path().join("paths.json")),
@@ -163,6 +166,7 @@ impl LocalHost {
                 _ => Ok(slot.clone()),
             }
         })?;
+        self.checkpoints.forget(name);
         self.samplers.forget(name);
         self.give_back_checkpoint(name);
         match slot {
@@ -290,6 +294,7 @@ impl LocalHost {
             ram_bytes: vm.map_or(0, |vm| vm.ram().layout().bytes()),
             problem: problem.or(ended),
             migration: self.migration_under_way(name, slot),
+            checkpoints: self.checkpoints.state(name).filter(|state| !state.ended),
             resume: match slot {
                 Slot::Resuming { resuming, .. } => Some(resuming.progress()),
                 _ => None,
