@@ -7,6 +7,7 @@
 #   vmferry.redis=64              run redis with so many MiB of items, on port 6379 (layer redis)
 #   vmferry.database=64           run PostgreSQL with so many MiB of buffers, on port 5432 (layer database)
 #   vmferry.work=cpu:40           one load that tells on port 7121 how far it has come: compute for 40 % of the time;
+#                read:64          read 64 MiB of memory as fast as it goes, checking every page;
 #                write:64:200     as below;
 #                allocate:4       allocate, touch and free blocks of 4 KiB, again and again;
 #                gzip:16          compress 16 MiB of text, again and again; also bzip2:16;
@@ -98,6 +99,7 @@ start_load() {
     esac
     shift
     case $kind in
+        read) guest-load read --mib "${first:-64}" "$@" & ;;
         write) guest-load write --mib "${first:-64}" --rate-mib-s "${second:-100}" "$@" & ;;
         disk) guest-load disk --device /dev/vda --mib "${first:-32}" & ;;
         churn) guest-load churn --folder /tmp --mib "${first:-32}" & ;;

@@ -13,6 +13,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use thiserror::Error;
 use tokio::net::UnixStream;
+use vmferry_forecast::history::Kept;
 use vmferry_guest::GuestSpec;
 
 use crate::{
@@ -263,6 +264,14 @@ impl Client {
     /// See [`ClientError`].
     pub fn reports(&self) -> Result<Vec<StoredReport>> {
         self.get("/v1/reports")
+    }
+
+    /// What migrations from this host left for the models.
+    ///
+    /// # Errors
+    /// See [`ClientError`]; refused where the history cannot be used.
+    pub fn history(&self) -> Result<Kept> {
+        self.get("/v1/history")
     }
 
     fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T> {

@@ -17,6 +17,7 @@
 //! | `POST /v1/guests/{name}/cancel` | | [`Done`] |
 //! | `POST /v1/guests/{name}/resolve` | [`ResolveRequest`] | [`Done`] |
 //! | `GET /v1/reports` | | list of [`StoredReport`], newest last |
+//! | `GET /v1/history` | | [`Kept`](vmferry_forecast::history::Kept): what migrations left for the models |
 //!
 //! An answer with a status of 400 or more carries [`ErrorBody`].
 

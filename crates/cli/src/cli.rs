@@ -5,7 +5,9 @@ use std::path::PathBuf;
 use clap::{Parser, Subcommand};
 
 use crate::client::{Client, DEFAULT_SOCKET};
-use crate::commands::{agent, attach, bench, completions, host, limit, migrate, resolve, run, status, stop};
+use crate::commands::{
+    agent, attach, bench, checkpoints, completions, host, limit, migrate, model, resolve, run, status, stop,
+};
 use crate::demo::DemoArgs;
 
 /// Moves running virtual machines between hosts.
@@ -67,6 +69,8 @@ pub(crate) enum Command {
     Attach(attach::AttachArgs),
     /// Move a guest to another host
     Migrate(migrate::MigrateArgs),
+    /// Say how long migrations take, by the CPU and the bandwidth they may use
+    Model(model::ModelArgs),
     /// Show the host, or a guest and its migration
     Status(status::StatusArgs),
     /// Ask the agent in a guest how it does
@@ -79,6 +83,8 @@ pub(crate) enum Command {
     Resolve(resolve::ResolveArgs),
     /// End a guest, like pulling its power cord
     Stop(stop::StopArgs),
+    /// List, verify and delete checkpoints of a store
+    Checkpoints(checkpoints::CheckpointsArgs),
     /// Print completions for a shell
     Completions(completions::CompletionsArgs),
 }

@@ -219,6 +219,9 @@ fn limits(limits: &LimitsReport) -> Option<String> {
         let by = limits.cpu_by.as_deref().unwrap_or("own pacing");
         parts.push(format!("CPU {percent}% of a core by {by}"));
     }
+    if let Some(percent) = limits.cpu_destination_percent {
+        parts.push(format!("CPU {percent}% of a core at the destination"));
+    }
     if limits.cpu_waited_ms > 0.0 {
         parts.push(format!("waited {} for CPU", millis(limits.cpu_waited_ms)));
     }

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::encoding::{Encoding, EncodingReport};
 use crate::filter::FilterReport;
+use crate::forecast::Forecast;
 
 /// How a migration ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -76,6 +77,9 @@ pub struct Report {
     /// What `--verify` found; absent when it was not asked for.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub verified: Option<Verified>,
+    /// What was expected before it began, where somebody asked for a forecast.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub forecast: Option<Forecast>,
     /// What the operator should know: fall-backs taken, limits reached.
     #[serde(default)]
     pub notes: Vec<String>,
@@ -179,6 +183,9 @@ pub struct LimitsReport {
     pub bandwidth_waited_ms: f64,
     /// CPU cap of the source's page streams, in percent of one core.
     pub cpu_percent: Option<u32>,
+    /// CPU cap of the destination's page streams, in percent of one core, where the destination keeps to it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu_destination_percent: Option<u32>,
     /// How long page streams waited for the CPU cap, all streams added up.
     pub cpu_waited_ms: f64,
     /// What enforced the CPU cap: a control group of the kernel, or the streams themselves.

@@ -7,6 +7,7 @@ use crate::policy::Policy;
 use crate::sampling::Ready;
 use crate::strategy::{Limits, Strategy};
 use crate::tuning::Tuning;
+use crate::workload::Workload;
 
 /// A migration to make. `To` names the destination: a text where it still has to be understood, an endpoint after that.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -35,6 +36,9 @@ pub struct MigrationRequest<To> {
     /// guest's size where absent ([`default_delta_cache_bytes`]).
     #[serde(default)]
     pub delta_cache_bytes: Option<u64>,
+    /// What the guest does, where somebody knows: what the migration teaches is kept under it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub workload: Option<Workload>,
 }
 
 impl<To> MigrationRequest<To> {
@@ -49,6 +53,7 @@ impl<To> MigrationRequest<To> {
             verify: false,
             encoding: Encoding::default(),
             delta_cache_bytes: None,
+            workload: None,
         }
     }
 
@@ -63,6 +68,7 @@ impl<To> MigrationRequest<To> {
             verify: self.verify,
             encoding: self.encoding,
             delta_cache_bytes: self.delta_cache_bytes,
+            workload: self.workload,
         }
     }
 

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicU64;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::Duration;
 
 use tracing::{debug, warn};
@@ -216,6 +216,16 @@ impl QemuGuest {
         }
     }
 
+    /// Whether QEMU could put anything in order before it ends. While its device state is loaded, which may wait for a page for
+    /// ever, there is nothing, and whoever loads holds on to the phase.
+    fn can_quit(&self) -> bool {
+        match self.phase.try_lock() {
+            Ok(phase) => *phase != Phase::Incoming,
+            Err(TryLockError::Poisoned(phase)) => **phase.get_ref() != Phase::Incoming,
+            Err(TryLockError::WouldBlock) => false,
+        }
+    }
+
     pub(crate) fn phase(&self) -> MutexGuard<'_, Phase> {
         self.phase.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -283,8 +293,7 @@ impl Guest for QemuGuest {
     fn destroy(&self) {
         // Only a live guest has anything to put in order (its disks); one that waits for pages cannot answer.
         if self.process.is_alive() {
-            let asked =
-                *self.phase() != Phase::Incoming && self.qmp.run_within(&Quit {}, STATUS_TIMEOUT).is_ok();
+            let asked = self.can_quit() && self.qmp.run_within(&Quit {}, STATUS_TIMEOUT).is_ok();
             if !(asked && self.process.wait(QUIT_TIMEOUT)) {
                 debug!(pid = self.process.pid(), "QEMU is killed");
                 self.process.kill();

@@ -59,6 +59,11 @@ pub enum Workload {
         /// Size of a block.
         kib: u64,
     },
+    /// Reads memory, page after page, as fast as it goes.
+    Read {
+        /// So much of it.
+        mib: u64,
+    },
     /// Computes.
     Cpu {
         /// For this share of the time.
@@ -118,7 +123,7 @@ impl Workload {
             Self::Idle => return None,
             Self::Memcached(_) | Self::Redis(_) => "operations",
             Self::Tpcc { .. } => "transactions",
-            Self::Write { .. } => "pages",
+            Self::Write { .. } | Self::Read { .. } => "pages",
             Self::Allocate { .. } => "blocks",
             Self::Cpu { .. } => "loops",
             Self::Compile {} => "files",
@@ -163,6 +168,7 @@ impl Workload {
             Self::Tpcc { mib, .. } => Some(format!("vmferry.database={mib}")),
             Self::Write { mib, mib_per_s } => work(format!("write:{mib}:{}", mib_per_s.unwrap_or(0))),
             Self::Allocate { kib } => work(format!("allocate:{kib}")),
+            Self::Read { mib } => work(format!("read:{mib}")),
             Self::Cpu { percent } => work(format!("cpu:{percent}")),
             Self::Gzip { mib } => work(format!("gzip:{mib}")),
             Self::Bzip2 { mib } => work(format!("bzip2:{mib}")),
@@ -214,7 +220,9 @@ impl Workload {
                 more_than_0("mib", *mib)?;
                 more_than_0("mib_per_s", mib_per_s.unwrap_or(1))
             }
-            Self::Gzip { mib } | Self::Bzip2 { mib } | Self::DiskRead { mib } => more_than_0("mib", *mib),
+            Self::Read { mib } | Self::Gzip { mib } | Self::Bzip2 { mib } | Self::DiskRead { mib } => {
+                more_than_0("mib", *mib)
+            }
             Self::Allocate { kib } => more_than_0("kib", *kib),
             Self::NetReceive { mib_per_s } => more_than_0("mib_per_s", mib_per_s.unwrap_or(1)),
             Self::Cpu { percent } if *percent > 100 => {

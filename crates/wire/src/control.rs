@@ -5,6 +5,7 @@
 //! message that needs more becomes a new variant of a later protocol version ([`crate::version`]).
 
 use serde::{Deserialize, Serialize};
+use vmferry_core::limits::MAX_CPU_PERCENT;
 use vmferry_core::report::{FaultReport, Verified};
 use vmferry_core::{PageBitmap, RamLayout};
 
@@ -87,6 +88,12 @@ pub enum ToDestination {
     Ping {
         /// Comes back in the answer.
         nonce: u64,
+    },
+    /// Since version 3: how much CPU time the page streams of the destination may use, all together, in percent of one core;
+    /// as much as there is where absent. Holds from now on.
+    CpuCap {
+        /// At most [`MAX_CPU_PERCENT`], and not 0.
+        percent: Option<u32>,
     },
 }
 
@@ -308,6 +315,7 @@ impl ControlMessage for ToDestination {
         "Abort",
         "Query",
         "Ping",
+        "CpuCap",
     ];
 
     fn check(&self) -> Result<()> {
@@ -324,6 +332,17 @@ impl ControlMessage for ToDestination {
             }
             Self::Abort { reason } => bound("the reason to abort", reason.len(), "bytes", MAX_REASON_BYTES),
             Self::Pending { pages: set } | Self::Switch { pending: set, .. } => set.check(),
+            Self::CpuCap { percent: Some(0) } => Err(WireError::UnknownKind {
+                what: "CPU cap",
+                came: "0%".into(),
+                expected: format!("1% to {MAX_CPU_PERCENT}%"),
+            }),
+            Self::CpuCap { percent } => bound(
+                "a CPU cap",
+                percent.unwrap_or_default() as usize,
+                "percent of a core",
+                MAX_CPU_PERCENT as usize,
+            ),
             Self::Prepare { .. }
             | Self::Commit { .. }
             | Self::PushedAll

@@ -39,4 +39,4 @@ pub use fault::{FAULT_REQUEST_BYTES, FaultRequest};
 pub use hello::{Hello, HelloReply, SessionToken, StreamRole};
 pub use page::{MAX_RUN_PAGES, PAGE_HEADER_BYTES, PageFrame, PageHeader};
 pub use page_set::{PageSet, PageSetParts};
-pub use version::{ENCODED_PAGES_SINCE, SPOKEN, VersionRange};
+pub use version::{CPU_CAP_SINCE, ENCODED_PAGES_SINCE, SPOKEN, VersionRange};

@@ -5,6 +5,7 @@
 //! * **1** (vmferry 0.1): control messages `Offer` to `Ping` and `Accept` to `Pong`; page frames `Raw`,
 //!   `Uniform`, `RoundEnd`, `PushEnd`; fault requests. No flags but the payload checksum of raw frames.
 //! * **2**: page frames `Lz4`, `Zstd`, `Delta` ([`crate::encoding`]). To a peer of version 1 pages cross raw.
+//! * **3**: control message `CpuCap`. A destination of an earlier version uses as much CPU as it likes.
 //!
 //! Rules for the next entry: the layouts of hello and reply never change. A message or frame, once released,
 //! keeps its number and its fields for good; what is new gets a new number and may be sent only where the
@@ -15,9 +16,11 @@ use std::fmt;
 use crate::error::{Result, WireError};
 
 /// The versions this build speaks.
-pub const SPOKEN: VersionRange = VersionRange { min: 1, max: 2 };
+pub const SPOKEN: VersionRange = VersionRange { min: 1, max: 3 };
 /// The first version with encoded pages.
 pub const ENCODED_PAGES_SINCE: u16 = 2;
+/// The first version in which a destination can be told how much CPU to use.
+pub const CPU_CAP_SINCE: u16 = 3;
 
 /// An unbroken range of protocol versions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

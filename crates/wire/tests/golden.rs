@@ -13,16 +13,31 @@ use vmferry_wire::{
 
 const VERSION_1: &str = include_str!("golden/version-1.txt");
 const VERSION_2: &str = include_str!("golden/version-2.txt");
+const VERSION_3: &str = include_str!("golden/version-3.txt");
 
 #[test]
 fn version_1_is_written_and_read_as_ever() {
     let mut lines = Lines::new(VERSION_1);
     hellos(&mut lines);
-    control(&mut lines, &to_destination(), "to-destination");
-    control(&mut lines, &to_source(), "to-source");
+    control(&mut lines, &to_destination(), "to-destination", 0..11);
+    control(&mut lines, &to_source(), "to-source", 0..11);
     pages(&mut lines);
     faults(&mut lines);
     lines.finish();
+}
+
+/// What version 3 has beyond version 2.
+#[test]
+fn version_3_is_written_and_read_as_ever() {
+    let mut lines = Lines::new(VERSION_3);
+    let caps = [None, Some(1), Some(6400)].map(|percent| ToDestination::CpuCap { percent });
+    control(&mut lines, &caps, "to-destination", 11..12);
+    lines.finish();
+}
+
+#[test]
+fn every_message_is_of_some_version() {
+    assert_eq!((ToDestination::NAMES.len(), ToSource::NAMES.len()), (12, 11));
 }
 
 /// What version 2 has beyond version 1.
@@ -81,7 +96,13 @@ fn hellos(lines: &mut Lines) {
     }
 }
 
-fn control<M: ControlMessage + PartialEq + std::fmt::Debug>(lines: &mut Lines, messages: &[M], way: &str) {
+/// The messages of these numbers, all of them.
+fn control<M: ControlMessage + PartialEq + std::fmt::Debug>(
+    lines: &mut Lines,
+    messages: &[M],
+    way: &str,
+    all: std::ops::Range<usize>,
+) {
     let mut numbers = Vec::new();
     for (index, message) in messages.iter().enumerate() {
         let mut bytes = Vec::new();
@@ -103,7 +124,7 @@ fn control<M: ControlMessage + PartialEq + std::fmt::Debug>(lines: &mut Lines, m
     numbers.dedup();
     assert_eq!(
         numbers,
-        (0..M::NAMES.len()).collect::<Vec<_>>(),
+        all.collect::<Vec<_>>(),
         "every message {way} has golden bytes, in order"
     );
 }

@@ -67,6 +67,16 @@ fn hello() -> Hello {
 }
 
 #[test]
+fn a_cpu_cap_that_nobody_can_keep_to_is_refused() {
+    for percent in [0, 6401, u32::MAX] {
+        let cap = ToDestination::CpuCap {
+            percent: Some(percent),
+        };
+        assert!(write_control(&mut Vec::new(), &cap).is_err(), "{percent}");
+    }
+}
+
+#[test]
 fn another_protocol_is_found_out_with_its_first_bytes() {
     // The peers wait for an answer and keep the connection open.
     for garbage in [

@@ -30,6 +30,7 @@ use std::process::ExitCode;
 use progress::Progress;
 
 const USAGE: &str = "usage: guest-load write --mib N --rate-mib-s R (0: as fast as it goes) [--progress PORT]
+       guest-load read --mib N [--progress PORT]
        guest-load disk --device PATH --mib N
        guest-load churn --folder PATH --mib N
        guest-load used --mib N
@@ -70,6 +71,9 @@ enum Load {
     Memory {
         mib: usize,
         rate_mib_s: usize,
+    },
+    Read {
+        mib: usize,
     },
     Disk {
         device: String,
@@ -116,6 +120,7 @@ impl Command {
         }
         match self.load {
             Load::Memory { mib, rate_mib_s } => memory::run(mib, rate_mib_s, &progress),
+            Load::Read { mib } => memory::read(mib, &progress),
             Load::Disk { device, mib } => disk::run(&device, mib),
             Load::Churn { folder, mib } => churn::run(mib, &folder),
             Load::Allocate { kib } => allocate::run(kib, &progress),
@@ -157,6 +162,9 @@ impl Load {
             "write" => Self::Memory {
                 mib: positive("--mib")?,
                 rate_mib_s: number("--rate-mib-s")?,
+            },
+            "read" => Self::Read {
+                mib: positive("--mib")?,
             },
             "disk" => Self::Disk {
                 device: values.get("--device")?.to_string(),
@@ -219,6 +227,7 @@ mod tests {
                 rate_mib_s: 0
             })
         );
+        assert_eq!(parse("read --mib 8"), Some(Load::Read { mib: 8 }));
         let disk = Load::Disk {
             device: "/dev/vda".to_owned(),
             mib: 8,
@@ -262,6 +271,7 @@ mod tests {
             "write",
             "write --mib 0 --rate-mib-s 1",
             "write --mib 1",
+            "read --mib 0",
             "disk --mib 1",
             "churn --mib 1",
             "allocate --kib 0",

@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result, bail};
 use clap::Args;
 use clap::builder::{PossibleValuesParser, TypedValueParser as _};
 use vmferry_core::report::{Outcome, Report};
-use vmferry_core::{AtLimit, Encoding, Limits, Strategy, Tuning};
+use vmferry_core::{AtLimit, Encoding, Limits, Strategy, Tuning, Workload};
 use vmferry_transport::Endpoint;
 
 use super::interrupts::Interrupts;
@@ -87,6 +87,11 @@ pub(crate) struct MigrateArgs {
     /// are sent at once.
     #[arg(long, value_name = "PERCENT", value_parser = units::parse_cpu)]
     cpu: Option<u32>,
+    /// Most CPU that the streams of the destination use, in percent of one core, as in 50% [default: no limit]
+    ///
+    /// Pages that the guest waits for are taken in at once.
+    #[arg(long, value_name = "PERCENT", value_parser = units::parse_cpu)]
+    cpu_destination: Option<u32>,
     /// Weight of the newest sample of dirty pages, 0 to 1, for hybrid-learning [default: 0.5]
     #[arg(long, value_name = "SHARE", allow_negative_numbers = true, value_parser = number)]
     alpha: Option<f64>,
@@ -119,6 +124,12 @@ pub(crate) struct MigrateArgs {
     /// Memory for versions of pages sent before, from which differences are made; 0 makes none [default: a 256th of the guest, at most 64M]
     #[arg(long, value_name = "SIZE", value_parser = units::parse_size)]
     delta_cache: Option<u64>,
+    /// What the guest does, for the models: CLASS or CLASS:PERCENT as in memory-write or cpu:40
+    ///
+    /// Classes are cpu, memory-read, memory-write, disk-read, net-send and net-receive, PERCENT is how hard it is at work. What
+    /// the migration teaches is kept under it, see `vmferry model`.
+    #[arg(long, value_name = "CLASS")]
+    workload: Option<Workload>,
     /// Compare every page at the end, or as it arrives, with the source's
     #[arg(long)]
     verify: bool,
@@ -215,6 +226,7 @@ pub(super) fn request(args: &MigrateArgs) -> MigrateRequest {
             timeout: args.timeout.or(default.timeout),
             bandwidth_bytes_per_s: args.bandwidth.or(default.bandwidth_bytes_per_s),
             cpu_percent: args.cpu.or(default.cpu_percent),
+            cpu_destination_percent: args.cpu_destination.or(default.cpu_destination_percent),
         },
         tuning: Tuning {
             alpha: args.alpha.unwrap_or(tuning.alpha),
@@ -229,6 +241,7 @@ pub(super) fn request(args: &MigrateArgs) -> MigrateRequest {
         verify: args.verify,
         encoding: args.encoding,
         delta_cache_bytes: args.delta_cache,
+        workload: args.workload,
     }
 }
 
@@ -302,6 +315,7 @@ fn never_begun(args: &MigrateArgs, error: String) -> Report {
         limits: Default::default(),
         filter: None,
         verified: None,
+        forecast: None,
         notes: Vec::new(),
     }
 }

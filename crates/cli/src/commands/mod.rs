@@ -3,12 +3,14 @@
 pub(crate) mod agent;
 pub(crate) mod attach;
 pub(crate) mod bench;
+pub(crate) mod checkpoints;
 pub(crate) mod completions;
 pub(crate) mod doctor;
 pub(crate) mod host;
 mod interrupts;
 pub(crate) mod limit;
 pub(crate) mod migrate;
+pub(crate) mod model;
 mod output;
 pub(crate) mod resolve;
 pub(crate) mod run;
@@ -32,12 +34,14 @@ pub(crate) fn run(cli: Cli) -> Result<ExitCode> {
         Command::List => status::list(common),
         Command::Attach(args) => attach::run(common, args),
         Command::Migrate(args) => migrate::run(common, &args),
+        Command::Model(args) => model::run(common, &args),
         Command::Status(args) => status::status(common, &args),
         Command::Agent(args) => agent::run(common, &args),
         Command::Limit(args) => limit::run(common, &args),
         Command::Cancel(args) => status::cancel(common, &args),
         Command::Resolve(args) => resolve::run(common, &args),
         Command::Stop(args) => stop::run(common, &args),
+        Command::Checkpoints(args) => checkpoints::run(common, &args),
         Command::Completions(args) => completions::run(&args),
     }
 }

@@ -17,6 +17,7 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use tokio::sync::oneshot;
+use vmferry_forecast::history::Kept;
 use vmferry_guest::GuestSpec;
 use vmferry_guest_synth::Stats;
 
@@ -163,6 +164,7 @@ fn routes(api: Api) -> Router {
         .route("/v1/guests/{name}/cancel", post(cancel))
         .route("/v1/guests/{name}/resolve", post(resolve))
         .route("/v1/reports", get(reports))
+        .route("/v1/history", get(history))
         .fallback(nowhere)
         .with_state(api)
 }
@@ -254,6 +256,10 @@ async fn resolve(
 
 async fn reports(State(api): State<Api>) -> Answer<Vec<StoredReport>> {
     blocking(move || Ok(api.host.reports.all())).await
+}
+
+async fn history(State(api): State<Api>) -> Answer<Kept> {
+    blocking(move || api.host.history.all()).await
 }
 
 async fn nowhere(request: Request) -> Refusal {

@@ -9,6 +9,7 @@ use vmferry_guest_qemu::QemuBackend;
 use vmferry_guest_synth::{Stats, SynthBackend, SynthGuest};
 use vmferry_runtime::Incoming;
 
+use super::history::Histories;
 use super::refusal::Refusal;
 use super::registry::{Member, Registry, Slot};
 use super::reports::Reports;
@@ -23,6 +24,7 @@ pub(super) struct LocalHost {
     pub(super) registry: Arc<Registry>,
     pub(super) reports: Reports,
     pub(super) samplers: Samplers,
+    pub(super) history: Histories,
     /// Set once, right after it was made: it refers to this host in turn.
     pub(super) incoming: OnceLock<Weak<Incoming>>,
     synth: SynthBackend,
@@ -36,6 +38,7 @@ impl LocalHost {
         Ok(Self {
             reports: Reports::load(state.reports())?,
             samplers,
+            history: Histories::open(&state.history()),
             state,
             registry: Arc::default(),
             incoming: OnceLock::new(),

@@ -5,6 +5,7 @@
 
 mod agent;
 mod api;
+mod history;
 mod host;
 mod incoming;
 mod outgoing;
@@ -77,7 +78,8 @@ impl Daemon {
         incoming.limit_streams(options.max_streams);
         // Nobody else has set it: the host was made three lines above.
         let _ = host.incoming.set(Arc::downgrade(&incoming));
-        let notes = recovery::recover(&host, &incoming)?;
+        let mut notes = recovery::recover(&host, &incoming)?;
+        notes.extend(host.history.problem());
         let info = HostInfo {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),

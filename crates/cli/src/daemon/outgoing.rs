@@ -29,13 +29,16 @@ impl LocalHost {
         let (claim, member) = self
             .registry
             .take(name, "is about to be moved", |slot| may_leave(name, slot))?;
+        let asked = request;
         let request = request.clone().directed_to(destination);
         let (id, to) = (new_id(name), request.to.to_string());
         state_dir::set_marker(&member.dir, Marker::Leaving).map_err(Refusal::failed)?;
         let dir = GuestDir::new(member.dir.clone());
         let ready = self.samplers.let_go(name);
+        self.history.begins(&id, asked);
         let started = Outgoing::start_knowing(Arc::clone(&member.vm), dir, request, ready);
         let outgoing = started.map_err(|error| {
+            self.history.ends(&id, None);
             state_dir::clear_marker(&member.dir, Marker::Leaving);
             self.samplers.begin(&member);
             of_runtime(error)
@@ -64,6 +67,7 @@ impl LocalHost {
         log_end(name, report);
         // Kept first, so that whoever sees that it is over finds it.
         self.reports.keep(id, name, ReportSide::Source, report);
+        self.history.ends(id, Some(report));
         match (report.outcome, self.registry.get(name)) {
             (Outcome::Cancelled | Outcome::Failed, Ok(Slot::Leaving { member, .. })) => {
                 self.samplers.begin(&member);

@@ -5,6 +5,7 @@
 //! STATE/api.sock              the API, unless it was put elsewhere
 //! STATE/sessions              what became of sessions that arrived (kept by the runtime)
 //! STATE/reports/*.json        reports
+//! STATE/history               what migrations away leave for the models (an embedded database)
 //! STATE/guests/NAME/spec.json what the guest was made from; written before anything is started
 //! STATE/guests/NAME/arriving  there while the guest is not this host's yet
 //! STATE/guests/NAME/leaving   there while a migration away is under way
@@ -74,6 +75,10 @@ impl StateDir {
 
     pub(super) fn path(&self) -> &Path {
         &self.path
+    }
+
+    pub(super) fn history(&self) -> PathBuf {
+        self.path.join("history")
     }
 
     pub(super) fn reports(&self) -> PathBuf {

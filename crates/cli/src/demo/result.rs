@@ -214,6 +214,7 @@ mod tests {
                 pages: 131_072,
                 mismatches: 0,
             }),
+            forecast: None,
             notes: Vec::new(),
         }
     }

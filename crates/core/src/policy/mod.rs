@@ -27,7 +27,7 @@ use crate::rates::Rates;
 pub mod enlightened;
 pub mod hybrid;
 pub mod hybrid_learning;
-mod near_faults;
+pub(crate) mod near_faults;
 pub mod post_copy;
 pub mod post_copy_push;
 pub mod pre_copy;

@@ -198,6 +198,10 @@ impl<'a> Driver<'a> {
             ToDestination::PushedAll => Event::AllPushed,
             ToDestination::Abort { reason } => Event::Abort(reason),
             ToDestination::Query { epoch } => Event::Asked(Epoch(epoch)),
+            ToDestination::CpuCap { percent } => {
+                self.session.cpu_cap.set(percent);
+                return Ok(None);
+            }
             ToDestination::Ping { nonce } => {
                 self.send(&ToSource::Pong { nonce })?;
                 return Ok(None);

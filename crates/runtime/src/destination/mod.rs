@@ -6,7 +6,6 @@ mod connection;
 mod driver;
 mod faults;
 mod opening;
-mod pager;
 mod pages;
 mod session;
 mod session_log;

@@ -11,8 +11,8 @@ use vmferry_memory::TransferPipe;
 use vmferry_transport::BoxedStream;
 use vmferry_wire::{Coding, EncodedPages, PAGE_HEADER_BYTES, PageDecoder, PageFrame, crc32};
 
-use super::pager::Pager;
 use crate::link::chain;
+use crate::pager::Pager;
 
 /// How pages get into memory now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -12,6 +12,7 @@ use vmferry_wire::{SessionToken, StreamRole};
 use super::IncomingProgress;
 use super::faults::FaultLine;
 use super::pages::{Delivered, PageReader, Sink};
+use crate::cpu_cap::{CpuCap, Member};
 use crate::error::RuntimeError;
 use crate::usage::Usage;
 
@@ -47,6 +48,8 @@ pub(super) struct Session {
     pub token: SessionToken,
     pub inputs: Sender<Input>,
     pub usage: Usage,
+    /// What the page streams may use.
+    pub cpu_cap: CpuCap,
     pub faults: FaultLine,
     /// Once a guest is admitted.
     pub guest: OnceLock<Guest>,
@@ -169,7 +172,11 @@ impl Session {
         };
         let (session, sink) = (self.clone(), guest.sink.clone());
         let connection = self.connection.load(Ordering::Acquire);
-        let read = move || session.read_pages(PageReader::new(stream, index, version), &sink, connection);
+        let capped = role != StreamRole::Faults;
+        let read = move || {
+            let reader = PageReader::new(stream, index, version);
+            session.read_pages(reader, &sink, connection, capped);
+        };
         streams.threads.push(
             thread::Builder::new()
                 .name("in pages".into())
@@ -179,9 +186,13 @@ impl Session {
         Ok(())
     }
 
-    fn read_pages(&self, mut reader: PageReader, sink: &Sink, connection: u64) {
+    /// Pages that the guest waits for come over the stream that is not `capped`.
+    fn read_pages(&self, mut reader: PageReader, sink: &Sink, connection: u64, capped: bool) {
         let mut usage = self.usage.thread();
+        let mut cpu = capped.then(|| self.cpu_cap.member());
         for frames in 1u64.. {
+            // Holding no page: what waits are the source's own.
+            cpu.as_mut().map(Member::pace);
             match reader.next(sink) {
                 Ok(Delivered::Pages) if frames.is_multiple_of(FRAMES_PER_FLUSH) => usage.flush(),
                 Ok(Delivered::Pages) => {}
@@ -201,9 +212,11 @@ impl Session {
         for stream in &streams.open {
             let _ = stream.shutdown();
         }
+        self.cpu_cap.close();
         for thread in streams.threads {
             let _ = thread.join();
         }
+        self.cpu_cap.open();
     }
 
     fn streams(&self) -> MutexGuard<'_, Streams> {

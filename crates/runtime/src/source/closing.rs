@@ -20,9 +20,12 @@ impl Driver {
                 "pages were not compared: a daemon was restarted, and what it knew of them is gone".into(),
             );
         }
-        notes.extend(self.shared.encodings.fall_back());
-        let ms = |time: Duration| time.as_secs_f64() * 1e3;
         let limits = &self.shared.request.limits;
+        notes.extend(self.shared.encodings.fall_back());
+        if limits.cpu_destination_percent.is_some() && self.shared.destination_cpu_percent().is_none() {
+            notes.push("the destination is of an earlier version and keeps to no CPU cap".into());
+        }
+        let ms = |time: Duration| time.as_secs_f64() * 1e3;
         Report {
             vm: self.vm.spec().name.clone(),
             strategy: self.shared.request.strategy.name().into(),
@@ -58,6 +61,7 @@ impl Driver {
                 bandwidth_waited_ms: ms(measured.bandwidth_waited),
                 cpu_percent: self.shared.cpu_cap.percent(),
                 cpu_waited_ms: ms(self.shared.cpu_cap.waited()),
+                cpu_destination_percent: self.shared.destination_cpu_percent(),
                 cpu_by: self.shared.cpu_cap.by(),
             },
             filter: measured.filter.map(|filter| FilterReport {
@@ -65,6 +69,7 @@ impl Driver {
                 ..filter
             }),
             verified: measured.summary.verified,
+            forecast: None,
             notes,
         }
     }

@@ -38,7 +38,7 @@ impl Driver {
         let shared = self.shared.clone();
         let request = &shared.request;
         let (control, version) = dial(&request.to, shared.session, StreamRole::Control { resume: false })?;
-        shared.encodings.peer_speaks(version);
+        shared.peer_speaks(version);
         self.begin_connection(control)?;
         let faults = match self.shared.source().needs().faults {
             Faults::None => None,
@@ -83,6 +83,11 @@ impl Driver {
 
     /// Dials the page streams and the fault stream, once the destination has agreed to take them.
     pub(super) fn open_streams(&mut self) -> Result<(), String> {
+        if let Some(percent) = self.shared.destination_cpu_percent() {
+            self.send(&ToDestination::CpuCap {
+                percent: Some(percent),
+            })?;
+        }
         let Some(connection) = &mut self.connection else {
             return Err("no connection".into());
         };
@@ -158,7 +163,7 @@ impl Driver {
                 ) {
                     Ok((control, version)) => {
                         // Its daemon may be another one now.
-                        shared.encodings.peer_speaks(version);
+                        shared.peer_speaks(version);
                         let _ = inputs.send(Input::Connected(control));
                         return;
                     }

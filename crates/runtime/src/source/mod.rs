@@ -13,6 +13,7 @@ mod page_writer;
 mod pages;
 mod steps;
 
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
@@ -26,7 +27,7 @@ use vmferry_core::source::{Event, Setup, Side, Source};
 use vmferry_core::{MigrationRequest, limits};
 use vmferry_guest::{GuestRam, Vm};
 use vmferry_transport::Endpoint;
-use vmferry_wire::SessionToken;
+use vmferry_wire::{CPU_CAP_SINCE, SessionToken};
 
 use crate::clock::Clock;
 use crate::cpu_cap::CpuCap;
@@ -87,6 +88,8 @@ struct Shared {
     encodings: Arc<Encodings>,
     usage: Usage,
     cpu_cap: CpuCap,
+    /// Version of the protocol agreed on with the destination; 0 before that.
+    version: AtomicU16,
     session: SessionToken,
     request: Request,
 }
@@ -98,6 +101,17 @@ impl Shared {
 
     fn now(&self) -> Duration {
         self.clock.now()
+    }
+
+    fn peer_speaks(&self, version: u16) {
+        self.version.store(version, Ordering::Relaxed);
+        self.encodings.peer_speaks(version);
+    }
+
+    /// The CPU cap of the destination, where it can be told.
+    fn destination_cpu_percent(&self) -> Option<u32> {
+        let told = self.version.load(Ordering::Relaxed) >= CPU_CAP_SINCE;
+        self.request.limits.cpu_destination_percent.filter(|_| told)
     }
 
     /// Waits until woken, or until `at`.
@@ -287,6 +301,7 @@ impl Outgoing {
                 std::process::id(),
                 &token_text(session)[..8]
             )),
+            version: AtomicU16::new(0),
             session,
             request,
         });
