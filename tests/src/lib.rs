@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 pub mod browser;
+pub mod checkpoint;
 pub mod console;
 pub mod daemon;
 pub mod guest;

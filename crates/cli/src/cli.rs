@@ -6,7 +6,8 @@ use clap::{Parser, Subcommand};
 
 use crate::client::{Client, DEFAULT_SOCKET};
 use crate::commands::{
-    agent, attach, bench, checkpoints, completions, host, limit, migrate, model, resolve, run, status, stop,
+    agent, attach, bench, calibrate, checkpoints, completions, host, limit, migrate, model, resolve, resume,
+    run, simulate, status, stop, trace,
 };
 use crate::demo::DemoArgs;
 
@@ -81,10 +82,22 @@ pub(crate) enum Command {
     Cancel(status::CancelArgs),
     /// Settle by hand who owns a guest after a broken handover
     Resolve(resolve::ResolveArgs),
+    /// Resume a guest from a checkpoint
+    Resume(resume::ResumeArgs),
+    /// Let a guest run that was resumed to stand paused
+    Continue(resume::ResumedArgs),
+    /// Bring the rest of the pages of a guest that was resumed
+    Fill(resume::ResumedArgs),
     /// End a guest, like pulling its power cord
     Stop(stop::StopArgs),
     /// List, verify and delete checkpoints of a store
     Checkpoints(checkpoints::CheckpointsArgs),
+    /// Record which pages a guest writes, or show such a trace
+    Trace(trace::TraceArgs),
+    /// Measure the way to another host
+    Calibrate(calibrate::CalibrateArgs),
+    /// Simulate migrations of a guest that was recorded
+    Simulate(simulate::SimulateArgs),
     /// Print completions for a shell
     Completions(completions::CompletionsArgs),
 }

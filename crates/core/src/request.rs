@@ -3,7 +3,9 @@
 use serde::{Deserialize, Serialize};
 
 use crate::encoding::{Encoding, default_delta_cache_bytes};
+use crate::forecast::{Forecast, Goal};
 use crate::policy::Policy;
+use crate::policy::auto::Auto;
 use crate::sampling::Ready;
 use crate::strategy::{Limits, Strategy};
 use crate::tuning::Tuning;
@@ -36,6 +38,12 @@ pub struct MigrationRequest<To> {
     /// guest's size where absent ([`default_delta_cache_bytes`]).
     #[serde(default)]
     pub delta_cache_bytes: Option<u64>,
+    /// What the forecast was made for, where the strategy is its choice: then it is followed ([`crate::policy::auto`]).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub goal: Option<Goal>,
+    /// What is expected, where somebody made a forecast; it is kept with the report.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub forecast: Option<Box<Forecast>>,
     /// What the guest does, where somebody knows: what the migration teaches is kept under it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub workload: Option<Workload>,
@@ -53,6 +61,8 @@ impl<To> MigrationRequest<To> {
             verify: false,
             encoding: Encoding::default(),
             delta_cache_bytes: None,
+            goal: None,
+            forecast: None,
             workload: None,
         }
     }
@@ -68,17 +78,28 @@ impl<To> MigrationRequest<To> {
             verify: self.verify,
             encoding: self.encoding,
             delta_cache_bytes: self.delta_cache_bytes,
+            goal: self.goal,
+            forecast: self.forecast,
             workload: self.workload,
         }
     }
 
-    /// The policy of its algorithm, for a guest of `pages` pages of which `ready` is known beforehand.
+    /// The policy of its algorithm, for a guest of `pages` pages of which `ready` is known beforehand. Where it was chosen for a
+    /// goal, what the forecast says of it is held to.
     pub fn policy(&self, pages: u64, ready: Option<Ready>) -> Box<dyn Policy> {
-        match ready {
+        let policy = match ready {
             Some(ready) => self
                 .strategy
                 .policy_knowing(&self.limits, &self.tuning, pages, ready),
             None => self.strategy.policy(&self.limits, &self.tuning, pages),
+        };
+        let expected = self
+            .forecast
+            .as_ref()
+            .and_then(|forecast| forecast.of(self.strategy));
+        match (self.goal, expected) {
+            (Some(_), Some(expected)) => Box::new(Auto::new(policy, expected.clone())),
+            _ => policy,
         }
     }
 

@@ -1,6 +1,7 @@
 //! A figure on the page: what is said of it, plots, table, verdict.
 
 mod latency;
+mod models;
 mod over_time;
 mod panels;
 mod states;
@@ -58,6 +59,8 @@ pub(crate) fn figure(results: &Results, figure: &Figure, anchor: &str) -> Markup
                 div class=(if plots == 1 { "single" } else { "several" }) {
                     (plots_of(results, figure, &cases, anchor))
                     @match figure.kind {
+                        FigureKind::Model => {}
+                        FigureKind::Trial => (models::trials(results, figure)),
                         FigureKind::Rounds => (over_time::rounds_tables(results, figure, &cases)),
                         _ => (table::figures(results, &cases, &metrics, figure.relative_to.as_deref())),
                     }
@@ -94,7 +97,8 @@ fn plots_of(results: &Results, figure: &Figure, cases: &[Case<'_>], anchor: &str
         FigureKind::Distribution => latency::distributions(results, cases, anchor),
         FigureKind::States => states::plots(results, cases, anchor),
         FigureKind::Rounds => over_time::rounds(results, figure, cases, anchor),
-        FigureKind::Table => html! {},
+        FigureKind::Table | FigureKind::Trial => html! {},
+        FigureKind::Model => models::models(results, figure, anchor),
     }
 }
 

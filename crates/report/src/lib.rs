@@ -14,6 +14,7 @@ mod papers;
 mod plot;
 mod scenario;
 mod side;
+pub mod standalone;
 mod summary;
 mod table;
 mod verdict;

@@ -7,8 +7,10 @@
 //! moved, [`recorder`] records a trace of one.
 #![forbid(unsafe_code)]
 
+pub mod calibrate;
 mod cgroup;
 mod clock;
+pub mod costs;
 mod cpu_cap;
 pub mod destination;
 pub mod dir;

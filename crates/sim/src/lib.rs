@@ -18,6 +18,7 @@
 mod destination;
 mod error;
 mod growth;
+mod learn;
 mod link;
 mod many;
 mod outcome;

@@ -308,6 +308,7 @@ impl<'a> World<'a> {
                 bandwidth_waited_ms: ms(measured.bandwidth_waited),
                 ..LimitsReport::default()
             },
+            filter: measured.filter,
             verified: None,
             forecast: None,
             notes: measured.notes,

@@ -24,6 +24,7 @@ pub mod frame;
 pub mod hello;
 pub mod page;
 pub mod page_set;
+pub mod probe;
 mod read;
 pub mod version;
 
@@ -38,5 +39,7 @@ pub use error::{Result, WireError};
 pub use fault::{FAULT_REQUEST_BYTES, FaultRequest};
 pub use hello::{Hello, HelloReply, SessionToken, StreamRole};
 pub use page::{MAX_RUN_PAGES, PAGE_HEADER_BYTES, PageFrame, PageHeader};
+
 pub use page_set::{PageSet, PageSetParts};
+pub use probe::Probe;
 pub use version::{CPU_CAP_SINCE, ENCODED_PAGES_SINCE, SPOKEN, VersionRange};

@@ -211,6 +211,7 @@ fn hellos() -> impl Strategy<Value = Hello> {
         any::<bool>().prop_map(|resume| StreamRole::Control { resume }),
         any::<u16>().prop_map(|index| StreamRole::Pages { index }),
         Just(StreamRole::Faults),
+        Just(StreamRole::Probe),
     ];
     (any::<u16>(), any::<u16>(), any::<[u8; 16]>(), roles).prop_map(|(min, max, token, role)| Hello {
         versions: VersionRange { min, max },

@@ -108,7 +108,7 @@ fn hellos_with_wrong_fields_are_refused() {
         Hello::decode(&bytes),
         &[
             "unknown role of a stream 9",
-            "1 (control), 2 (pages) or 3 (faults)",
+            "1 (control), 2 (pages), 3 (faults) or 5 (probe)",
         ],
     );
 }
@@ -276,7 +276,7 @@ fn messages_that_do_not_decode_are_refused_by_name() {
     );
     says(
         decode_control::<ToDestination>(&[0xff, 0xff, 0xff, 0xff, 0x0f]),
-        &["4294967295", "0 (Offer) to 10 (Ping)"],
+        &["4294967295", "0 (Offer) to 11 (CpuCap)"],
     );
     says(
         decode_control::<ToSource>(&[2, 1]),

@@ -103,7 +103,7 @@ impl Driver {
     fn execute(&mut self, commands: Vec<Command>, events: &mut VecDeque<Event>) {
         for command in commands {
             tracing::debug!(?command, "resume");
-            match self.carry_out(command) {
+            match self.carry_out(&command) {
                 Ok(event) => events.extend(event),
                 Err(why) => events.push_back(Event::Failed(why)),
             }
@@ -150,6 +150,8 @@ impl Driver {
             self.phase_since = now;
         }
         seen.phase = phase;
+        seen.ours = self.machine.owns();
+        seen.standing = self.machine.stands();
         seen.stalled = stalled;
     }
 

@@ -241,6 +241,8 @@ pub(super) fn request(args: &MigrateArgs) -> MigrateRequest {
         verify: args.verify,
         encoding: args.encoding,
         delta_cache_bytes: args.delta_cache,
+        goal: None,
+        forecast: None,
         workload: args.workload,
     }
 }

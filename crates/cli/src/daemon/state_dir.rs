@@ -5,6 +5,7 @@
 //! STATE/api.sock              the API, unless it was put elsewhere
 //! STATE/sessions              what became of sessions that arrived (kept by the runtime)
 //! STATE/reports/*.json        reports
+//! STATE/paths.json            the ways to other hosts, as they were measured
 //! STATE/history               what migrations away leave for the models (an embedded database)
 //! STATE/guests/NAME/spec.json what the guest was made from; written before anything is started
 //! STATE/guests/NAME/arriving  there while the guest is not this host's yet

@@ -24,6 +24,7 @@ use crate::ledger::Ledger;
 use crate::pages::PageRun;
 use crate::rates::Rates;
 
+pub mod auto;
 pub mod enlightened;
 pub mod hybrid;
 pub mod hybrid_learning;

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use vmferry_core::forecast::{Expected, StrategyForecast};
+use vmferry_core::policy::auto::Auto;
 use vmferry_core::policy::{Faults, Policy};
 use vmferry_core::report::Outcome;
 use vmferry_core::sampling::{Background, Budget, Ready};
@@ -35,6 +37,8 @@ pub(crate) struct Scenario {
     pub slow: bool,
     /// What sits in the guest.
     pub agent: Agent,
+    /// What was expected of it, where it is watched by `auto`.
+    pub expected: Option<StrategyForecast>,
     /// Pages that the source takes the loading of the device state to read.
     pub read_by_load: Vec<PageRun>,
 }
@@ -95,11 +99,20 @@ impl Scenario {
                 true => Agent::choose(chooser),
                 false => Agent::Silent,
             },
+            expected: (chooser.below(3) == 0).then(|| expected(algorithm, chooser)),
             read_by_load,
         }
     }
 
     pub(crate) fn policy(&self) -> Box<dyn Policy> {
+        let policy = self.unwatched_policy();
+        match &self.expected {
+            Some(expected) => Box::new(Auto::new(policy, expected.clone())),
+            None => policy,
+        }
+    }
+
+    fn unwatched_policy(&self) -> Box<dyn Policy> {
         match self.believed {
             Some(run) => {
                 self.algorithm
@@ -445,4 +458,23 @@ fn divisor(pages: u64, chooser: &mut Chooser) -> u32 {
 /// Keeps bitmaps of a scenario's size in one place.
 pub(crate) fn no_pages(scenario: &Scenario) -> PageBitmap {
     PageBitmap::new(scenario.pages)
+}
+
+/// A forecast that reality leaves now and then.
+fn expected(strategy: Strategy, chooser: &mut Chooser) -> StrategyForecast {
+    let up_to = |high: f64| Expected {
+        likely: high / 2.0,
+        low: 0.0,
+        high,
+    };
+    StrategyForecast {
+        strategy,
+        total_ms: up_to(100.0),
+        execution_transfer_ms: up_to([0.0, 5.0, 1e6][chooser.below(3) as usize]),
+        downtime_ms: up_to(1.0),
+        bytes_on_wire: up_to([1e4, 1e5, 1e9][chooser.below(3) as usize]),
+        slow_down_percent: up_to(1.0),
+        rounds: up_to([0.0, 2.0, 100.0][chooser.below(3) as usize]),
+        completes: 1.0,
+    }
 }

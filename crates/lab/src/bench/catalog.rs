@@ -6,7 +6,7 @@ use super::scenario::Scenario;
 use crate::error::{LabError, Result};
 
 /// Name and text of each.
-const SCENARIOS: [(&str, &str); 17] = [
+const SCENARIOS: [(&str, &str); 21] = [
     (
         "agent-allocation",
         include_str!("../../../../benches/scenarios/agent-allocation.toml"),
@@ -62,6 +62,22 @@ const SCENARIOS: [(&str, &str); 17] = [
     (
         "memory-written",
         include_str!("../../../../benches/scenarios/memory-written.toml"),
+    ),
+    (
+        "profile",
+        include_str!("../../../../benches/scenarios/profile.toml"),
+    ),
+    (
+        "profile-destination",
+        include_str!("../../../../benches/scenarios/profile-destination.toml"),
+    ),
+    (
+        "profile-intensity",
+        include_str!("../../../../benches/scenarios/profile-intensity.toml"),
+    ),
+    (
+        "profile-paper",
+        include_str!("../../../../benches/scenarios/profile-paper.toml"),
     ),
     (
         "server-strategies",

@@ -34,7 +34,7 @@ use vmferry_core::report::Progress;
 pub use account::Account;
 pub use experiment::ExperimentReport;
 pub use fit::Dropped;
-pub use history::{records, workload_of};
+pub use history::{record, records, workload_of};
 pub use machine::Machine;
 pub use measure::Measured;
 pub use operations::{Latencies, Operations};

@@ -170,7 +170,7 @@ pub(crate) fn legend<'a>(lines: impl IntoIterator<Item = (usize, &'a str)>) -> M
 }
 
 /// A disc, a square, a triangle, a diamond or a cross.
-fn mark(index: usize, x: f64, y: f64) -> String {
+pub(super) fn mark(index: usize, x: f64, y: f64) -> String {
     // Marks change faster than colours, so that lines of one colour differ.
     let kind = (index + index / COLOURS) % MARKS;
     let corners: &[(f64, f64)] = match kind {

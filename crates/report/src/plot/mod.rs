@@ -4,6 +4,7 @@
 mod bars;
 mod counts;
 mod lines;
+mod models;
 mod scale;
 mod timeline;
 
@@ -12,6 +13,7 @@ use maud::{Markup, html};
 pub(crate) use bars::{Bar, Bars};
 pub(crate) use counts::Counts;
 pub(crate) use lines::{Line, Lines, Point, legend};
+pub(crate) use models::{Curve, Models};
 pub(crate) use timeline::{Axis, Timeline};
 
 /// Width of every plot.

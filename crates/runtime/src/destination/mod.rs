@@ -7,6 +7,7 @@ mod driver;
 mod faults;
 mod opening;
 mod pages;
+mod probe;
 mod session;
 mod session_log;
 mod steps;
@@ -33,6 +34,9 @@ use session_log::SessionLog;
 
 /// Connections that may be without a hello at a time: each is a thread.
 const MAX_STRANGERS: usize = 128;
+
+/// Connections that may measure the way at a time.
+const MAX_PROBES: usize = 8;
 
 /// A guest created for a migration.
 pub struct Admitted {
@@ -113,6 +117,8 @@ struct Shared {
     sessions: Mutex<HashMap<SessionToken, Arc<Session>>>,
     /// Connections that have not said who they are.
     strangers: AtomicUsize,
+    /// Connections that measure the way.
+    probes: AtomicUsize,
     /// The most page streams of a migration.
     max_streams: AtomicU16,
     log: SessionLog,
@@ -149,6 +155,7 @@ impl Incoming {
                 listener,
                 sessions: Mutex::default(),
                 strangers: AtomicUsize::new(0),
+                probes: AtomicUsize::new(0),
                 max_streams: AtomicU16::new(MAX_STREAMS),
                 log,
             }),
@@ -254,6 +261,7 @@ fn greet(shared: &Arc<Shared>, mut stream: BoxedStream) {
     }
     let session = shared.session(hello.session);
     match (hello.role, session) {
+        (StreamRole::Probe, _) => serve_probe(shared, stream, version),
         (StreamRole::Control { resume: false }, None) => {
             if welcome(&mut stream, version) {
                 opening::run(shared, hello.session, stream);
@@ -278,6 +286,19 @@ fn greet(shared: &Arc<Shared>, mut stream: BoxedStream) {
         }
         (_, None) => refuse(stream, "no such session"),
     }
+}
+
+/// Few at a time: each loads the link.
+fn serve_probe(shared: &Shared, mut stream: BoxedStream, version: u16) {
+    if shared.probes.fetch_add(1, Ordering::Relaxed) >= MAX_PROBES {
+        refuse(
+            stream,
+            "too many measurements of this host are under way; try again later",
+        );
+    } else if welcome(&mut stream, version) {
+        probe::serve(stream);
+    }
+    shared.probes.fetch_sub(1, Ordering::Relaxed);
 }
 
 fn welcome(stream: &mut BoxedStream, version: u16) -> bool {

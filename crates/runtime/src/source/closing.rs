@@ -69,7 +69,7 @@ impl Driver {
                 ..filter
             }),
             verified: measured.summary.verified,
-            forecast: None,
+            forecast: self.shared.request.forecast.as_deref().cloned(),
             notes,
         }
     }

@@ -63,6 +63,9 @@ pub struct Figure {
     /// Where the names along the axis stand on it; the first number in each where absent.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub at: BTreeMap<String, f64>,
+    /// What models are about; the CPU share of the source where absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub axis: Option<vmferry_forecast::model::Axis>,
     /// What the axis counts: `regions`, `MiB written`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub x_label: Option<String>,
@@ -88,13 +91,17 @@ pub enum FigureKind {
     States,
     /// Numbers only.
     Table,
+    /// Total time over what a migration may use, with the regression model that fits it.
+    Model,
+    /// How a model that learned from five settings does on the others.
+    Trial,
 }
 
 impl FigureKind {
     /// What its table has where the scenario does not say; of the others it has to.
     pub fn usual_metrics(self) -> &'static [&'static str] {
         match self {
-            Self::Bars | Self::Lines | Self::Rounds | Self::Table => &[],
+            Self::Bars | Self::Lines | Self::Rounds | Self::Table | Self::Model | Self::Trial => &[],
             Self::Timeline => &[
                 "operations_before_per_s",
                 "operations_during_per_s",
@@ -197,7 +204,8 @@ impl Figure {
                 "the id {id:?} of a figure is no link; write small letters, digits and dashes"
             ));
         }
-        if self.metrics.is_empty() && self.kind.usual_metrics().is_empty() {
+        let by_itself = matches!(self.kind, FigureKind::Model | FigureKind::Trial);
+        if self.metrics.is_empty() && self.kind.usual_metrics().is_empty() && !by_itself {
             return Err(format!("figure {id:?} has no metrics: it would show nothing"));
         }
         let known: BTreeSet<_> = scenario
