@@ -54,15 +54,15 @@ pub enum Workload {
         #[serde(default)]
         mib_per_s: Option<u64>,
     },
-    /// Allocates, touches and frees memory, block after block, as fast as it goes.
-    Allocate {
-        /// Size of a block.
-        kib: u64,
-    },
     /// Reads memory, page after page, as fast as it goes.
     Read {
         /// So much of it.
         mib: u64,
+    },
+    /// Allocates, touches and frees memory, block after block, as fast as it goes.
+    Allocate {
+        /// Size of a block.
+        kib: u64,
     },
     /// Computes.
     Cpu {
@@ -167,8 +167,8 @@ impl Workload {
             Self::Redis(server) => Some(format!("vmferry.redis={}", server.mib)),
             Self::Tpcc { mib, .. } => Some(format!("vmferry.database={mib}")),
             Self::Write { mib, mib_per_s } => work(format!("write:{mib}:{}", mib_per_s.unwrap_or(0))),
-            Self::Allocate { kib } => work(format!("allocate:{kib}")),
             Self::Read { mib } => work(format!("read:{mib}")),
+            Self::Allocate { kib } => work(format!("allocate:{kib}")),
             Self::Cpu { percent } => work(format!("cpu:{percent}")),
             Self::Gzip { mib } => work(format!("gzip:{mib}")),
             Self::Bzip2 { mib } => work(format!("bzip2:{mib}")),

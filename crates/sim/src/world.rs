@@ -311,6 +311,7 @@ impl<'a> World<'a> {
             filter: measured.filter,
             verified: None,
             forecast: None,
+            filter: measured.filter,
             notes: measured.notes,
         };
         let waited_ms = ms(self.destination.guest_waited());

@@ -204,8 +204,8 @@ impl Figure {
                 "the id {id:?} of a figure is no link; write small letters, digits and dashes"
             ));
         }
-        let by_itself = matches!(self.kind, FigureKind::Model | FigureKind::Trial);
-        if self.metrics.is_empty() && self.kind.usual_metrics().is_empty() && !by_itself {
+        let speaks_for_itself = matches!(self.kind, FigureKind::Model | FigureKind::Trial);
+        if self.metrics.is_empty() && self.kind.usual_metrics().is_empty() && !speaks_for_itself {
             return Err(format!("figure {id:?} has no metrics: it would show nothing"));
         }
         let known: BTreeSet<_> = scenario
