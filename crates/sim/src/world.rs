@@ -308,7 +308,6 @@ impl<'a> World<'a> {
                 bandwidth_waited_ms: ms(measured.bandwidth_waited),
                 ..LimitsReport::default()
             },
-            filter: measured.filter,
             verified: None,
             forecast: None,
             filter: measured.filter,
