@@ -19,6 +19,7 @@ pub mod network;
 pub mod require;
 pub mod turn;
 pub mod vmferry;
+pub mod witness;
 
 pub use console::Console;
 pub use daemon::{HostDaemon, Hosts};

@@ -17,6 +17,7 @@ pub mod report_table;
 pub mod resume_table;
 mod store_args;
 mod table;
+mod take_table;
 pub mod units;
 
 pub use failure::run;

@@ -23,10 +23,12 @@ mod faults;
 mod options;
 mod phases;
 mod savers;
+mod series;
 mod session;
 mod shared;
 mod stop;
 
 pub use error::TakeError;
 pub use options::TakeOptions;
+pub use series::{Series, SeriesEvents, SeriesRequest, SeriesState};
 pub use session::{Session, TakeControl};

@@ -9,6 +9,7 @@ use vmferry_guest_qemu::QemuBackend;
 use vmferry_guest_synth::{Stats, SynthBackend, SynthGuest};
 use vmferry_runtime::Incoming;
 
+use super::checkpoints::Checkpoints;
 use super::history::Histories;
 use super::paths::Paths;
 use super::refusal::Refusal;
@@ -30,6 +31,7 @@ pub(super) struct LocalHost {
     /// Where checkpoints are, unless a request says otherwise.
     pub(super) store: String,
     pub(super) paths: Paths,
+    pub(super) checkpoints: Checkpoints,
     /// Set once, right after it was made: it refers to this host in turn.
     pub(super) incoming: OnceLock<Weak<Incoming>>,
     synth: SynthBackend,
@@ -46,6 +48,7 @@ impl LocalHost {
             history: Histories::open(&state.history()),
             store: store.unwrap_or_else(|| state.path().join("checkpoints").to_string_lossy().into_owned()),
             paths: Paths::load(state.path().join("paths.json")),
+            checkpoints: Checkpoints::default(),
             state,
             registry: Arc::default(),
             incoming: OnceLock::new(),
@@ -159,6 +162,7 @@ impl LocalHost {
                 _ => Ok(slot.clone()),
             }
         })?;
+        self.checkpoints.forget(name);
         self.samplers.forget(name);
         self.give_back_checkpoint(name);
         match slot {
@@ -286,6 +290,7 @@ impl LocalHost {
             ram_bytes: vm.map_or(0, |vm| vm.ram().layout().bytes()),
             problem: problem.or(ended),
             migration: self.migration_under_way(name, slot),
+            checkpoints: self.checkpoints.state(name).filter(|state| !state.ended),
             resume: match slot {
                 Slot::Resuming { resuming, .. } => Some(resuming.progress()),
                 _ => None,

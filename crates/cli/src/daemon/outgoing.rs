@@ -30,6 +30,7 @@ impl LocalHost {
             .registry
             .take(name, "is about to be moved", |slot| may_leave(name, slot))?;
         let asked = request;
+        self.checkpoints.check_off(name)?;
         let request = request.clone().directed_to(destination);
         let (id, to) = (new_id(name), request.to.to_string());
         state_dir::set_marker(&member.dir, Marker::Leaving).map_err(Refusal::failed)?;

@@ -141,8 +141,10 @@ fn take_back(
         vm: Arc::clone(vm),
         dir: dir.to_owned(),
     };
-    let in_migration =
-        state_dir::has_marker(dir, Marker::Leaving) || state_dir::has_marker(dir, Marker::Arriving);
+    let may_be_paused = [Marker::Leaving, Marker::Arriving, Marker::Checkpointed];
+    let may_be_paused = may_be_paused
+        .into_iter()
+        .any(|marker| state_dir::has_marker(dir, marker));
     if let Some(saved) = Saved::load(&guest_dir)? {
         state_dir::clear_marker(dir, Marker::Leaving);
         return host.take_up_resume(name, member, saved).map(Some);
@@ -163,12 +165,13 @@ fn take_back(
         tracing::info!("{name} was found again");
         None
     };
-    // A migration had paused it, or had not come to let it run.
-    if in_migration && vm.state() == GuestState::Paused {
+    // A migration or a checkpoint had paused it, or had not come to let it run.
+    if may_be_paused && vm.state() == GuestState::Paused {
         vm.resume()?;
     }
     state_dir::clear_marker(dir, Marker::Leaving);
     state_dir::clear_marker(dir, Marker::Arriving);
+    state_dir::clear_marker(dir, Marker::Checkpointed);
     Ok(note)
 }
 
