@@ -18,8 +18,8 @@ use vmferry_guest::GuestSpec;
 
 use crate::{
     AgentInfo, AgentRequest, AttachRequest, CalibrateRequest, Calibration, Done, ErrorBody, GuestInfo,
-    HostInfo, LimitsRequest, MigrateRequest, Migration, Owner, ResolveRequest, Started, StoredReport,
-    TraceInfo, TraceRequest,
+    HostInfo, LimitsRequest, MigrateRequest, Migration, Owner, ResolveRequest, ResumeRequest, ResumeStarted,
+    ResumeState, Started, StoredReport, TraceInfo, TraceRequest,
 };
 
 /// The daemon's socket where nothing else is said.
@@ -257,6 +257,39 @@ impl Client {
     pub fn resolve(&self, name: &str, owner: Owner) -> Result<()> {
         self.post::<Done>(&guest_path(name, "/resolve"), &ResolveRequest { owner })
             .map(drop)
+    }
+
+    /// Begins to resume a checkpoint.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub fn resume(&self, request: &ResumeRequest) -> Result<ResumeStarted> {
+        self.post("/v1/resume", request)
+    }
+
+    /// The resume of a guest that is under way, else the last one.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub fn resume_state(&self, name: &str) -> Result<ResumeState> {
+        self.get(&guest_path(name, "/resume"))
+    }
+
+    /// Lets a guest run that was resumed to stand paused.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub fn go_on(&self, name: &str) -> Result<()> {
+        self.post::<Done>(&guest_path(name, "/continue"), &Done {})
+            .map(drop)
+    }
+
+    /// Brings the rest of the pages of a guest that was resumed.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub fn fill(&self, name: &str) -> Result<()> {
+        self.post::<Done>(&guest_path(name, "/fill"), &Done {}).map(drop)
     }
 
     /// All reports this host keeps, the newest last.

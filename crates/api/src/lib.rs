@@ -16,6 +16,10 @@
 //! | `POST /v1/guests/{name}/limits` | [`LimitsRequest`] | [`Done`]: they hold for the migration under way |
 //! | `POST /v1/guests/{name}/cancel` | | [`Done`] |
 //! | `POST /v1/guests/{name}/resolve` | [`ResolveRequest`] | [`Done`] |
+//! | `POST /v1/resume` | [`ResumeRequest`] | [`ResumeStarted`] |
+//! | `GET /v1/guests/{name}/resume` | | [`ResumeState`]: the resume under way, else the last one |
+//! | `POST /v1/guests/{name}/continue` | | [`Done`]: a guest that was resumed to stand paused runs |
+//! | `POST /v1/guests/{name}/fill` | | [`Done`]: a guest that was resumed gets the rest of its pages |
 //! | `GET /v1/reports` | | list of [`StoredReport`], newest last |
 //! | `POST /v1/guests/{name}/trace` | [`TraceRequest`] | [`TraceInfo`]: a trace of it is being recorded |
 //! | `GET /v1/guests/{name}/trace` | | [`TraceInfo`]: the recording under way, else the last one |
@@ -30,13 +34,16 @@
 #![forbid(unsafe_code)]
 
 pub mod client;
+mod resume;
 mod traces;
 
 use std::path::PathBuf;
 
 pub use client::{Client, ClientError};
+pub use resume::{ResumeRequest, ResumeStarted, ResumeState};
 use serde::{Deserialize, Serialize};
 use vmferry_core::report::{Progress, Report};
+use vmferry_core::resume::ResumeProgress;
 use vmferry_core::sampling::SamplingReport;
 use vmferry_guest::{GuestLoad, GuestState, ProcessRan};
 
@@ -85,6 +92,9 @@ pub struct GuestInfo {
     /// The migration under way.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub migration: Option<Migration>,
+    /// Its resume from a checkpoint, while pages of it are in the store only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resume: Option<ResumeProgress>,
     /// What was learned of it while it runs; only where one guest is asked for, is this host's and is learned about.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub learned: Option<SamplingReport>,
@@ -102,6 +112,8 @@ pub enum Role {
     Source,
     /// The guest is being moved here and is not this host's yet.
     Destination,
+    /// The guest is being resumed from a checkpoint, or runs already and pages of it are in the store only.
+    Resuming,
     /// It is being created, attached or ended.
     Busy,
     /// Its directory is there, and it could not be reached when the daemon started.
@@ -285,6 +297,8 @@ pub enum ReportSide {
     Source,
     /// The destination: what it saw.
     Destination,
+    /// It was no migration: the guest was resumed here from a checkpoint.
+    Resume,
 }
 
 /// Why something was not done.

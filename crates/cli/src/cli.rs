@@ -6,8 +6,8 @@ use clap::{Parser, Subcommand};
 
 use crate::client::{Client, DEFAULT_SOCKET};
 use crate::commands::{
-    agent, attach, bench, calibrate, completions, host, limit, migrate, model, resolve, run, simulate,
-    status, stop, trace,
+    agent, attach, bench, calibrate, checkpoints, completions, host, limit, migrate, model, resolve, resume,
+    run, simulate, status, stop, trace,
 };
 use crate::demo::DemoArgs;
 
@@ -82,6 +82,12 @@ pub(crate) enum Command {
     Cancel(status::CancelArgs),
     /// Settle by hand who owns a guest after a broken handover
     Resolve(resolve::ResolveArgs),
+    /// Resume a guest from a checkpoint
+    Resume(resume::ResumeArgs),
+    /// Let a guest run that was resumed to stand paused
+    Continue(resume::ResumedArgs),
+    /// Bring the rest of the pages of a guest that was resumed
+    Fill(resume::ResumedArgs),
     /// End a guest, like pulling its power cord
     Stop(stop::StopArgs),
     /// Record which pages a guest writes, or show such a trace
@@ -90,6 +96,8 @@ pub(crate) enum Command {
     Calibrate(calibrate::CalibrateArgs),
     /// Simulate migrations of a guest that was recorded
     Simulate(simulate::SimulateArgs),
+    /// List, verify and delete checkpoints of a store
+    Checkpoints(checkpoints::CheckpointsArgs),
     /// Print completions for a shell
     Completions(completions::CompletionsArgs),
 }

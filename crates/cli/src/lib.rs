@@ -14,6 +14,8 @@ pub mod loadspec;
 pub mod names;
 mod progress;
 pub mod report_table;
+pub mod resume_table;
+mod store_args;
 mod table;
 pub mod units;
 

@@ -25,6 +25,7 @@ pub mod resume;
 pub mod sampling;
 pub mod source;
 pub mod strategy;
+pub mod take;
 pub mod tracking;
 pub mod tuning;
 pub mod workload;

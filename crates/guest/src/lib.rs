@@ -13,6 +13,7 @@ pub mod enlightened;
 pub mod error;
 pub mod guest;
 pub mod ram;
+pub mod write_holds;
 
 pub use backend::{Backend, GuestSpec};
 pub use enlightened::{Enlightened, FreeKnowledge, GuestLoad, ProcessRan};
@@ -21,3 +22,4 @@ pub use guest::{
     DirtyTracker, FaultMode, Guest, GuestState, Installed, MigrateIn, MigrateOut, PageFaults, Vm,
 };
 pub use ram::GuestRam;
+pub use write_holds::{HeldEvent, WriteHolds};

@@ -12,6 +12,9 @@ use object_store::{BackoffConfig, ClientOptions, ObjectStore, RetryConfig};
 
 use crate::error::{Result, StoreError};
 
+/// A store in memory.
+pub(crate) const MEMORY: &str = "memory:";
+
 /// A store's objects, before anything is read or written.
 pub(crate) struct Opened {
     pub(crate) name: String,
@@ -38,7 +41,7 @@ impl Opened {
 /// region and endpoint in the environment as AWS's own tools read them, or `memory:`.
 pub(crate) fn open(location: &str, patience: Duration) -> Result<Opened> {
     match location.split_once(':') {
-        Some(("memory", "")) => Ok(Opened::of(location, Arc::new(InMemory::new()))),
+        _ if location == MEMORY => Ok(Opened::of(location, Arc::new(InMemory::new()))),
         Some(("s3", rest)) => s3(location, rest.strip_prefix("//").unwrap_or(rest), patience),
         Some(("file", path)) => folder(location, Path::new(path.strip_prefix("//").unwrap_or(path))),
         Some((scheme, rest)) if rest.starts_with("//") => {

@@ -150,6 +150,8 @@ impl Driver {
             self.phase_since = now;
         }
         seen.phase = phase;
+        seen.ours = self.machine.owns();
+        seen.standing = self.machine.stands();
         seen.stalled = stalled;
     }
 

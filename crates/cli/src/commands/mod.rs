@@ -4,6 +4,7 @@ pub(crate) mod agent;
 pub(crate) mod attach;
 pub(crate) mod bench;
 pub(crate) mod calibrate;
+pub(crate) mod checkpoints;
 pub(crate) mod completions;
 pub(crate) mod doctor;
 pub(crate) mod host;
@@ -13,6 +14,7 @@ pub(crate) mod migrate;
 pub(crate) mod model;
 mod output;
 pub(crate) mod resolve;
+pub(crate) mod resume;
 pub(crate) mod run;
 pub(crate) mod simulate;
 pub(crate) mod status;
@@ -42,10 +44,14 @@ pub(crate) fn run(cli: Cli) -> Result<ExitCode> {
         Command::Limit(args) => limit::run(common, &args),
         Command::Cancel(args) => status::cancel(common, &args),
         Command::Resolve(args) => resolve::run(common, &args),
+        Command::Resume(args) => resume::run(common, &args),
+        Command::Continue(args) => resume::go_on(common, &args),
+        Command::Fill(args) => resume::fill(common, &args),
         Command::Stop(args) => stop::run(common, &args),
         Command::Trace(args) => trace::run(common, &args),
         Command::Calibrate(args) => calibrate::run(common, &args),
         Command::Simulate(args) => simulate::run(common, &args),
+        Command::Checkpoints(args) => checkpoints::run(common, &args),
         Command::Completions(args) => completions::run(&args),
     }
 }

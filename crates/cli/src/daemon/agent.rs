@@ -20,8 +20,10 @@ impl LocalHost {
                 MAX_AGENT_TIMEOUT.as_millis()
             )));
         }
-        let (Slot::Here(member) | Slot::Leaving { member, .. } | Slot::Receiving { member, .. }) =
-            self.registry.get(name)?
+        let (Slot::Here(member)
+        | Slot::Leaving { member, .. }
+        | Slot::Receiving { member, .. }
+        | Slot::Resuming { member, .. }) = self.registry.get(name)?
         else {
             return Err(Refusal::conflict(format!("guest {name} does not run here"))
                 .mend(format!("`vmferry status {name}` shows what it does")));

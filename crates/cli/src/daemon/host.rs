@@ -14,6 +14,7 @@ use super::paths::Paths;
 use super::refusal::Refusal;
 use super::registry::{Member, Registry, Slot};
 use super::reports::Reports;
+use super::resuming::lack;
 use super::samplers::Samplers;
 use super::state_dir::{self, StateDir};
 use crate::api::{Arrival, AttachRequest, GuestInfo, Migration, Role, Stage};
@@ -27,6 +28,8 @@ pub(super) struct LocalHost {
     pub(super) samplers: Samplers,
     pub(super) history: Histories,
     pub(super) paths: Paths,
+    /// Where checkpoints are, unless a request says otherwise.
+    pub(super) store: String,
     /// Set once, right after it was made: it refers to this host in turn.
     pub(super) incoming: OnceLock<Weak<Incoming>>,
     synth: SynthBackend,
@@ -35,13 +38,14 @@ pub(super) struct LocalHost {
 }
 
 impl LocalHost {
-    pub(super) fn new(state: StateDir, samplers: Samplers) -> anyhow::Result<Self> {
+    pub(super) fn new(state: StateDir, samplers: Samplers, store: Option<String>) -> anyhow::Result<Self> {
         let synth = SynthBackend::new();
         Ok(Self {
             reports: Reports::load(state.reports())?,
             samplers,
             history: Histories::open(&state.history()),
             paths: Paths::load(state.path().join("paths.json")),
+            store: store.unwrap_or_else(|| state.path().join("checkpoints").to_string_lossy().into_owned()),
             state,
             registry: Arc::default(),
             incoming: OnceLock::new(),
@@ -156,6 +160,7 @@ impl LocalHost {
             }
         })?;
         self.samplers.forget(name);
+        self.give_back_checkpoint(name);
         match slot {
             Slot::Here(Member { vm, dir })
             | Slot::Receiving {
@@ -164,6 +169,11 @@ impl LocalHost {
             } => {
                 vm.destroy();
                 state_dir::remove_guest(&dir);
+            }
+            Slot::Resuming { member, resuming, .. } => {
+                resuming.release();
+                member.vm.destroy();
+                state_dir::remove_guest(&member.dir);
             }
             Slot::Stuck { dir, vm, .. } => {
                 if let Some(vm) = vm {
@@ -239,7 +249,7 @@ impl LocalHost {
                     stage: Stage::Incoming { progress },
                 })
             }
-            Slot::Busy { .. } | Slot::Here(_) | Slot::Stuck { .. } => None,
+            Slot::Busy { .. } | Slot::Here(_) | Slot::Stuck { .. } | Slot::Resuming { .. } => None,
         }
     }
 
@@ -250,10 +260,17 @@ impl LocalHost {
             Slot::Leaving { .. } => (Role::Source, None),
             Slot::Arriving { .. } => (Role::Destination, None),
             Slot::Receiving { .. } => (Role::Receiving, None),
+            Slot::Resuming { resuming, .. } => (Role::Resuming, lack(&resuming.progress())),
             Slot::Stuck { why, .. } => (Role::Unreachable, Some(why.clone())),
         };
         let vm = slot.member().map(|member| &member.vm);
-        let state = vm.map(|vm| vm.state());
+        let state = match slot {
+            // A vCPU that waits for a page keeps QEMU from saying so.
+            Slot::Resuming { resuming, .. } if resuming.progress().stalled.is_some() => {
+                Some(GuestState::Paused)
+            }
+            _ => vm.map(|vm| vm.state()),
+        };
         let ended = (role == Role::Owner && state == Some(GuestState::Gone))
             .then(|| format!("it ended; `vmferry stop {name}` forgets it"));
         let backend = match slot {
@@ -269,6 +286,10 @@ impl LocalHost {
             ram_bytes: vm.map_or(0, |vm| vm.ram().layout().bytes()),
             problem: problem.or(ended),
             migration: self.migration_under_way(name, slot),
+            resume: match slot {
+                Slot::Resuming { resuming, .. } => Some(resuming.progress()),
+                _ => None,
+            },
             learned: None,
         }
     }

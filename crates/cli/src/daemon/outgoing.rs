@@ -111,6 +111,12 @@ impl LocalHost {
                 Some(incoming) => incoming.cancel(name).map_err(of_runtime),
                 None => Err(Refusal::stopping()),
             },
+            Slot::Resuming { resuming, .. } => resuming.cancel().map_err(|_| {
+                Refusal::conflict(format!(
+                    "guest {name} is started already: its resume can only be completed"
+                ))
+                .mend(format!("`vmferry stop {name}` ends it"))
+            }),
             Slot::Receiving { .. } => Err(Refusal::conflict(format!(
                 "guest {name} runs here already: its migration can only be completed"
             ))),
@@ -182,7 +188,10 @@ impl LocalHost {
         {
             return Ok(under_way);
         }
-        let last = self.reports.last_of(name).and_then(of_stored);
+        let last = self
+            .reports
+            .last_of(name, |side| side != ReportSide::Resume)
+            .and_then(of_stored);
         last.ok_or_else(|| {
             Refusal::not_found(format!("no migration of a guest {name} is known on this host"))
         })
@@ -201,6 +210,12 @@ fn may_leave(name: &str, slot: &Slot) -> Result<Member, Refusal> {
         Slot::Receiving { .. } => refuse(
             "still lacks pages that its last host has",
             format!("wait until `vmferry status {name}` shows none"),
+        ),
+        Slot::Resuming { .. } => refuse(
+            "still lacks pages that are in its store",
+            format!(
+                "have them brought with `vmferry fill {name}`, and wait until `vmferry status {name}` shows none"
+            ),
         ),
         Slot::Stuck { why, .. } => refuse(
             &format!("cannot be used: {why}"),
@@ -223,6 +238,7 @@ fn of_stored(stored: StoredReport) -> Option<Migration> {
         ReportSide::Destination => Stage::Received {
             report: stored.report,
         },
+        ReportSide::Resume => return None,
     };
     Some(Migration { id: stored.id, stage })
 }

@@ -4,7 +4,7 @@
 //!
 //! | journal | then |
 //! |---|---|
-//! | owner, or none | the guest is ours: found again, and resumed where a migration had paused it; if pages still arrive, its faults are taken over |
+//! | owner, or none | the guest is ours: found again, and resumed where a migration had paused it; if pages still arrive or are in the store of its checkpoint, its faults are taken over |
 //! | handed over | the guest is the destination's: the migration is taken up again |
 //! | declined, released | leftovers are ended and removed |
 //! | none, marked as arriving | it never was ours: as above |
@@ -13,6 +13,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
+use vmferry_checkpoint::resume::Saved;
 use vmferry_core::handover::Record;
 use vmferry_guest::{GuestError, GuestSpec, GuestState, Vm};
 use vmferry_runtime::{GuestDir, Incoming, Journal, Outgoing};
@@ -142,6 +143,10 @@ fn take_back(
     };
     let in_migration =
         state_dir::has_marker(dir, Marker::Leaving) || state_dir::has_marker(dir, Marker::Arriving);
+    if let Some(saved) = Saved::load(&guest_dir)? {
+        state_dir::clear_marker(dir, Marker::Leaving);
+        return host.take_up_resume(name, member, saved).map(Some);
+    }
     let note = if guest_dir.page_states().exists() {
         host.registry.insert(
             name,
