@@ -6,7 +6,7 @@ use super::scenario::Scenario;
 use crate::error::{LabError, Result};
 
 /// Name and text of each.
-const SCENARIOS: [(&str, &str); 19] = [
+const SCENARIOS: [(&str, &str); 20] = [
     (
         "contention-database",
         include_str!("../../../../benches/scenarios/contention-database.toml"),
@@ -30,6 +30,10 @@ const SCENARIOS: [(&str, &str); 19] = [
     (
         "filter-workloads",
         include_str!("../../../../benches/scenarios/filter-workloads.toml"),
+    ),
+    (
+        "forecasts",
+        include_str!("../../../../benches/scenarios/forecasts.toml"),
     ),
     (
         "hybrid-parallel",

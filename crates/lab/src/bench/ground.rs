@@ -23,6 +23,8 @@ use crate::topology::Topology;
 
 /// Where guests arrive, in namespaces.
 pub(super) const PORT: u16 = 7120;
+/// How long a guest is recorded for a forecast.
+const RECORD: Duration = Duration::from_secs(4);
 
 /// Hosts and link of a run. Fields go in their order: what runs in a network before it.
 pub(super) struct Ground {
@@ -104,11 +106,30 @@ impl Ground {
         }
     }
 
-    /// Moves the guest, within `limit`.
-    pub(super) fn migrate(&self, limit: Duration, watch: impl FnMut(&Progress)) -> Result<Account> {
+    /// What vmferry is asked for, with a forecast where one is wanted.
+    pub(super) fn forecast(&self, seed: u64) -> Result<Option<MigrateRequest>> {
         match &self.mover {
             Mover::Vmferry(hosts, request) => {
                 let [source, destination] = hosts.as_ref();
+                source
+                    .forecast(GUEST, destination, request, RECORD, seed)
+                    .map(Some)
+            }
+            Mover::Qemu(_) => Ok(None),
+        }
+    }
+
+    /// Moves the guest, within `limit`, as it was forecast.
+    pub(super) fn migrate(
+        &self,
+        forecast: Option<&MigrateRequest>,
+        limit: Duration,
+        watch: impl FnMut(&Progress),
+    ) -> Result<Account> {
+        match &self.mover {
+            Mover::Vmferry(hosts, request) => {
+                let [source, destination] = hosts.as_ref();
+                let request = forecast.unwrap_or(request);
                 let report = source.migrate(GUEST, destination, request, Some(limit), watch)?;
                 Ok(Account::Vmferry(Box::new(report)))
             }

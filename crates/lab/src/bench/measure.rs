@@ -164,6 +164,7 @@ impl Workbench<'_> {
         let start = Instant::now();
         self.interrupt
             .sleep(Duration::from_secs_f64(self.scenario.warm_up_s))?;
+        let forecast = ground.forecast(run.seed)?;
         about_to_begin()?;
         ground
             .neighbour
@@ -171,7 +172,7 @@ impl Workbench<'_> {
             .map_or(Ok(()), Neighbour::about_to_begin)?;
         let before = sent()?;
         let began = Instant::now();
-        let account = ground.migrate(Duration::from_secs_f64(run.limit_s), watch)?;
+        let account = ground.migrate(forecast.as_ref(), Duration::from_secs_f64(run.limit_s), watch)?;
         // The look that saw the end may have come late.
         let ended = (began + Duration::from_secs_f64(account.total_ms().max(0.0) / 1e3)).min(Instant::now());
         let link_bytes = before.zip(sent()?).map(|(before, after)| after - before);
