@@ -84,11 +84,16 @@ impl QemuGuest {
                 under_way: None,
             },
         };
+        // A target that takes discards is emptied by a mirror at first.
+        let (discard, zeroes) = match to.keep {
+            true => ("ignore", "on"),
+            false => ("unmap", "unmap"),
+        };
         let target = json!({
             "driver": "nbd", "node-name": name, "export": to.export,
             "server": {"type": "unix", "path": to.socket},
             // Zeros cross as ranges, and leave holes where the copy can have some.
-            "discard": "unmap", "detect-zeroes": "unmap",
+            "discard": discard, "detect-zeroes": zeroes,
         });
         self.run(&BlockdevAdd(target), "reaching the copy of a disk")?;
         let mut mirror = Mirror {
