@@ -80,8 +80,8 @@ fn disks_move_there_and_only_their_changes_come_back() {
         assert_eq!((&moved["id"], &moved["format"]), (&"d".into(), &format.into()));
         assert_eq!(moved["bytes"], DISK_MIB * MIB);
         assert!(
-            moved["copied_bytes"].as_u64().unwrap() >= DISK_MIB * MIB,
-            "all of it: {moved}"
+            moved["copied_bytes"].as_u64().unwrap() >= 20 * MIB,
+            "what it holds: {moved}"
         );
         let on_wire = report["disks"]["bytes_on_wire"].as_u64().unwrap();
         assert!(
@@ -114,10 +114,7 @@ fn disks_move_there_and_only_their_changes_come_back() {
         assert_eq!(report["outcome"], "completed", "{report}");
         let moved = disk(&report);
         let copied = moved["copied_bytes"].as_u64().unwrap();
-        assert!(
-            copied > 0 && copied < DISK_MIB * MIB / 2,
-            "only what changed: {moved}"
-        );
+        assert!(copied > 0 && copied < 100 * MIB, "only what changed: {moved}");
         hosts.destination.assert_owns("vm");
         guest.console.assert_healthy(2);
 
