@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 pub mod browser;
+pub mod checkpoint;
 pub mod console;
 pub mod daemon;
 pub mod guest;
@@ -18,6 +19,7 @@ pub mod network;
 pub mod require;
 pub mod turn;
 pub mod vmferry;
+pub mod witness;
 
 pub use console::Console;
 pub use daemon::{HostDaemon, Hosts};

@@ -16,6 +16,9 @@
 //! | `POST /v1/guests/{name}/limits` | [`LimitsRequest`] | [`Done`]: they hold for the migration under way |
 //! | `POST /v1/guests/{name}/cancel` | | [`Done`] |
 //! | `POST /v1/guests/{name}/resolve` | [`ResolveRequest`] | [`Done`] |
+//! | `POST /v1/guests/{name}/checkpoint` | [`CheckpointRequest`] | [`CheckpointState`] |
+//! | `GET /v1/guests/{name}/checkpoint` | | [`CheckpointState`]: of those being taken, else of the last |
+//! | `DELETE /v1/guests/{name}/checkpoint` | | [`CheckpointState`]: no more are taken, one under way is cancelled |
 //! | `POST /v1/resume` | [`ResumeRequest`] | [`ResumeStarted`] |
 //! | `GET /v1/guests/{name}/resume` | | [`ResumeState`]: the resume under way, else the last one |
 //! | `POST /v1/guests/{name}/continue` | | [`Done`]: a guest that was resumed to stand paused runs |
@@ -33,12 +36,14 @@
 
 #![forbid(unsafe_code)]
 
+mod checkpoint;
 pub mod client;
 mod resume;
 mod traces;
 
 use std::path::PathBuf;
 
+pub use checkpoint::{CheckpointRequest, CheckpointState};
 pub use client::{Client, ClientError};
 pub use resume::{ResumeRequest, ResumeStarted, ResumeState};
 use serde::{Deserialize, Serialize};
@@ -93,6 +98,9 @@ pub struct GuestInfo {
     /// The migration under way.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub migration: Option<Migration>,
+    /// Checkpoints of it that are being taken.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub checkpoints: Option<CheckpointState>,
     /// Its resume from a checkpoint, while pages of it are in the store only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub resume: Option<ResumeProgress>,

@@ -11,7 +11,9 @@ use std::time::Duration;
 
 use tracing::warn;
 use vmferry_core::{PAGE_SIZE, PageRun};
-use vmferry_guest::{DirtyTracker, Enlightened, GuestError, GuestState, MigrateOut, Result, WriteHolds};
+use vmferry_guest::{
+    DirtyTracker, Disks, Enlightened, GuestError, GuestState, MigrateOut, Result, WriteHolds,
+};
 
 use crate::args::options;
 use crate::guest::{Phase, QemuGuest};
@@ -104,6 +106,10 @@ impl MigrateOut for QemuGuest {
         self.agent_socket().map(|_| self as &dyn Enlightened)
     }
 
+    fn disks(&self) -> Option<&dyn Disks> {
+        Some(self)
+    }
+
     fn dirty_tracker(&self) -> Result<Box<dyn DirtyTracker>> {
         Ok(Box::new(QemuTracker::new(self)?))
     }
@@ -135,6 +141,7 @@ impl MigrateOut for QemuGuest {
     }
 
     fn before_stop(&self) -> Result<()> {
+        self.hold_passes()?;
         let nodes = self.run(&QueryNamedBlockNodes {}, "asking QEMU for its disks")?;
         let pid = self.process.pid();
         for node in nodes

@@ -23,6 +23,8 @@ pub const MAX_NAME_BYTES: usize = 256;
 pub const MAX_DEVICE_STATE_CHUNK_BYTES: usize = 1 << 20;
 /// The most hashes in one message.
 pub const MAX_HASHES: usize = 64 << 10;
+/// The most bytes the description of disks may have.
+pub const MAX_DISKS_BYTES: usize = 256 << 10;
 /// The most fingerprints of pages in one message.
 pub const MAX_FINGERPRINTS: usize = 128 << 10;
 /// The most bytes a reason may have; see [`clip_reason`].
@@ -96,6 +98,12 @@ pub enum ToDestination {
     CpuCap {
         /// At most [`MAX_CPU_PERCENT`], and not 0.
         percent: Option<u32>,
+    },
+    /// Since version 3, before the offer: the disks that move with the guest. Answered by [`ToSource::DisksPlaced`] before
+    /// [`ToSource::Accept`].
+    Disks {
+        /// The plan (`DiskPlan` of `vmferry-guest`) in JSON, at most [`MAX_DISKS_BYTES`].
+        plan_json: String,
     },
     /// Since version 3, right after the offer: which pages does the destination have in a store of its own? Answered by
     /// [`ToSource::Held`], after [`ToSource::Accept`].
@@ -172,6 +180,11 @@ pub enum ToSource {
     Pong {
         /// As in the question.
         nonce: u64,
+    },
+    /// Since version 3: where the disks lie at the destination, which waits for their streams once it has accepted the guest.
+    DisksPlaced {
+        /// The places (a list of `PlacedDisk` of `vmferry-guest`) in JSON, at most [`MAX_DISKS_BYTES`].
+        places_json: String,
     },
     /// Since version 3, the answer to [`ToDestination::AskHeld`]: pages that the destination may have. They may cross as
     /// [`HeldPages`](crate::HeldPages) from now on. All together no more than the guest has pages.
@@ -356,6 +369,7 @@ impl ControlMessage for ToDestination {
         "Query",
         "Ping",
         "CpuCap",
+        "Disks",
         "AskHeld",
     ];
 
@@ -372,6 +386,9 @@ impl ControlMessage for ToDestination {
                 bound("a message of page hashes", hashes.len(), "hashes", MAX_HASHES)
             }
             Self::Abort { reason } => bound("the reason to abort", reason.len(), "bytes", MAX_REASON_BYTES),
+            Self::Disks { plan_json } => {
+                bound("the plan of the disks", plan_json.len(), "bytes", MAX_DISKS_BYTES)
+            }
             Self::Pending { pages: set } | Self::Switch { pending: set, .. } => set.check(),
             Self::CpuCap { percent: Some(0) } => Err(WireError::UnknownKind {
                 what: "CPU cap",
@@ -408,6 +425,7 @@ impl ControlMessage for ToSource {
         "Failed",
         "Progress",
         "Pong",
+        "DisksPlaced",
         "Held",
         "Missed",
     ];
@@ -420,6 +438,12 @@ impl ControlMessage for ToSource {
                 reason.len(),
                 "bytes",
                 MAX_REASON_BYTES,
+            ),
+            Self::DisksPlaced { places_json } => bound(
+                "the places of the disks",
+                places_json.len(),
+                "bytes",
+                MAX_DISKS_BYTES,
             ),
             Self::Received { pages, .. } | Self::Missed { pages } => pages.check(),
             Self::Held { fingerprints, .. } => bound(

@@ -27,24 +27,15 @@ fn version_1_is_written_and_read_as_ever() {
     lines.finish();
 }
 
-/// What version 3 has beyond version 2.
-#[test]
-fn version_3_is_written_and_read_as_ever() {
-    let mut lines = Lines::new(VERSION_3);
-    let caps = [None, Some(1), Some(6400)].map(|percent| ToDestination::CpuCap { percent });
-    control(&mut lines, &caps, "to-destination", 11..12);
-    control(
-        &mut lines,
-        &[ToDestination::AskHeld],
-        "to-destination held",
-        12..13,
-    );
+/// Pages that the destination has, of version 3.
+fn held_pages(lines: &mut Lines) {
+    control(lines, &[ToDestination::AskHeld], "to-destination held", 13..14);
     let held = ToSource::Held {
         fingerprints: vec![0, u64::MAX, 0x0123_4567_89ab_cdef],
         last: true,
     };
     let missed = ToSource::Missed { pages: set_of_runs() };
-    control(&mut lines, &[held, missed], "to-source held", 11..13);
+    control(lines, &[held, missed], "to-source held", 12..14);
     let (run, hashes) = (PageRun::new(1023, 2), [[0xa5; 32], [0x5a; 32]]);
     let header = HeldPages::frame(run, 0x0102_0304, &hashes).encode();
     let golden = lines.check("page held", &[&header, hashes.as_flattened()].concat());
@@ -54,12 +45,11 @@ fn version_3_is_written_and_read_as_ever() {
     };
     assert_eq!((held.run, held.round), (run, 0x0102_0304));
     assert_eq!(held.read(&mut golden).unwrap(), hashes);
-    lines.finish();
 }
 
 #[test]
 fn every_message_is_of_some_version() {
-    assert_eq!((ToDestination::NAMES.len(), ToSource::NAMES.len()), (13, 13));
+    assert_eq!((ToDestination::NAMES.len(), ToSource::NAMES.len()), (14, 14));
 }
 
 /// What version 2 has beyond version 1.
@@ -67,6 +57,31 @@ fn every_message_is_of_some_version() {
 fn version_2_is_written_and_read_as_ever() {
     let mut lines = Lines::new(VERSION_2);
     encoded_pages(&mut lines);
+    lines.finish();
+}
+
+/// What version 3 has beyond version 2.
+#[test]
+fn version_3_is_written_and_read_as_ever() {
+    let mut lines = Lines::new(VERSION_3);
+    let hello = Hello {
+        versions: VersionRange { min: 1, max: 3 },
+        session: session(),
+        role: StreamRole::Disk { index: 258 },
+    };
+    let golden = lines.check("hello disk", &hello.encode());
+    assert_eq!(Hello::read(&mut golden.as_slice()).unwrap(), hello);
+    let plan = ToDestination::Disks {
+        plan_json: r#"{"disks":[]}"#.into(),
+    };
+    let places = ToSource::DisksPlaced {
+        places_json: "[]".into(),
+    };
+    control(&mut lines, &[plan], "to-destination", 12..13);
+    control(&mut lines, &[places], "to-source", 11..12);
+    let caps = [None, Some(1), Some(6400)].map(|percent| ToDestination::CpuCap { percent });
+    control(&mut lines, &caps, "to-destination", 11..12);
+    held_pages(&mut lines);
     lines.finish();
 }
 
@@ -118,12 +133,12 @@ fn hellos(lines: &mut Lines) {
     }
 }
 
-/// The messages of these numbers, all of them.
+/// Messages of a version, whose numbers are `of_version`.
 fn control<M: ControlMessage + PartialEq + std::fmt::Debug>(
     lines: &mut Lines,
     messages: &[M],
     way: &str,
-    all: std::ops::Range<usize>,
+    of_version: std::ops::Range<usize>,
 ) {
     let mut numbers = Vec::new();
     for (index, message) in messages.iter().enumerate() {
@@ -146,7 +161,7 @@ fn control<M: ControlMessage + PartialEq + std::fmt::Debug>(
     numbers.dedup();
     assert_eq!(
         numbers,
-        all.collect::<Vec<_>>(),
+        of_version.collect::<Vec<_>>(),
         "every message {way} has golden bytes, in order"
     );
 }

@@ -9,6 +9,7 @@ use vmferry_core::source::Side;
 use vmferry_runtime::{GuestDir, Outgoing, RuntimeError};
 use vmferry_transport::Endpoint;
 
+use super::disks;
 use super::host::LocalHost;
 use super::refusal::Refusal;
 use super::registry::{Member, Slot};
@@ -26,10 +27,17 @@ impl LocalHost {
     ) -> Result<Started, Refusal> {
         self.check_open()?;
         let destination: Endpoint = request.to.parse().map_err(Refusal::bad_request)?;
+        if request.auto && request.forecast.is_none() {
+            return Err(Refusal::bad_request(
+                "a strategy that a forecast is to choose needs that forecast in the request",
+            )
+            .mend("use `vmferry migrate --strategy auto`, which makes one first"));
+        }
         let (claim, member) = self
             .registry
             .take(name, "is about to be moved", |slot| may_leave(name, slot))?;
         let asked = request;
+        self.checkpoints.check_off(name)?;
         let request = request.clone().directed_to(destination);
         let (id, to) = (new_id(name), request.to.to_string());
         state_dir::set_marker(&member.dir, Marker::Leaving).map_err(Refusal::failed)?;
@@ -82,6 +90,9 @@ impl LocalHost {
             };
             match report.outcome {
                 Outcome::Completed => {
+                    if let Some(moved) = &report.disks {
+                        disks::left(name, moved);
+                    }
                     state_dir::remove_guest(&member.dir);
                     gone = Some(member);
                     None
