@@ -3,10 +3,12 @@
 use std::sync::Arc;
 
 use vmferry_runtime::Holdings;
-use vmferry_store::Hash;
+use vmferry_store::{Hash, Store, StoreOptions};
 
 use super::host::LocalHost;
-use crate::store_args;
+
+/// Folder of the state directory for indexes of equal pages, which may be deleted at any time.
+const INDEX: &str = "store-index";
 
 /// What the store of this host has.
 struct Held {
@@ -29,7 +31,11 @@ impl LocalHost {
     /// Pages of checkpoints that may be pages of `name`; none where the store cannot be read: then all pages cross.
     pub(super) fn held(&self, name: &str, most: u64) -> Option<Arc<dyn Holdings>> {
         let open = || -> anyhow::Result<Held> {
-            let holdings = store_args::open(&self.store)?.holdings()?;
+            let options = StoreOptions {
+                cache: Some(self.state.path().join(INDEX)),
+                ..StoreOptions::default()
+            };
+            let holdings = Store::open(&self.store, options)?.holdings()?;
             let pages = holdings.pages_like(name, most as usize)?;
             Ok(Held {
                 fingerprints: pages.iter().map(Hash::fingerprint).collect(),
