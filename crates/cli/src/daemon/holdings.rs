@@ -28,14 +28,18 @@ impl Holdings for Held {
 }
 
 impl LocalHost {
+    /// How this daemon uses a store of which it looks pages up.
+    pub(super) fn store_options(&self) -> StoreOptions {
+        StoreOptions {
+            cache: Some(self.state.path().join(INDEX)),
+            ..StoreOptions::default()
+        }
+    }
+
     /// Pages of checkpoints that may be pages of `name`; none where the store cannot be read: then all pages cross.
     pub(super) fn held(&self, name: &str, most: u64) -> Option<Arc<dyn Holdings>> {
         let open = || -> anyhow::Result<Held> {
-            let options = StoreOptions {
-                cache: Some(self.state.path().join(INDEX)),
-                ..StoreOptions::default()
-            };
-            let holdings = Store::open(&self.store, options)?.holdings()?;
+            let holdings = Store::open(&self.store, self.store_options())?.holdings()?;
             let pages = holdings.pages_like(name, most as usize)?;
             Ok(Held {
                 fingerprints: pages.iter().map(Hash::fingerprint).collect(),
