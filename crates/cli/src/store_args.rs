@@ -14,7 +14,7 @@ pub(crate) struct StoreArgs {
     ///
     /// Keys, region and endpoint of S3 are taken from the environment as AWS's own tools do: AWS_ACCESS_KEY_ID,
     /// AWS_SECRET_ACCESS_KEY, AWS_REGION, AWS_ENDPOINT_URL. The store must put objects only where none is (`If-None-Match`).
-    #[arg(long, value_name = "URL", env = "VMFERRY_STORE", default_value = DEFAULT_STORE)]
+    #[arg(long, global = true, value_name = "URL", env = "VMFERRY_STORE", default_value = DEFAULT_STORE)]
     pub(crate) store: String,
 }
 
