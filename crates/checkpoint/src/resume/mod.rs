@@ -96,6 +96,8 @@ struct Seen {
     standing: bool,
     stalled: Option<String>,
     report: ResumeReport,
+    /// Faults of the first 10 s are counted: the report has them.
+    first_counted: bool,
     /// The report is the last one.
     ended: bool,
 }
@@ -229,6 +231,7 @@ impl Resuming {
                 standing: machine.stands(),
                 stalled: machine.stalled().map(str::to_owned),
                 report,
+                first_counted: false,
                 ended: false,
             }),
             changed: Condvar::new(),
@@ -278,11 +281,11 @@ impl Resuming {
 
     /// What was measured so far; complete once the resume has ended, which the outcome tells.
     pub fn report(&self) -> ResumeReport {
-        let mut report = self.shared.seen().report.clone();
-        if report.outcome.is_none() {
-            driver::measure(&self.shared, &mut report);
+        let mut seen = self.shared.seen();
+        if !seen.ended {
+            driver::measure(&self.shared, &mut seen);
         }
-        report
+        seen.report.clone()
     }
 
     /// Waits for the end and answers the report.
