@@ -6,7 +6,7 @@ use super::scenario::Scenario;
 use crate::error::{LabError, Result};
 
 /// Name and text of each.
-const SCENARIOS: [(&str, &str); 21] = [
+const SCENARIOS: [(&str, &str); 22] = [
     (
         "agent-allocation",
         include_str!("../../../../benches/scenarios/agent-allocation.toml"),
@@ -38,6 +38,10 @@ const SCENARIOS: [(&str, &str); 21] = [
     (
         "filter-workloads",
         include_str!("../../../../benches/scenarios/filter-workloads.toml"),
+    ),
+    (
+        "forecasts",
+        include_str!("../../../../benches/scenarios/forecasts.toml"),
     ),
     (
         "hybrid-parallel",

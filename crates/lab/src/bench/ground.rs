@@ -24,6 +24,8 @@ use crate::topology::{HostEnd, Topology};
 
 /// Where guests arrive, in namespaces.
 pub(super) const PORT: u16 = 7120;
+/// How long a guest is recorded for a forecast.
+const RECORD: Duration = Duration::from_secs(4);
 
 /// Hosts and link of a run. Fields go in their order: what runs in a network before it.
 pub(super) struct Ground {
@@ -132,9 +134,23 @@ impl Ground {
         }
     }
 
-    /// Moves the guest, within `limit`, or does to it what else there is to do.
+    /// What vmferry is asked for, with a forecast, where it is to move the guest.
+    pub(super) fn forecast(&self, seed: u64) -> Result<Option<MigrateRequest>> {
+        match &self.mover {
+            Mover::Vmferry(hosts, Asked::Move(request)) => {
+                let [source, destination] = hosts.as_ref();
+                source
+                    .forecast(GUEST, destination, request, RECORD, seed)
+                    .map(Some)
+            }
+            _ => Ok(None),
+        }
+    }
+
+    /// Moves the guest, as it was forecast and within `limit`, or does to it what else there is to do.
     pub(super) fn act(
         &self,
+        forecast: Option<&MigrateRequest>,
         limit: Duration,
         interrupt: &Interrupt,
         watch: impl FnMut(&Progress),
@@ -145,7 +161,7 @@ impl Ground {
         };
         let [a, b] = hosts;
         let report = match asked {
-            Asked::Move(request) => a.migrate(GUEST, b, request, Some(limit), watch)?,
+            Asked::Move(request) => a.migrate(GUEST, b, forecast.unwrap_or(request), Some(limit), watch)?,
             Asked::MoveBack(request) => b.migrate(GUEST, a, request, Some(limit), watch)?,
             Asked::Experiment(experiment) => {
                 let found = Bed { hosts, interrupt }.carry_out(experiment)?;

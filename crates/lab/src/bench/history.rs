@@ -38,6 +38,7 @@ pub fn record(results: &Results, run: &Run) -> Option<Record> {
         .find(|guest| guest.name == key.guest);
     let record = Record::new(id, request, report, ended_unix_ms, 1);
     Some(Record {
+        same: Some(format!("{}, {}", key.guest, key.link)),
         workload: record.workload.or_else(|| guest.and_then(workload_of)),
         ..record
     })

@@ -165,6 +165,7 @@ impl Workbench<'_> {
         let start = Instant::now();
         self.interrupt
             .sleep(Duration::from_secs_f64(self.scenario.warm_up_s))?;
+        let forecast = ground.forecast(run.seed)?;
         about_to_begin()?;
         ground
             .neighbour
@@ -172,7 +173,7 @@ impl Workbench<'_> {
             .map_or(Ok(()), Neighbour::about_to_begin)?;
         let before = sent()?;
         let began = Instant::now();
-        let account = ground.act(limit, self.interrupt, watch)?;
+        let account = ground.act(forecast.as_ref(), limit, self.interrupt, watch)?;
         // The look that saw the end may have come late.
         let ended = (began + Duration::from_secs_f64(account.total_ms().max(0.0) / 1e3)).min(Instant::now());
         let link_bytes = before.zip(sent()?).map(|(before, after)| after - before);
