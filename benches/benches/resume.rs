@@ -161,6 +161,7 @@ impl Scene {
             mode,
             drain_after: None,
             paused: false,
+            put_disks_back: false,
             patience: Duration::from_secs(30),
             readers: 0,
             service: Some(Service {
