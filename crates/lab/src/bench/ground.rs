@@ -18,9 +18,11 @@ use crate::guards::{self, Interrupt};
 use crate::hosts::{Host, HostSetup};
 use crate::link::{BadLink, Link};
 use crate::linux::Place;
+use crate::load::Load;
 use crate::peer::Qemus;
 use crate::requirements;
-use crate::topology::{HostEnd, Topology};
+use crate::topology::{HostEnd, Seat, Topology};
+use crate::workload::Workload;
 
 /// Where guests arrive, in namespaces.
 pub(super) const PORT: u16 = 7120;
@@ -40,6 +42,15 @@ pub(super) enum Mover {
     Vmferry(Box<[Host; 2]>, Asked),
     /// Two plain QEMUs.
     Qemu(Box<Qemus>),
+}
+
+/// Who watches a guest from outside.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Watched<'a> {
+    /// What it does.
+    pub(super) workload: Option<&'a Workload>,
+    /// Its clients.
+    pub(super) load: Option<&'a Load>,
 }
 
 /// What two daemons are asked for.
@@ -137,6 +148,7 @@ impl Ground {
         &self,
         limit: Duration,
         interrupt: &Interrupt,
+        watched: Watched<'_>,
         watch: impl FnMut(&Progress),
     ) -> Result<Account> {
         let (hosts, asked) = match &self.mover {
@@ -148,7 +160,19 @@ impl Ground {
             Asked::Move(request) => a.migrate(GUEST, b, request, Some(limit), watch)?,
             Asked::MoveBack(request) => b.migrate(GUEST, a, request, Some(limit), watch)?,
             Asked::Experiment(experiment) => {
-                let found = Bed { hosts, interrupt }.carry_out(experiment)?;
+                let client = self.topology.as_ref().map(|topology| &topology.client);
+                let bed = Bed {
+                    hosts,
+                    interrupt,
+                    folder: self.folder.path(),
+                    limit,
+                    client: client
+                        .zip(watched.workload)
+                        .filter(|(_, workload)| workload.has_client()),
+                    address: Seat::MOVED.address,
+                    load: watched.load,
+                };
+                let found = bed.carry_out(experiment)?;
                 return Ok(Account::Experiment(Box::new(found)));
             }
         };
