@@ -4,8 +4,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use vmferry_core::PAGE_SIZE;
 use vmferry_guest::{
-    DirtyTracker, FaultMode, Guest, GuestRam, GuestSpec, GuestState, MigrateIn, MigrateOut, PageFaults,
-    Result, Vm, WriteHolds,
+    DirtyTracker, Disks, FaultMode, Guest, GuestRam, GuestSpec, GuestState, MigrateIn, MigrateOut,
+    PageFaults, Result, Vm, WriteHolds,
 };
 
 /// It, around any guest.
@@ -111,6 +111,10 @@ impl MigrateOut for Witness {
 
     fn save_device_state(&self) -> Result<Vec<u8>> {
         self.vm.save_device_state()
+    }
+
+    fn disks(&self) -> Option<&dyn Disks> {
+        self.vm.disks()
     }
 }
 

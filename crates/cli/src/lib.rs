@@ -8,6 +8,7 @@ pub mod cli;
 mod commands;
 pub mod daemon;
 mod demo;
+mod disk_table;
 mod encoding_table;
 mod failure;
 pub mod loadspec;

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::disks::DiskRequest;
 use crate::encoding::{Encoding, default_delta_cache_bytes};
 use crate::forecast::{Forecast, Goal};
 use crate::policy::Policy;
@@ -47,6 +48,9 @@ pub struct MigrationRequest<To> {
     /// What the guest does, where somebody knows: what the migration teaches is kept under it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub workload: Option<Workload>,
+    /// How the guest's disks move with it; they stay where they are, reachable from both hosts, where absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disks: Option<DiskRequest>,
 }
 
 impl<To> MigrationRequest<To> {
@@ -64,6 +68,7 @@ impl<To> MigrationRequest<To> {
             goal: None,
             forecast: None,
             workload: None,
+            disks: None,
         }
     }
 
@@ -81,6 +86,7 @@ impl<To> MigrationRequest<To> {
             goal: self.goal,
             forecast: self.forecast,
             workload: self.workload,
+            disks: self.disks,
         }
     }
 

@@ -5,8 +5,8 @@
 //! ----------------------           ------------                     ------
 //! begin in the store               a write is held up:
 //! protect what is open, live         tracking: release
-//! pause | device state
-//!       | protect what is open
+//! pause | disks as of now
+//!       | device state | protect what is open
 //!       | CUT                        pending: copy, release   --->  copies into the store
 //! resume                             being copied: wait       <---  copy the next run, release who waits
 //! which pages were touched                                          hand it to the store
@@ -18,6 +18,7 @@
 //! asks questions later. Were the whole process killed, the kernel would lift the protection.
 
 mod copies;
+mod disks;
 mod error;
 mod faults;
 mod options;

@@ -123,7 +123,10 @@ impl LocalHost {
             host: Arc::clone(self),
             member: member.clone(),
         };
-        let options = TakeOptions::for_guest(member.vm.ram().layout().bytes());
+        let options = TakeOptions {
+            disk_folder: (!request.without_disks).then(|| member.dir.join("checkpoint-disks")),
+            ..TakeOptions::for_guest(member.vm.ram().layout().bytes())
+        };
         let started = Series::start(Arc::clone(&member.vm), store, options, wanted, Box::new(events));
         let series = started.map_err(|error| {
             state_dir::clear_marker(&member.dir, Marker::Checkpointed);

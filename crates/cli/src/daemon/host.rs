@@ -10,6 +10,7 @@ use vmferry_guest_synth::{Stats, SynthBackend, SynthGuest};
 use vmferry_runtime::Incoming;
 
 use super::checkpoints::Checkpoints;
+use super::disks;
 use super::history::Histories;
 use super::paths::Paths;
 use super::refusal::Refusal;
@@ -28,10 +29,10 @@ pub(super) struct LocalHost {
     pub(super) reports: Reports,
     pub(super) samplers: Samplers,
     pub(super) history: Histories,
+    pub(super) checkpoints: Checkpoints,
     /// Where checkpoints are, unless a request says otherwise.
     pub(super) store: String,
     pub(super) paths: Paths,
-    pub(super) checkpoints: Checkpoints,
     /// Set once, right after it was made: it refers to this host in turn.
     pub(super) incoming: OnceLock<Weak<Incoming>>,
     synth: SynthBackend,
@@ -45,10 +46,10 @@ impl LocalHost {
         Ok(Self {
             reports: Reports::load(state.reports())?,
             samplers,
+            checkpoints: Checkpoints::default(),
             history: Histories::open(&state.history()),
             store: store.unwrap_or_else(|| state.path().join("checkpoints").to_string_lossy().into_owned()),
             paths: Paths::load(state.path().join("paths.json")),
-            checkpoints: Checkpoints::default(),
             state,
             registry: Arc::default(),
             incoming: OnceLock::new(),
@@ -102,12 +103,15 @@ impl LocalHost {
         names::check(&spec.name).map_err(Refusal::bad_request)?;
         let backend = self.backend(&spec.backend)?;
         let claim = self.registry.claim(&spec.name, "is being started")?;
+        let files = backend.disk_files(spec);
+        files.iter().try_for_each(|file| disks::check_usable(file))?;
         let dir = self.state.create_guest(spec, false).map_err(Refusal::failed)?;
         let vm = backend.launch(spec, &dir).map_err(|error| {
             state_dir::remove_guest(&dir);
             of_guest(error)
         })?;
         tracing::info!("started {} ({})", spec.name, spec.backend);
+        disks::in_use(&files);
         let member = Member { vm, dir };
         self.samplers.begin(&member);
         let slot = Slot::Here(member);

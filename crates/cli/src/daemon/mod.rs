@@ -6,6 +6,7 @@
 mod agent;
 mod api;
 mod checkpoints;
+mod disks;
 mod history;
 mod host;
 mod incoming;

@@ -9,6 +9,7 @@ use vmferry_core::source::Side;
 use vmferry_runtime::{GuestDir, Outgoing, RuntimeError};
 use vmferry_transport::Endpoint;
 
+use super::disks;
 use super::host::LocalHost;
 use super::refusal::Refusal;
 use super::registry::{Member, Slot};
@@ -83,6 +84,9 @@ impl LocalHost {
             };
             match report.outcome {
                 Outcome::Completed => {
+                    if let Some(moved) = &report.disks {
+                        disks::left(name, moved);
+                    }
                     state_dir::remove_guest(&member.dir);
                     gone = Some(member);
                     None

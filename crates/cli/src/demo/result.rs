@@ -210,6 +210,7 @@ mod tests {
             memory_bytes: SidesBytes::default(),
             limits: Default::default(),
             filter: None,
+            disks: None,
             verified: Some(Verified {
                 pages: 131_072,
                 mismatches: 0,

@@ -18,6 +18,7 @@ use vmferry_wire::ToDestination;
 use super::Shared;
 use super::connection::Connection;
 use super::control::AFTER_SWITCH;
+use super::disks::DiskCopy;
 use crate::dir::{GuestDir, remove};
 use crate::journal::Journal;
 use crate::link::chain;
@@ -69,6 +70,10 @@ pub(super) struct Driver {
     pub(super) stop_reconnecting: Arc<AtomicBool>,
     /// Of scans, and of what was decided upon them.
     pub(super) sample_cost: SampleCost,
+    /// The disks that move with the guest, once they were on offer.
+    pub(super) disks: Option<DiskCopy>,
+    /// Bytes of disks on the wire, both ways.
+    pub(super) disk_bytes: u64,
 }
 
 impl Driver {
@@ -96,6 +101,8 @@ impl Driver {
             paused: false,
             stop_reconnecting: Arc::default(),
             sample_cost: SampleCost::default(),
+            disks: None,
+            disk_bytes: 0,
         }
     }
 
@@ -133,10 +140,14 @@ impl Driver {
                     events.push_back(self.with_streams(event));
                 }
                 Some(Input::Ask(event, answer)) => {
+                    let limits = matches!(event, Event::LimitBandwidth(_));
                     let handled = shared.source().handle(shared.now(), event);
                     // The asker may be gone.
                     let _ = answer.send(handled.as_ref().map(|_| ()).map_err(Clone::clone));
                     self.execute_all(handled.unwrap_or_default(), &mut events);
+                    if limits {
+                        self.limit_disks();
+                    }
                 }
                 Some(Input::Commands { connection, commands }) if connection == self.connections => {
                     self.execute_all(commands, &mut events);
@@ -148,6 +159,7 @@ impl Driver {
             }
         }
         self.stop_reconnecting.store(true, Ordering::Relaxed);
+        self.end_disks();
         self.close_connection();
         drop(self.tracker.take());
         remove(&self.dir.session());
@@ -217,6 +229,8 @@ impl Driver {
                 self.ask_guest(true);
                 Ok(None)
             }
+            Command::CopyDisks => self.copy_disks().map(|()| None),
+            Command::SettleDisks => self.settle_disks().map(|()| None),
             Command::Arm => self.arm().map(Some),
             Command::Scan => {
                 let began = Instant::now();
