@@ -292,6 +292,7 @@ impl Guest for QemuGuest {
         self.asked(self.cont(), "resuming the guest")?;
         *phase = Phase::Live;
         self.set_state(GuestState::Running);
+        self.release_passes();
         Ok(())
     }
 

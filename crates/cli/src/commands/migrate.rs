@@ -154,6 +154,12 @@ pub(crate) struct MigrateArgs {
         help_heading = "Disks"
     )]
     incremental: bool,
+    /// Carry the disks through a tunnel that spares bytes, for slow links: zstd+dedup
+    ///
+    /// Data is compressed, zeros do not cross, and blocks of 64 KiB that the destination has in these disks cross as their
+    /// hash; with --overwrite-disks also those that lie at their place already.
+    #[arg(long, value_name = "KIND", requires = "with_disks", value_parser = ["zstd+dedup"], hide_possible_values = true, help_heading = "Disks")]
+    disk_tunnel: Option<String>,
     /// How what the guest writes meanwhile is copied: background or blocking [default: background]
     ///
     /// background: its writes are as fast as ever, and the stop waits for what lags behind. blocking: a write ends when it
@@ -279,7 +285,7 @@ pub(super) fn request(args: &MigrateArgs) -> MigrateRequest {
             overwrite: args.overwrite_disks,
             incremental: args.incremental,
             writes: args.disk_writes.unwrap_or_default(),
-            tunnel: false,
+            tunnel: args.disk_tunnel.is_some(),
         }),
     }
 }

@@ -10,7 +10,7 @@ use vmferry_transport::BoxedStream;
 use vmferry_wire::{SessionToken, StreamRole};
 
 use super::IncomingProgress;
-use super::disks::{self, DisksIn};
+use super::disks::DisksIn;
 use super::faults::FaultLine;
 use super::pages::{Delivered, PageReader, Sink};
 use crate::cpu_cap::{CpuCap, Member};
@@ -203,8 +203,8 @@ impl Session {
         let Some(arriving) = &guest.disks else {
             return Err((stream, "this migration moves no disks".into()));
         };
-        let disk = match arriving.connect(index) {
-            Ok(disk) => disk,
+        let carry = match arriving.connect(index) {
+            Ok(disk) => arriving.carrier(index, disk),
             Err(reason) => return Err((stream, reason)),
         };
         let Ok(handle) = stream.try_clone() else {
@@ -218,7 +218,7 @@ impl Session {
         streams.threads.push(
             thread::Builder::new()
                 .name("in disk".into())
-                .spawn(move || disks::carry(stream, disk))
+                .spawn(move || carry(stream))
                 .expect("a thread can be started"),
         );
         Ok(())

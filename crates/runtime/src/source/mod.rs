@@ -6,6 +6,7 @@ mod closing;
 mod connection;
 mod control;
 mod delta_cache;
+mod disk_tunnel;
 mod disks;
 mod driver;
 mod encodings;
