@@ -114,7 +114,9 @@ impl QemuGuest {
         );
         // A QEMU that waits for a page does not answer. That happens after its vCPUs have run: it is live.
         let status = greets.then(|| guest.qmp.run_within(&QueryStatus {}, STATUS_TIMEOUT));
-        let status = status.and_then(std::result::Result::ok).map(|status| status.status);
+        let status = status
+            .and_then(std::result::Result::ok)
+            .map(|status| status.status);
         *guest.phase() = match status.as_deref() {
             Some("inmigrate") => Phase::Incoming,
             Some("postmigrate") => Phase::Saved,

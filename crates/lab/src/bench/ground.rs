@@ -1,6 +1,7 @@
 //! Hosts, link and mover of a run.
 
 use std::net::Ipv4Addr;
+use std::path::Path;
 use std::time::Duration;
 
 use vmferry_api::MigrateRequest;
@@ -102,7 +103,7 @@ impl Ground {
             Ok(Mover::Vmferry(Box::new(hosts), asked))
         };
         let mover = match &run.request {
-            Request::Vmferry(request) => by_daemons(Asked::Move(request.clone()))?,
+            Request::Vmferry(request) => by_daemons(Asked::Move(with_disk_folder(request, folder.path())?))?,
             Request::Back(request) => by_daemons(Asked::MoveBack(request.clone()))?,
             Request::Experiment(experiment) => by_daemons(Asked::Experiment(experiment.clone()))?,
             Request::Qemu(request) => {
@@ -192,6 +193,19 @@ impl Ground {
         let missing = || LabError::Missing("QEMU's own migration is measured in network namespaces".into());
         self.topology.as_ref().ok_or_else(missing)
     }
+}
+
+/// Both hosts are one machine: disks that move go to a folder of the destination's own.
+fn with_disk_folder(request: &MigrateRequest, folder: &Path) -> Result<Box<MigrateRequest>> {
+    let mut request = request.clone();
+    if let Some(disks) = &mut request.disks
+        && disks.folder.is_none()
+    {
+        let own = folder.join("disks-of-b");
+        std::fs::create_dir(&own).map_err(LabError::system(format!("make {}", own.display())))?;
+        disks.folder = Some(own);
+    }
+    Ok(Box::new(request))
 }
 
 impl Place for Ground {

@@ -119,6 +119,7 @@ impl Workbench<'_> {
             workload: run.guest.workload.clone(),
             load: run.guest.load.clone(),
             agent: run.guest.agent,
+            disk: run.guest.disk,
         };
         let image = std::path::absolute(image).map_err(LabError::system("find the guest image"))?;
         let spec = self.spec(run, &guest.args(&image, folder)?)?;
