@@ -25,7 +25,7 @@ fn in_every_mode_the_memory_of_the_checkpoint_comes_back() {
         let (guest, resuming) = world.resume(name, request);
         eventually("every page is there", || {
             let progress = resuming.progress();
-            progress.phase == "paused as asked for" && progress.missing_pages == 0
+            progress.standing && progress.missing_pages == 0
         });
         assert_eq!(guest.state(), GuestState::Paused);
         assert!(hashes(&*guest) == world.hashes, "{mode}: memory differs");

@@ -122,6 +122,7 @@ fn options(dir: &TempDir, listen: Endpoint) -> Options {
         api: None,
         max_streams: 64,
         sampling: Some(Budget::default()),
+        store: None,
     }
 }
 

@@ -198,6 +198,17 @@ impl PageBitmap {
         })
     }
 
+    /// The parts of `run` that are in the set, ascending.
+    pub fn runs_in(&self, run: PageRun) -> impl Iterator<Item = PageRun> + '_ {
+        let mut from = run.first;
+        std::iter::from_fn(move || {
+            let found = self.next_run(from, u64::MAX)?;
+            let end = found.end().min(run.end());
+            from = end;
+            (found.first < end).then(|| PageRun::new(found.first, end - found.first))
+        })
+    }
+
     /// The pages in the set, ascending.
     pub fn pages(&self) -> impl Iterator<Item = u64> + '_ {
         self.runs().flat_map(PageRun::pages)

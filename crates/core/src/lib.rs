@@ -7,6 +7,7 @@
 
 pub mod bitmap;
 pub mod destination;
+pub mod disks;
 pub mod encoding;
 pub mod filter;
 pub mod forecast;
@@ -25,12 +26,14 @@ pub mod resume;
 pub mod sampling;
 pub mod source;
 pub mod strategy;
+pub mod take;
 pub mod tracking;
 pub mod tuning;
 pub mod workload;
 pub mod wws;
 
 pub use bitmap::PageBitmap;
+pub use disks::{DiskRequest, DiskWrites};
 pub use encoding::{Codec, Encoding};
 pub use handover::Epoch;
 pub use hints::{Class, Hints};

@@ -4,10 +4,17 @@
 //! migration time against the CPU that a migration may use, [`history`] the migrations that they learn from. A model knows only
 //! what it was fitted to: where it is asked beyond that, it says so and is less sure.
 //!
+//! [`simulated`] replays a guest's trace by every strategy, [`recommend`](mod@recommend) says which suits a goal, [`score`] what such
+//! forecasts were worth, and [`experience`] brings that to the next one.
+//!
 //! Only [`history`] touches a file; everything else is arithmetic.
 #![forbid(unsafe_code)]
 
+pub mod experience;
 pub mod history;
 pub mod model;
+pub mod recommend;
+pub mod score;
+pub mod simulated;
 
 pub use vmferry_core::workload::{Class, UnknownClass, Workload};

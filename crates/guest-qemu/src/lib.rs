@@ -12,6 +12,7 @@ mod args;
 mod attach;
 mod backend;
 mod cmdline;
+mod disks;
 mod faults;
 mod guest;
 mod launch;
@@ -25,6 +26,7 @@ mod record;
 mod rings;
 mod tracker;
 mod uffd;
+mod write_holds;
 
 pub mod physical;
 pub mod plain;

@@ -8,9 +8,11 @@ use serde::{Deserialize, Serialize};
 use vmferry_core::{PageBitmap, PageRun};
 
 use crate::backend::GuestSpec;
+use crate::disks::Disks;
 use crate::enlightened::Enlightened;
 use crate::error::{GuestError, Result};
 use crate::ram::GuestRam;
+use crate::write_holds::WriteHolds;
 
 /// What a guest is doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -64,6 +66,17 @@ pub trait MigrateOut: Guest {
     /// # Errors
     /// When this host cannot track.
     fn dirty_tracker(&self) -> Result<Box<dyn DirtyTracker>>;
+    /// Gets ready to hold up the guest's writes; nothing is protected yet. Where a [`DirtyTracker`] is armed it has to let go
+    /// first.
+    ///
+    /// # Errors
+    /// When this host does not permit it, or the backend cannot do it.
+    fn hold_writes(&self) -> Result<Arc<dyn WriteHolds>> {
+        Err(GuestError::Unsupported {
+            what: format!("a checkpoint of {} while it runs", self.spec().name),
+            mend: format!("guests of {} cannot hold up their writes", self.spec().backend),
+        })
+    }
     /// Whether devices may write to RAM through pages pinned earlier (disks opened with O_DIRECT), so that a
     /// live scan can miss the write: see `vmferry_core::tracking`.
     fn has_pinned_io(&self) -> bool;
@@ -106,6 +119,10 @@ pub trait MigrateOut: Guest {
     }
     /// What the guest says about its pages, where it was set up to say something.
     fn enlightened(&self) -> Option<&dyn Enlightened> {
+        None
+    }
+    /// Its disks, where they can move with it.
+    fn disks(&self) -> Option<&dyn Disks> {
         None
     }
 }

@@ -9,15 +9,19 @@
 pub mod backend;
 #[cfg(feature = "conformance")]
 pub mod conformance;
+pub mod disks;
 pub mod enlightened;
 pub mod error;
 pub mod guest;
 pub mod ram;
+pub mod write_holds;
 
 pub use backend::{Backend, GuestSpec};
+pub use disks::{DiskInfo, DiskPlan, DiskSnapshot, Disks, PlacedDisk};
 pub use enlightened::{Enlightened, FreeKnowledge, GuestLoad, ProcessRan};
 pub use error::{GuestError, Result};
 pub use guest::{
     DirtyTracker, FaultMode, Guest, GuestState, Installed, MigrateIn, MigrateOut, PageFaults, Vm,
 };
 pub use ram::GuestRam;
+pub use write_holds::{HeldEvent, WriteHolds};

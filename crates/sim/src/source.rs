@@ -248,6 +248,9 @@ impl<'a> SourceHost<'a> {
             }
             // Nothing that anybody waits for, or nothing that happens here.
             Command::ConfirmState
+            // No simulated guest moves its disks.
+            | Command::CopyDisks
+            | Command::SettleDisks
             | Command::Enlighten
             | Command::SendHashes
             | Command::SendAbort(_)

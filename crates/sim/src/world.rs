@@ -313,6 +313,8 @@ impl<'a> World<'a> {
             },
             verified: None,
             forecast: None,
+            filter: measured.filter,
+            disks: None,
             notes: measured.notes,
         };
         let waited_ms = ms(self.destination.guest_waited());

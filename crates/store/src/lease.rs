@@ -14,6 +14,7 @@
 //! sweep puts its own first and looks for leases then; so one of the two sees the other. That two writers cannot both
 //! commit does not depend on leases: the manifest itself is put only where none is.
 
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -36,6 +37,10 @@ const RELIANCE: Duration = Duration::from_secs(40);
 const SWEEP_PATIENCE: Duration = Duration::from_secs(90);
 const SWEEP_POLL: Duration = Duration::from_millis(50);
 const MAX_LEASE_BYTES: u64 = 16 << 10;
+
+/// Nonces of leases of this process that nobody holds any more, though the store may still have them: it did not answer when
+/// they were given back. Whoever of this process wants one of them need not wait until it ends.
+static ABANDONED: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
 
 /// A lease that this process holds; given back when it is dropped.
 pub(crate) struct Lease {
@@ -104,6 +109,14 @@ impl Lease {
             process: Process::this(),
             began_ms: None,
         };
+        let nonce = body.nonce.clone();
+        // A failure may have come after the store had it.
+        Self::take_as(backend, object, body)
+            .await
+            .inspect_err(|_| abandon(nonce))
+    }
+
+    async fn take_as(backend: &Backend, object: Path, body: Body) -> Result<Result<Self, Held>> {
         loop {
             let asked = Instant::now();
             if backend.create(&object, body.bytes()).await? {
@@ -193,6 +206,7 @@ impl Drop for Lease {
             return;
         }
         let (backend, object, nonce) = (self.backend.clone(), self.object.clone(), self.body.nonce.clone());
+        abandon(nonce.clone());
         // In the background: who gives up a checkpoint because the store hangs should not hang as well.
         runtime().spawn(async move {
             let there = backend.get(&object, MAX_LEASE_BYTES).await;
@@ -204,6 +218,14 @@ impl Drop for Lease {
             }
         });
     }
+}
+
+fn abandon(nonce: String) {
+    ABANDONED.lock().expect("not poisoned").insert(nonce);
+}
+
+fn is_abandoned(nonce: &str) -> bool {
+    ABANDONED.lock().expect("not poisoned").contains(nonce)
 }
 
 async fn renew(backend: Backend, object: Path, body: Body, health: Arc<Health>) {
@@ -250,7 +272,7 @@ pub(crate) async fn look(backend: &Backend, object: &Path) -> Result<Option<Held
             .map_or_else(|| "somebody".to_owned(), |body| body.owner.clone()),
         began_ms: body.as_ref().and_then(|body| body.began_ms).unwrap_or(renewed_ms),
         silent: Duration::from_millis(silent_ms.max(0) as u64),
-        dead: body.is_some_and(|body| body.process.is_dead()),
+        dead: body.is_some_and(|body| body.process.is_dead() || is_abandoned(&body.nonce)),
     }))
 }
 

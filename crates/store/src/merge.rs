@@ -157,7 +157,7 @@ impl Inner {
         let hashes: Vec<Hash> = plain.chunks_exact(PAGE_BYTES).map(Hash::of).collect();
         let packed = chunk::pack(plain, &hashes);
         self.backend.put(&keys::chunk(packed.name), packed.object).await?;
-        self.index.add(packed.name, &hashes);
+        self.index.add(packed.name, hashes.clone()).await;
         merged.chunks_after += 1;
         merged.pages += hashes.len() as u64;
         for (index, from) in from.drain(..).enumerate() {

@@ -1,6 +1,7 @@
 //! The store as a whole.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -32,6 +33,9 @@ pub struct StoreOptions {
     /// By how much the store's clock may be wrong about which of two objects is older: object stores tell whole seconds. What
     /// was deleted waits that long for a sweep.
     pub clock_slack: Duration,
+    /// Folder for the index of equal pages, which may be deleted at any time; in memory without. Who has none reads the hashes
+    /// of all chunks when it begins.
+    pub cache: Option<PathBuf>,
 }
 
 impl Default for StoreOptions {
@@ -41,6 +45,7 @@ impl Default for StoreOptions {
             in_flight: 16,
             reader_cache_bytes: 64 << 20,
             clock_slack: Duration::from_secs(2),
+            cache: None,
         }
     }
 }
@@ -82,11 +87,16 @@ impl Store {
     }
 
     fn with(opened: Opened, options: StoreOptions) -> Self {
+        // What nobody else sees needs no file.
+        let cache = options
+            .cache
+            .as_deref()
+            .filter(|_| opened.name != location::MEMORY);
         Self {
             inner: Arc::new(Inner {
+                index: Index::new(&opened.name, cache),
                 backend: Backend::new(opened, options.patience),
                 options,
-                index: Index::default(),
             }),
         }
     }

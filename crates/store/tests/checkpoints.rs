@@ -26,7 +26,7 @@ fn memory_and_device_state_come_back() {
     assert_eq!(id.to_string(), "web/1");
     // As another process sees it.
     let store = Store::open(folder.path().to_str().unwrap(), StoreOptions::default()).unwrap();
-    assert_eq!(store.list(None).unwrap(), [id.clone()]);
+    assert_eq!(store.list(None).unwrap(), std::slice::from_ref(&id));
     assert_eq!(read_all(&store, &id).unwrap(), ram);
     let reader = store.reader(&id).unwrap();
     assert_eq!(
@@ -113,7 +113,7 @@ fn what_is_deleted_goes_with_a_sweep_and_what_is_shared_stays() {
     written.insert(0);
     let two = increment(&store, &one, &first, &written).unwrap();
     store.delete(&one).unwrap();
-    assert_eq!(store.list(None).unwrap(), [two.clone()]);
+    assert_eq!(store.list(None).unwrap(), std::slice::from_ref(&two));
     assert!(matches!(store.manifest(&one), Err(StoreError::NoCheckpoint(_))));
     assert!(matches!(store.delete(&one), Err(StoreError::NoCheckpoint(_))));
     // Who reads it goes on.
@@ -159,4 +159,90 @@ fn retention_keeps_the_newest() {
         left.iter().map(ToString::to_string).collect::<Vec<_>>(),
         ["db/1", "web/3"]
     );
+}
+
+/// Files below `folder`.
+fn files(folder: &std::path::Path) -> usize {
+    let Ok(entries) = std::fs::read_dir(folder) else {
+        return 0;
+    };
+    let count = |entry: std::io::Result<std::fs::DirEntry>| match entry.unwrap().path() {
+        path if path.is_dir() => files(&path),
+        _ => 1,
+    };
+    entries.map(count).sum()
+}
+
+#[test]
+fn a_sweep_frees_what_nobody_needs_and_a_merge_makes_more_of_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let options = StoreOptions {
+        clock_slack: std::time::Duration::ZERO,
+        ..StoreOptions::default()
+    };
+    let store = Store::open(folder.path().to_str().unwrap(), options).unwrap();
+    let chunks = || files(&folder.path().join("chunks"));
+    // Ten checkpoints; each replaces a page of each of the sixteen chunks of the first one.
+    let mut ram: Vec<u8> = (0..1024).flat_map(page).collect();
+    let mut last = checkpoint(&store, "web", &ram).unwrap();
+    assert_eq!(chunks(), 16 + 1);
+    for round in 0..40 {
+        let mut written = PageBitmap::new(1024);
+        for chunk in 0..16 {
+            let number = chunk * 64 + round;
+            written.insert(number);
+            let at = number as usize * PAGE;
+            ram[at..at + PAGE].copy_from_slice(&page(100_000 + number));
+        }
+        last = increment(&store, &last, &ram, &written).unwrap();
+    }
+    assert_eq!(chunks(), 16 + 1 + 40);
+    let keep_one = Retention {
+        count: Some(1),
+        age: None,
+    };
+    assert_eq!(store.prune(None, keep_one).unwrap().len(), 40);
+    store.settle();
+    // Each chunk is still needed for some page of it.
+    assert_eq!(store.sweep().unwrap().manifests, 40);
+    assert_eq!(chunks(), 16 + 1 + 40);
+    let reader = store.reader(&last).unwrap();
+    let merged = store.merge().unwrap();
+    assert_eq!(
+        (merged.chunks_before, merged.chunks_after, merged.pages),
+        (56, 16, 1024)
+    );
+    assert_eq!(store.merge().unwrap(), vmferry_store::Merged::default());
+    // Who reads goes on with the old ones.
+    let swept = store.sweep().unwrap();
+    assert_eq!(swept.chunks, 0);
+    let mut all = vec![0; ram.len()];
+    reader.read(PageRun::new(0, 1024), &mut all).unwrap();
+    assert!(all == ram);
+    drop(reader);
+    // The lease is given back in the background.
+    while files(&folder.path().join("leases")) > 0 {
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    assert_eq!(store.sweep().unwrap().chunks, 56);
+    assert_eq!(chunks(), 16 + 1);
+    assert!(read_all(&store, &last).unwrap() == ram);
+}
+
+#[test]
+fn a_process_that_died_holds_no_lease() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = Store::open(folder.path().to_str().unwrap(), StoreOptions::default()).unwrap();
+    let writer = store.begin(draft("web", 10, None)).unwrap();
+    let lease = folder.path().join("leases/writer/web");
+    let text = std::fs::read_to_string(&lease).unwrap();
+    let mut body: serde_json::Value = serde_json::from_str(&text).unwrap();
+    // The same number, of a process that started before.
+    body["process"]["started"] = 1.into();
+    std::fs::write(&lease, body.to_string()).unwrap();
+    let state = writer.blob(b"x").unwrap();
+    let second = store.begin(draft("web", 10, None)).unwrap();
+    assert!(writer.commit(taken(10, state)).is_err());
+    let state = second.blob(b"x").unwrap();
+    second.commit(taken(10, state)).unwrap();
 }

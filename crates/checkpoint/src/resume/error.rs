@@ -34,6 +34,9 @@ pub enum ResumeError {
     /// A request at the wrong time.
     #[error(transparent)]
     WrongTime(#[from] WrongTime),
+    /// The guest does not run yet.
+    #[error("guest {0} does not run yet: what it needs for that is being loaded")]
+    NotRunning(String),
     /// The resume has ended.
     #[error("the resume of {0} is over")]
     Over(String),

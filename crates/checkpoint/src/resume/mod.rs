@@ -26,7 +26,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Sender, bounded, unbounded};
-use vmferry_core::resume::{Event, Resume, ResumeMode, ResumeProgress, ResumeReport, Service, Setup};
+use vmferry_core::resume::{Event, Resume, ResumeMode, ResumeProgress, ResumeReport, Service, Setup, Work};
 use vmferry_guest::{FaultMode, Vm};
 use vmferry_memory::SharedPageStates;
 use vmferry_runtime::GuestDir;
@@ -92,6 +92,8 @@ struct Shared {
 /// What can be seen of a resume.
 struct Seen {
     phase: &'static str,
+    ours: bool,
+    standing: bool,
     stalled: Option<String>,
     report: ResumeReport,
     /// The report is the last one.
@@ -223,6 +225,8 @@ impl Resuming {
         let shared = Arc::new(Shared {
             seen: Mutex::new(Seen {
                 phase: machine.phase(),
+                ours: machine.owns(),
+                standing: machine.stands(),
                 stalled: machine.stalled().map(str::to_owned),
                 report,
                 ended: false,
@@ -265,6 +269,8 @@ impl Resuming {
                 .pager
                 .as_ref()
                 .map_or(0, |pager| pager.fault_report().network),
+            ours: seen.ours,
+            standing: seen.standing,
             stalled: seen.stalled.clone(),
             problem: shared.filling.problem(),
         }
@@ -300,6 +306,22 @@ impl Resuming {
     /// When it was not, is not that far, or it is over.
     pub fn go_on(&self) -> Result<(), ResumeError> {
         self.ask(Event::GoOn)
+    }
+
+    /// Brings the rest of the guest's pages, whatever the mode was. Before the guest runs nothing changes.
+    ///
+    /// # Errors
+    /// When it does not run yet, or it is over.
+    pub fn fill(&self) -> Result<(), ResumeError> {
+        let name = || self.shared.vm.spec().name.clone();
+        match self.progress() {
+            _ if self.shared.over() => Err(ResumeError::Over(name())),
+            progress if !progress.ours && !progress.standing => Err(ResumeError::NotRunning(name())),
+            _ => {
+                self.shared.filling.change(Work::bring_the_rest);
+                Ok(())
+            }
+        }
     }
 
     fn ask(&self, event: Event) -> Result<(), ResumeError> {

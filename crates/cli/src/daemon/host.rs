@@ -9,11 +9,14 @@ use vmferry_guest_qemu::QemuBackend;
 use vmferry_guest_synth::{Stats, SynthBackend, SynthGuest};
 use vmferry_runtime::Incoming;
 
+use super::checkpoints::Checkpoints;
+use super::disks;
 use super::history::Histories;
 use super::paths::Paths;
 use super::refusal::Refusal;
 use super::registry::{Member, Registry, Slot};
 use super::reports::Reports;
+use super::resuming::lack;
 use super::samplers::Samplers;
 use super::state_dir::{self, StateDir};
 use crate::api::{Arrival, AttachRequest, GuestInfo, Migration, Role, Stage};
@@ -26,6 +29,9 @@ pub(super) struct LocalHost {
     pub(super) reports: Reports,
     pub(super) samplers: Samplers,
     pub(super) history: Histories,
+    pub(super) checkpoints: Checkpoints,
+    /// Where checkpoints are, unless a request says otherwise.
+    pub(super) store: String,
     pub(super) paths: Paths,
     /// Set once, right after it was made: it refers to this host in turn.
     pub(super) incoming: OnceLock<Weak<Incoming>>,
@@ -35,12 +41,14 @@ pub(super) struct LocalHost {
 }
 
 impl LocalHost {
-    pub(super) fn new(state: StateDir, samplers: Samplers) -> anyhow::Result<Self> {
+    pub(super) fn new(state: StateDir, samplers: Samplers, store: Option<String>) -> anyhow::Result<Self> {
         let synth = SynthBackend::new();
         Ok(Self {
             reports: Reports::load(state.reports())?,
             samplers,
+            checkpoints: Checkpoints::default(),
             history: Histories::open(&state.history()),
+            store: store.unwrap_or_else(|| state.path().join("checkpoints").to_string_lossy().into_owned()),
             paths: Paths::load(state.path().join("paths.json")),
             state,
             registry: Arc::default(),
@@ -95,12 +103,15 @@ impl LocalHost {
         names::check(&spec.name).map_err(Refusal::bad_request)?;
         let backend = self.backend(&spec.backend)?;
         let claim = self.registry.claim(&spec.name, "is being started")?;
+        let files = backend.disk_files(spec);
+        files.iter().try_for_each(|file| disks::check_usable(file))?;
         let dir = self.state.create_guest(spec, false).map_err(Refusal::failed)?;
         let vm = backend.launch(spec, &dir).map_err(|error| {
             state_dir::remove_guest(&dir);
             of_guest(error)
         })?;
         tracing::info!("started {} ({})", spec.name, spec.backend);
+        disks::in_use(&files);
         let member = Member { vm, dir };
         self.samplers.begin(&member);
         let slot = Slot::Here(member);
@@ -155,7 +166,9 @@ impl LocalHost {
                 _ => Ok(slot.clone()),
             }
         })?;
+        self.checkpoints.forget(name);
         self.samplers.forget(name);
+        self.give_back_checkpoint(name);
         match slot {
             Slot::Here(Member { vm, dir })
             | Slot::Receiving {
@@ -164,6 +177,11 @@ impl LocalHost {
             } => {
                 vm.destroy();
                 state_dir::remove_guest(&dir);
+            }
+            Slot::Resuming { member, resuming, .. } => {
+                resuming.release();
+                member.vm.destroy();
+                state_dir::remove_guest(&member.dir);
             }
             Slot::Stuck { dir, vm, .. } => {
                 if let Some(vm) = vm {
@@ -239,7 +257,7 @@ impl LocalHost {
                     stage: Stage::Incoming { progress },
                 })
             }
-            Slot::Busy { .. } | Slot::Here(_) | Slot::Stuck { .. } => None,
+            Slot::Busy { .. } | Slot::Here(_) | Slot::Stuck { .. } | Slot::Resuming { .. } => None,
         }
     }
 
@@ -250,10 +268,17 @@ impl LocalHost {
             Slot::Leaving { .. } => (Role::Source, None),
             Slot::Arriving { .. } => (Role::Destination, None),
             Slot::Receiving { .. } => (Role::Receiving, None),
+            Slot::Resuming { resuming, .. } => (Role::Resuming, lack(&resuming.progress())),
             Slot::Stuck { why, .. } => (Role::Unreachable, Some(why.clone())),
         };
         let vm = slot.member().map(|member| &member.vm);
-        let state = vm.map(|vm| vm.state());
+        let state = match slot {
+            // A vCPU that waits for a page keeps QEMU from saying so.
+            Slot::Resuming { resuming, .. } if resuming.progress().stalled.is_some() => {
+                Some(GuestState::Paused)
+            }
+            _ => vm.map(|vm| vm.state()),
+        };
         let ended = (role == Role::Owner && state == Some(GuestState::Gone))
             .then(|| format!("it ended; `vmferry stop {name}` forgets it"));
         let backend = match slot {
@@ -269,6 +294,11 @@ impl LocalHost {
             ram_bytes: vm.map_or(0, |vm| vm.ram().layout().bytes()),
             problem: problem.or(ended),
             migration: self.migration_under_way(name, slot),
+            checkpoints: self.checkpoints.state(name).filter(|state| !state.ended),
+            resume: match slot {
+                Slot::Resuming { resuming, .. } => Some(resuming.progress()),
+                _ => None,
+            },
             learned: None,
         }
     }

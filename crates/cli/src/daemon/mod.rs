@@ -5,6 +5,8 @@
 
 mod agent;
 mod api;
+mod checkpoints;
+mod disks;
 mod history;
 mod host;
 mod incoming;
@@ -15,6 +17,7 @@ mod recovery;
 mod refusal;
 mod registry;
 mod reports;
+mod resuming;
 mod samplers;
 pub mod shutdown;
 mod state_dir;
@@ -46,6 +49,8 @@ pub struct Options {
     pub max_streams: u16,
     /// The share of its guests' time that learning about them may cost; absent: nothing is learned.
     pub sampling: Option<Budget>,
+    /// Where checkpoints are: a folder or a URL; `store` in the state directory where absent.
+    pub store: Option<String>,
 }
 
 /// A daemon that runs. Dropping it stops it.
@@ -74,7 +79,11 @@ impl Daemon {
         // Whoever connects from now on waits until everything is recovered.
         let api = api::bind(&socket)?;
 
-        let host = Arc::new(LocalHost::new(state, Samplers::new(options.sampling))?);
+        let host = Arc::new(LocalHost::new(
+            state,
+            Samplers::new(options.sampling),
+            options.store.clone(),
+        )?);
         let incoming = Incoming::new(listener, host.clone(), host.state.path());
         let incoming = Arc::new(incoming.context("cannot take guests in")?);
         incoming.limit_streams(options.max_streams);
@@ -124,6 +133,7 @@ impl Drop for Daemon {
         self.host.begin_stopping();
         shutdown::end_migrations(&self.host, &self.incoming);
         drop(self.server.take());
+        self.host.checkpoints.end();
         self.host.samplers.end();
         shutdown::release_guests(&self.host);
         self.host.state.unlock();

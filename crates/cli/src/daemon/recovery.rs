@@ -4,7 +4,7 @@
 //!
 //! | journal | then |
 //! |---|---|
-//! | owner, or none | the guest is ours: found again, and resumed where a migration had paused it; if pages still arrive, its faults are taken over |
+//! | owner, or none | the guest is ours: found again, and resumed where a migration had paused it; if pages still arrive or are in the store of its checkpoint, its faults are taken over |
 //! | handed over | the guest is the destination's: the migration is taken up again |
 //! | declined, released | leftovers are ended and removed |
 //! | none, marked as arriving | it never was ours: as above |
@@ -13,10 +13,12 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
+use vmferry_checkpoint::resume::Saved;
 use vmferry_core::handover::Record;
 use vmferry_guest::{GuestError, GuestSpec, GuestState, Vm};
 use vmferry_runtime::{GuestDir, Incoming, Journal, Outgoing};
 
+use super::disks;
 use super::host::LocalHost;
 use super::registry::{Member, Slot};
 use super::reports::new_id;
@@ -97,6 +99,7 @@ fn recover_guest(
     match fate {
         Fate::Leftover => {
             vm.destroy();
+            disks::discarded(name, dir, "the daemon ended before its guest had arrived");
             state_dir::remove_guest(dir);
             Ok(Some(format!("{name} was a leftover of a migration: ended")))
         }
@@ -140,8 +143,15 @@ fn take_back(
         vm: Arc::clone(vm),
         dir: dir.to_owned(),
     };
-    let in_migration =
-        state_dir::has_marker(dir, Marker::Leaving) || state_dir::has_marker(dir, Marker::Arriving);
+    let may_be_paused = [Marker::Leaving, Marker::Arriving, Marker::Checkpointed];
+    let may_be_paused = may_be_paused
+        .into_iter()
+        .any(|marker| state_dir::has_marker(dir, marker));
+    if let Some(saved) = Saved::load(&guest_dir)? {
+        state_dir::clear_marker(dir, Marker::Leaving);
+        return host.take_up_resume(name, member, saved).map(Some);
+    }
+    disks::arrived(dir);
     let note = if guest_dir.page_states().exists() {
         host.registry.insert(
             name,
@@ -158,12 +168,13 @@ fn take_back(
         tracing::info!("{name} was found again");
         None
     };
-    // A migration had paused it, or had not come to let it run.
-    if in_migration && vm.state() == GuestState::Paused {
+    // A migration or a checkpoint had paused it, or had not come to let it run.
+    if may_be_paused && vm.state() == GuestState::Paused {
         vm.resume()?;
     }
     state_dir::clear_marker(dir, Marker::Leaving);
     state_dir::clear_marker(dir, Marker::Arriving);
+    state_dir::clear_marker(dir, Marker::Checkpointed);
     Ok(note)
 }
 
@@ -180,6 +191,9 @@ fn fate(dir: &Path) -> Result<Fate> {
 
 /// Nothing runs any more. Only a guest that was ours is news.
 fn forget(name: &str, dir: &Path, fate: &Fate, why: &str) -> Option<String> {
+    if *fate == Fate::Leftover {
+        disks::discarded(name, dir, why);
+    }
     state_dir::remove_guest(dir);
     match fate {
         Fate::Leftover => None,

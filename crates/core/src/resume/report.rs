@@ -130,6 +130,12 @@ pub struct ResumeProgress {
     pub store_bytes: u64,
     /// Faults served from the store.
     pub store_faults: u64,
+    /// The guest is this host's: nothing takes it away any more but its end.
+    #[serde(default)]
+    pub ours: bool,
+    /// The guest could run and was to be left paused.
+    #[serde(default)]
+    pub standing: bool,
     /// Why the guest stands still, where its store does not give it a page.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stalled: Option<String>,

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Interval, Pick, Placement, ResumePages, ResumePolicy, View};
+use super::{Interval, Pick, Placement, Predictive, ResumePages, ResumePolicy, View};
 use crate::bitmap::PageBitmap;
 
 /// Why pages are read.
@@ -126,6 +126,12 @@ impl Work {
 
     /// From here on pages are read in the background: the guest was started, or could be.
     pub fn begin_background(&mut self) {
+        self.background = true;
+    }
+
+    /// From here on everything follows, whatever the policy was.
+    pub fn bring_the_rest(&mut self) {
+        self.policy = Box::new(Predictive::default());
         self.background = true;
     }
 

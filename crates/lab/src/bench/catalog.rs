@@ -6,7 +6,11 @@ use super::scenario::Scenario;
 use crate::error::{LabError, Result};
 
 /// Name and text of each.
-const SCENARIOS: [(&str, &str); 15] = [
+const SCENARIOS: [(&str, &str); 22] = [
+    (
+        "agent-allocation",
+        include_str!("../../../../benches/scenarios/agent-allocation.toml"),
+    ),
     (
         "contention-database",
         include_str!("../../../../benches/scenarios/contention-database.toml"),
@@ -24,12 +28,20 @@ const SCENARIOS: [(&str, &str); 15] = [
         include_str!("../../../../benches/scenarios/encodings.toml"),
     ),
     (
+        "filter-model",
+        include_str!("../../../../benches/scenarios/filter-model.toml"),
+    ),
+    (
         "filter-states",
         include_str!("../../../../benches/scenarios/filter-states.toml"),
     ),
     (
         "filter-workloads",
         include_str!("../../../../benches/scenarios/filter-workloads.toml"),
+    ),
+    (
+        "forecasts",
+        include_str!("../../../../benches/scenarios/forecasts.toml"),
     ),
     (
         "hybrid-parallel",
@@ -54,6 +66,22 @@ const SCENARIOS: [(&str, &str); 15] = [
     (
         "memory-written",
         include_str!("../../../../benches/scenarios/memory-written.toml"),
+    ),
+    (
+        "profile",
+        include_str!("../../../../benches/scenarios/profile.toml"),
+    ),
+    (
+        "profile-destination",
+        include_str!("../../../../benches/scenarios/profile-destination.toml"),
+    ),
+    (
+        "profile-intensity",
+        include_str!("../../../../benches/scenarios/profile-intensity.toml"),
+    ),
+    (
+        "profile-paper",
+        include_str!("../../../../benches/scenarios/profile-paper.toml"),
     ),
     (
         "server-strategies",

@@ -6,35 +6,42 @@ use vmferry_forecast::history::Record;
 
 use super::account::Account;
 use super::plan::Request;
-use super::results::Results;
+use super::results::{Results, Run};
 use super::scenario::{Guest, GuestKind};
 
-/// A record of each run that vmferry made. The workload is the guest's, where the request does not name one.
+/// A record of each run that vmferry made.
 pub fn records(results: &Results) -> Vec<Record> {
-    let mut records = Vec::new();
-    for run in &results.runs {
-        let Some(measured) = run.outcome.measured() else {
-            continue;
-        };
-        let (Account::Vmferry(report), Request::Vmferry(request)) = (&measured.account, &run.request) else {
-            continue;
-        };
-        let key = &run.key;
-        let id = format!(
-            "{}-{}-{}-{}-{}",
-            results.scenario, key.guest, key.link, key.variant, key.repetition
-        );
-        let ended_unix_ms = run.started_unix_ms + (run.took_s * 1e3) as u64;
-        let mut record = Record::new(id, request, report, ended_unix_ms, 1);
-        let guest = results
-            .content
-            .guests
-            .iter()
-            .find(|guest| guest.name == key.guest);
-        record.workload = record.workload.or_else(|| guest.and_then(workload_of));
-        records.push(record);
-    }
-    records
+    results
+        .runs
+        .iter()
+        .filter_map(|run| record(results, run))
+        .collect()
+}
+
+/// The record of a run, if vmferry made it and it has figures. The workload is the guest's, where the request does not name one.
+pub fn record(results: &Results, run: &Run) -> Option<Record> {
+    let (Account::Vmferry(report), Request::Vmferry(request)) =
+        (&run.outcome.measured()?.account, &run.request)
+    else {
+        return None;
+    };
+    let key = &run.key;
+    let id = format!(
+        "{}-{}-{}-{}-{}",
+        results.scenario, key.guest, key.link, key.variant, key.repetition
+    );
+    let ended_unix_ms = run.started_unix_ms + (run.took_s * 1e3) as u64;
+    let guest = results
+        .content
+        .guests
+        .iter()
+        .find(|guest| guest.name == key.guest);
+    let record = Record::new(id, request, report, ended_unix_ms, 1);
+    Some(Record {
+        same: Some(format!("{}, {}", key.guest, key.link)),
+        workload: record.workload.or_else(|| guest.and_then(workload_of)),
+        ..record
+    })
 }
 
 /// What a guest does, as models call it: by its name where that is one of a workload (`cpu:40`), else by its load.

@@ -90,7 +90,7 @@ impl Uploads {
         let (Packed { name, object }, hashes) = packed.expect("packing does not panic");
         let bytes = object.len() as u64;
         self.inner.backend.put(&keys::chunk(name), object).await?;
-        self.inner.index.add(name, &hashes);
+        self.inner.index.add(name, hashes).await;
         Ok((name, bytes))
     }
 
