@@ -386,6 +386,7 @@ impl<'a> SourceHost<'a> {
             false => self.path.receive_ns_per_page,
         };
         let takes = batch.decode + ns(placing, (pages * self.units.per()) as f64);
+        let takes = takes.div_f64(self.path.destination_cpu_share);
         let buffers = self.path.socket_buffer_bytes.max(batch.bytes / 2.0);
         let line = &mut self.streams[stream];
         let taken_in = line.sends(arrives, takes, batch.bytes);
