@@ -13,6 +13,7 @@ use super::neighbour::Neighbour;
 use super::plan::{GUEST, PlannedRun, Request};
 use super::scenario::{GuestKind, words};
 use crate::error::{LabError, Result};
+use crate::forecasting::Past;
 use crate::guards;
 use crate::hosts::{Host, HostSetup};
 use crate::link::{BadLink, Link};
@@ -107,12 +108,12 @@ impl Ground {
     }
 
     /// What vmferry is asked for, with a forecast where one is wanted.
-    pub(super) fn forecast(&self, seed: u64) -> Result<Option<MigrateRequest>> {
+    pub(super) fn forecast(&self, past: &Past, seed: u64) -> Result<Option<MigrateRequest>> {
         match &self.mover {
             Mover::Vmferry(hosts, request) => {
                 let [source, destination] = hosts.as_ref();
                 source
-                    .forecast(GUEST, destination, request, RECORD, seed)
+                    .forecast(GUEST, destination, request, RECORD, past, seed)
                     .map(Some)
             }
             Mover::Qemu(_) => Ok(None),
