@@ -17,9 +17,10 @@ use vmferry_forecast::history::Kept;
 use vmferry_guest::GuestSpec;
 
 use crate::{
-    AgentInfo, AgentRequest, AttachRequest, CalibrateRequest, Calibration, Done, ErrorBody, GuestInfo,
-    HostInfo, LimitsRequest, MigrateRequest, Migration, Owner, ResolveRequest, ResumeRequest, ResumeStarted,
-    ResumeState, Started, StoredReport, TraceInfo, TraceRequest,
+    AgentInfo, AgentRequest, AttachRequest, CalibrateRequest, Calibration, CheckpointRequest,
+    CheckpointState, Done, ErrorBody, GuestInfo, HostInfo, LimitsRequest, MigrateRequest, Migration, Owner,
+    ResolveRequest, ResumeRequest, ResumeStarted, ResumeState, Started, StoredReport, TraceInfo,
+    TraceRequest,
 };
 
 /// The daemon's socket where nothing else is said.
@@ -259,6 +260,30 @@ impl Client {
             .map(drop)
     }
 
+    /// Begins to take checkpoints of a guest.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub fn checkpoint(&self, name: &str, request: &CheckpointRequest) -> Result<CheckpointState> {
+        self.post(&guest_path(name, "/checkpoint"), request)
+    }
+
+    /// The checkpoints of a guest that are being taken, else how the last ones ended.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub fn checkpoint_state(&self, name: &str) -> Result<CheckpointState> {
+        self.get(&guest_path(name, "/checkpoint"))
+    }
+
+    /// Takes no more checkpoints of a guest; one under way is cancelled.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub fn end_checkpoints(&self, name: &str) -> Result<CheckpointState> {
+        self.delete(&guest_path(name, "/checkpoint"))
+    }
+
     /// Begins to resume a checkpoint.
     ///
     /// # Errors
@@ -360,6 +385,10 @@ impl Client {
 
     fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T> {
         self.request(Method::GET, path, Bytes::new())
+    }
+
+    fn delete<T: DeserializeOwned>(&self, path: &str) -> Result<T> {
+        self.request(Method::DELETE, path, Bytes::new())
     }
 
     fn post<T: DeserializeOwned>(&self, path: &str, body: &impl Serialize) -> Result<T> {

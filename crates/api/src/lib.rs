@@ -16,6 +16,9 @@
 //! | `POST /v1/guests/{name}/limits` | [`LimitsRequest`] | [`Done`]: they hold for the migration under way |
 //! | `POST /v1/guests/{name}/cancel` | | [`Done`] |
 //! | `POST /v1/guests/{name}/resolve` | [`ResolveRequest`] | [`Done`] |
+//! | `POST /v1/guests/{name}/checkpoint` | [`CheckpointRequest`] | [`CheckpointState`] |
+//! | `GET /v1/guests/{name}/checkpoint` | | [`CheckpointState`]: of those being taken, else of the last |
+//! | `DELETE /v1/guests/{name}/checkpoint` | | [`CheckpointState`]: no more are taken, one under way is cancelled |
 //! | `POST /v1/resume` | [`ResumeRequest`] | [`ResumeStarted`] |
 //! | `GET /v1/guests/{name}/resume` | | [`ResumeState`]: the resume under way, else the last one |
 //! | `POST /v1/guests/{name}/continue` | | [`Done`]: a guest that was resumed to stand paused runs |
@@ -33,15 +36,18 @@
 
 #![forbid(unsafe_code)]
 
+mod checkpoint;
 pub mod client;
 mod resume;
 mod traces;
 
 use std::path::PathBuf;
 
+pub use checkpoint::{CheckpointRequest, CheckpointState};
 pub use client::{Client, ClientError};
 pub use resume::{ResumeRequest, ResumeStarted, ResumeState};
 use serde::{Deserialize, Serialize};
+use vmferry_core::hints::Class;
 use vmferry_core::report::{Progress, Report};
 use vmferry_core::resume::ResumeProgress;
 use vmferry_core::sampling::SamplingReport;
@@ -92,6 +98,9 @@ pub struct GuestInfo {
     /// The migration under way.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub migration: Option<Migration>,
+    /// Checkpoints of it that are being taken.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub checkpoints: Option<CheckpointState>,
     /// Its resume from a checkpoint, while pages of it are in the store only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub resume: Option<ResumeProgress>,
@@ -142,6 +151,9 @@ pub struct AgentRequest {
     /// Whether to say how far the guest could be ballooned down.
     #[serde(default)]
     pub balloon: bool,
+    /// Whether to say what its pages are used for, as a migration by `enlightened` asks.
+    #[serde(default)]
+    pub classes: bool,
 }
 
 /// What the agent in a guest says.
@@ -155,6 +167,18 @@ pub struct AgentInfo {
     /// what it could have without swapping. A hint, on which nothing acts.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub balloon_bytes: Option<u64>,
+    /// What its memory is used for, the most urgent first, where that was asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub classes: Option<Vec<ClassBytes>>,
+}
+
+/// How much of a guest's memory is of a class.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClassBytes {
+    /// The class.
+    pub class: Class,
+    /// Bytes.
+    pub bytes: u64,
 }
 
 /// A migration that was started.

@@ -6,8 +6,8 @@ use clap::{Parser, Subcommand};
 
 use crate::client::{Client, DEFAULT_SOCKET};
 use crate::commands::{
-    agent, attach, bench, calibrate, checkpoints, completions, forecast, host, limit, migrate, model,
-    resolve, resume, run, simulate, status, stop, trace,
+    agent, attach, bench, calibrate, checkpoint, checkpoints, completions, forecast, host, limit, migrate,
+    model, resolve, resume, run, simulate, status, stop, trace,
 };
 use crate::demo::DemoArgs;
 
@@ -84,6 +84,8 @@ pub(crate) enum Command {
     Cancel(status::CancelArgs),
     /// Settle by hand who owns a guest after a broken handover
     Resolve(resolve::ResolveArgs),
+    /// Take a checkpoint of a guest that runs, or one at every interval
+    Checkpoint(checkpoint::CheckpointArgs),
     /// Resume a guest from a checkpoint
     Resume(resume::ResumeArgs),
     /// Let a guest run that was resumed to stand paused
@@ -92,14 +94,14 @@ pub(crate) enum Command {
     Fill(resume::ResumedArgs),
     /// End a guest, like pulling its power cord
     Stop(stop::StopArgs),
+    /// List, verify and delete checkpoints of a store
+    Checkpoints(checkpoints::CheckpointsArgs),
     /// Record which pages a guest writes, or show such a trace
     Trace(trace::TraceArgs),
     /// Measure the way to another host
     Calibrate(calibrate::CalibrateArgs),
     /// Simulate migrations of a guest that was recorded
     Simulate(simulate::SimulateArgs),
-    /// List, verify and delete checkpoints of a store
-    Checkpoints(checkpoints::CheckpointsArgs),
     /// Print completions for a shell
     Completions(completions::CompletionsArgs),
 }

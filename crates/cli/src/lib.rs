@@ -8,6 +8,7 @@ pub mod cli;
 mod commands;
 pub mod daemon;
 mod demo;
+mod disk_table;
 mod encoding_table;
 mod failure;
 pub mod loadspec;
@@ -17,6 +18,7 @@ pub mod report_table;
 pub mod resume_table;
 mod store_args;
 mod table;
+mod take_table;
 pub mod units;
 
 pub use failure::run;

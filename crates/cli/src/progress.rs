@@ -59,6 +59,13 @@ pub(crate) fn line(progress: &Progress) -> String {
     if progress.round > 0 {
         parts.push(format!("round {}", progress.round));
     }
+    if let Some(disks) = progress.disks.filter(|_| progress.phase.contains("disks")) {
+        parts.push(format!(
+            "{} of {} of disks copied",
+            units::size(disks.done_bytes),
+            units::size(disks.total_bytes)
+        ));
+    }
     let encoding = progress
         .encoding
         .map(|encoding| format!(" as {encoding}"))

@@ -4,10 +4,11 @@ use std::fmt::Write as _;
 
 use serde_json::Value;
 use vmferry_core::PAGE_SIZE;
+use vmferry_core::filter::FilterReport;
 use vmferry_core::report::{LimitsReport, Outcome, PageCounts, Report, Verified};
 
 use crate::units::{bandwidth, count, millis, rate, size};
-use crate::{encoding_table, table};
+use crate::{disk_table, encoding_table, table};
 
 /// The report as a table, with a line that says how it ended above it.
 pub fn render(report: &Report) -> String {
@@ -114,8 +115,27 @@ fn summary(report: &Report) -> String {
     if let Some(limits) = limits(&report.limits) {
         row("limits", limits);
     }
+    if let Some(filter) = &report.filter {
+        row("data filter", data_filter(filter));
+    }
+    if let Some(moved) = &report.disks {
+        disk_table::summary(moved, &mut row);
+    }
     row("verified", verified(report.verified));
     table::render(table)
+}
+
+/// What its model knows, and what it cost.
+fn data_filter(filter: &FilterReport) -> String {
+    format!(
+        "{} of {} states seen in {} samples, {} transitions, {}; a sample took {} to take in",
+        filter.states_seen,
+        filter.regions + 1,
+        count(filter.samples),
+        count(filter.transitions_seen),
+        size(filter.memory_bytes),
+        millis(filter.cost.sample_ms)
+    )
 }
 
 fn on_the_wire(report: &Report) -> String {
@@ -323,7 +343,7 @@ mod tests {
     use super::*;
 
     fn report() -> Report {
-        serde_json::from_value(json!({
+        let mut report = json!({
             "vm": "web-1", "strategy": "pre-copy", "backend": "qemu", "outcome": "completed",
             "total_ms": 1234.5, "execution_transfer_ms": 1200.25, "downtime_ms": 6.789,
             "perceived_downtime_ms": 9.5, "micro_stops_ms": 1.25,
@@ -352,8 +372,14 @@ mod tests {
             "memory_bytes": {"source": 2097152, "destination": 1048576},
             "verified": {"pages": 131072, "mismatches": 0},
             "notes": ["the guest has no disk"]
-        }))
-        .unwrap()
+        });
+        report["filter"] = json!({
+            "regions": 256, "interval_ms": 50.0, "samples": 412, "states_seen": 37, "states": [], "frequent_share": 0.9,
+            "transitions": 400, "transitions_seen": 80, "memory_bytes": 1048576, "fits": true, "tests": 20,
+            "tests_failed": 1, "last_test": null, "rebuilt": 0, "forecasts": 60,
+            "cost": {"scans": 415, "scan_ms": 415.0, "decide_ms": 83.0, "decide_max_ms": 1.5, "sample_ms": 1.2}
+        });
+        serde_json::from_value(report).unwrap()
     }
 
     #[test]

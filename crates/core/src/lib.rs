@@ -7,6 +7,7 @@
 
 pub mod bitmap;
 pub mod destination;
+pub mod disks;
 pub mod encoding;
 pub mod filter;
 pub mod forecast;
@@ -32,6 +33,7 @@ pub mod workload;
 pub mod wws;
 
 pub use bitmap::PageBitmap;
+pub use disks::{DiskRequest, DiskWrites};
 pub use encoding::{Codec, Encoding};
 pub use handover::Epoch;
 pub use hints::{Class, Hints};

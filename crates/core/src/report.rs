@@ -2,7 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::disks::{DiskProgress, DisksReport};
 use crate::encoding::{Encoding, EncodingReport};
+use crate::filter::FilterReport;
 use crate::forecast::Forecast;
 
 /// How a migration ended.
@@ -70,6 +72,12 @@ pub struct Report {
     /// The limits that were set, and how long they made the migration wait.
     #[serde(default)]
     pub limits: LimitsReport,
+    /// What the data filter learned and what it cost, of a migration that had one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub filter: Option<FilterReport>,
+    /// What became of the disks, where they were to move with the guest.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disks: Option<DisksReport>,
     /// What `--verify` found; absent when it was not asked for.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub verified: Option<Verified>,
@@ -251,4 +259,7 @@ pub struct Progress {
     /// How long pages waited for nothing but the bandwidth cap.
     #[serde(default)]
     pub bandwidth_waited_ms: f64,
+    /// How far the copy of the disks is, where they move with the guest.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disks: Option<DiskProgress>,
 }

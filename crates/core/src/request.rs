@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::disks::DiskRequest;
 use crate::encoding::{Encoding, default_delta_cache_bytes};
 use crate::forecast::{Forecast, Goal};
 use crate::policy::Policy;
@@ -50,6 +51,9 @@ pub struct MigrationRequest<To> {
     /// What the guest does, where somebody knows: what the migration teaches is kept under it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub workload: Option<Workload>,
+    /// How the guest's disks move with it; they stay where they are, reachable from both hosts, where absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disks: Option<DiskRequest>,
 }
 
 impl<To> MigrationRequest<To> {
@@ -68,6 +72,7 @@ impl<To> MigrationRequest<To> {
             auto: false,
             forecast: None,
             workload: None,
+            disks: None,
         }
     }
 
@@ -86,6 +91,7 @@ impl<To> MigrationRequest<To> {
             auto: self.auto,
             forecast: self.forecast,
             workload: self.workload,
+            disks: self.disks,
         }
     }
 

@@ -1,11 +1,12 @@
 //! How QEMU guests come to be on this host.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use vmferry_core::{PageRun, RamLayout};
-use vmferry_guest::{Backend, Guest, GuestError, GuestSpec, Result, Vm};
+use vmferry_guest::{Backend, DiskInfo, Guest, GuestError, GuestSpec, PlacedDisk, Result, Vm};
 
+use crate::disks;
 use crate::guest::{Phase, QemuGuest};
 use crate::launch::{self, Start};
 use crate::spec::{BACKEND, QemuConfig, unsuitable};
@@ -63,6 +64,19 @@ impl Backend for QemuBackend {
 
     fn reopen(&self, spec: &GuestSpec, dir: &Path) -> Result<Arc<dyn Vm>> {
         Ok(Arc::new(self.find(spec, dir)?))
+    }
+
+    fn place_disks(&self, spec: &GuestSpec, disks: &[DiskInfo], places: &[PlacedDisk]) -> Result<GuestSpec> {
+        let config = QemuConfig::from_spec(spec)?;
+        Ok(disks::place(config, &spec.name, disks, places)?.into_spec(&spec.name))
+    }
+
+    fn disk_files(&self, spec: &GuestSpec) -> Vec<PathBuf> {
+        QemuConfig::from_spec(spec).map_or_else(|_| Vec::new(), |config| disks::files(&config))
+    }
+
+    fn create_disk(&self, spec: &GuestSpec, disk: &DiskInfo, path: &Path) -> Result<()> {
+        disks::create(&QemuConfig::from_spec(spec)?, &spec.name, disk, path)
     }
 }
 

@@ -11,6 +11,7 @@ use vmferry_guest::{Guest, GuestError, GuestRam, GuestSpec, GuestState, Result};
 use vmferry_memory::FileId;
 
 use crate::agent::AgentState;
+use crate::disks::DiskState;
 use crate::launch::{self, Started};
 use crate::migrate_in::Incoming;
 use crate::migrate_out::Outgoing;
@@ -40,6 +41,7 @@ pub struct QemuGuest {
     pub(crate) uffd: InQemu,
     pub(crate) record: Arc<RecordFile>,
     pub(crate) agent: AgentState,
+    pub(crate) disk_state: DiskState,
     pub(crate) outgoing: Mutex<Outgoing>,
     pub(crate) incoming: Mutex<Option<Incoming>>,
     phase: Mutex<Phase>,
@@ -90,13 +92,18 @@ impl QemuGuest {
         let process = QemuProcess::find(record.process)
             .map_err(|error| gone(format!("QEMU (pid {}) ended ({error})", record.process.pid)))?;
         let ram = reopen_ram(process.pid(), &record.blocks)?;
-        let qmp = Qmp::connect(&record.qmp, STATUS_TIMEOUT * 10).map_err(|error| {
-            if process.is_alive() {
-                GuestError::operation(format!("talking to QEMU (pid {}) again", process.pid()), error)
-            } else {
-                gone(process.end())
+        let (qmp, greets) = match Qmp::connect(&record.qmp, STATUS_TIMEOUT * 10) {
+            Ok(qmp) => (qmp, true),
+            Err(_) if !process.is_alive() => return Err(gone(process.end())),
+            // It was told to stop while a vCPU waits for a page: it greets nobody before that page is there, which is our business.
+            Err(QmpError::NoGreeting { .. }) if record.faults.is_some() => {
+                (Qmp::connect_later(&record.qmp), false)
             }
-        })?;
+            Err(error) => {
+                let doing = format!("talking to QEMU (pid {}) again", process.pid());
+                return Err(GuestError::operation(doing, error));
+            }
+        };
         let guest = Self::with_record(
             spec,
             config,
@@ -106,10 +113,9 @@ impl QemuGuest {
             Phase::Live,
         );
         // A QEMU that waits for a page does not answer. That happens after its vCPUs have run: it is live.
-        let status = guest
-            .qmp
-            .run_within(&QueryStatus {}, STATUS_TIMEOUT)
-            .ok()
+        let status = greets.then(|| guest.qmp.run_within(&QueryStatus {}, STATUS_TIMEOUT));
+        let status = status
+            .and_then(std::result::Result::ok)
             .map(|status| status.status);
         *guest.phase() = match status.as_deref() {
             Some("inmigrate") => Phase::Incoming,
@@ -140,6 +146,7 @@ impl QemuGuest {
             dir: dir.to_owned(),
             uffd: InQemu::default(),
             agent: AgentState::default(),
+            disk_state: DiskState::default(),
             outgoing: Mutex::default(),
             incoming: Mutex::default(),
             process,

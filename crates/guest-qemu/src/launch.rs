@@ -217,7 +217,7 @@ fn backend_object(ram: &GuestRam, id: &str, pairs: &[(String, String)]) -> Strin
     join(&object)
 }
 
-fn wait_for_monitor(process: &QemuProcess, socket: &Path) -> Result<Qmp> {
+pub(crate) fn wait_for_monitor(process: &QemuProcess, socket: &Path) -> Result<Qmp> {
     let deadline = Instant::now() + START_TIMEOUT;
     let failed = |why: String| GuestError::operation("waiting for QEMU's monitor", why);
     while !socket.exists() {

@@ -12,6 +12,7 @@ mod args;
 mod attach;
 mod backend;
 mod cmdline;
+mod disks;
 mod faults;
 mod guest;
 mod launch;

@@ -11,7 +11,9 @@ use std::time::Duration;
 
 use tracing::warn;
 use vmferry_core::{PAGE_SIZE, PageRun};
-use vmferry_guest::{DirtyTracker, Enlightened, GuestError, GuestState, MigrateOut, Result, WriteHolds};
+use vmferry_guest::{
+    DirtyTracker, Disks, Enlightened, GuestError, GuestState, MigrateOut, Result, WriteHolds,
+};
 
 use crate::args::options;
 use crate::guest::{Phase, QemuGuest};
@@ -102,6 +104,10 @@ impl MigrateOut for QemuGuest {
 
     fn enlightened(&self) -> Option<&dyn Enlightened> {
         self.agent_socket().map(|_| self as &dyn Enlightened)
+    }
+
+    fn disks(&self) -> Option<&dyn Disks> {
+        Some(self)
     }
 
     fn dirty_tracker(&self) -> Result<Box<dyn DirtyTracker>> {

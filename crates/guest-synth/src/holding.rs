@@ -143,13 +143,15 @@ impl Holds {
         self.protected[(page / 64) as usize].load(Ordering::Acquire) >> (page % 64) & 1 == 1
     }
 
+    /// Waits until some pages are released. As with the kernel, whoever is woken tries again, and is reported again where
+    /// the page has been protected anew in between.
     #[cold]
     fn wait_for(&self, page: u64) {
         let mut wanted = self.lock();
-        wanted.push_back(page);
-        self.asked.notify_one();
-        while self.on.load(Ordering::Acquire) && self.is_protected(page) {
-            wanted = self.released.wait(wanted).unwrap_or_else(PoisonError::into_inner);
+        if self.on.load(Ordering::Acquire) && self.is_protected(page) {
+            wanted.push_back(page);
+            self.asked.notify_one();
+            drop(self.released.wait(wanted));
         }
     }
 

@@ -1,12 +1,13 @@
 //! How guests come to be on a host.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use vmferry_core::RamLayout;
 
-use crate::error::Result;
+use crate::disks::{DiskInfo, PlacedDisk};
+use crate::error::{GuestError, Result};
 use crate::guest::Vm;
 
 /// Everything another host needs to create the same guest, in the backend's own words.
@@ -44,4 +45,36 @@ pub trait Backend: Send + Sync {
     /// # Errors
     /// When it has ended, or this backend's guests live and die with the daemon.
     fn reopen(&self, spec: &GuestSpec, dir: &Path) -> Result<Arc<dyn Vm>>;
+
+    /// The specification of a guest whose disks, which it names as `disks` say, lie at other places on this host.
+    ///
+    /// # Errors
+    /// When the specification does not name such a disk, or this backend's guests have none.
+    fn place_disks(&self, spec: &GuestSpec, disks: &[DiskInfo], places: &[PlacedDisk]) -> Result<GuestSpec> {
+        let _ = (disks, places);
+        Err(no_disks(spec))
+    }
+
+    /// The files that the specification names as disks; those over a network are none.
+    fn disk_files(&self, spec: &GuestSpec) -> Vec<PathBuf> {
+        let _ = spec;
+        Vec::new()
+    }
+
+    /// Creates an empty disk of `disk`'s format and size at `path`, where nothing is.
+    ///
+    /// # Errors
+    /// When that is not possible; then nothing is left.
+    fn create_disk(&self, spec: &GuestSpec, disk: &DiskInfo, path: &Path) -> Result<()> {
+        let _ = (disk, path);
+        Err(no_disks(spec))
+    }
+}
+
+fn no_disks(spec: &GuestSpec) -> GuestError {
+    GuestError::Unsuitable {
+        name: spec.name.clone(),
+        problem: format!("guests of backend {} have no disks that could move", spec.backend),
+        mend: "migrate it without its disks".into(),
+    }
 }

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use vmferry_core::{PageBitmap, PageRun};
 
 use crate::backend::GuestSpec;
+use crate::disks::Disks;
 use crate::enlightened::Enlightened;
 use crate::error::{GuestError, Result};
 use crate::ram::GuestRam;
@@ -118,6 +119,10 @@ pub trait MigrateOut: Guest {
     }
     /// What the guest says about its pages, where it was set up to say something.
     fn enlightened(&self) -> Option<&dyn Enlightened> {
+        None
+    }
+    /// Its disks, where they can move with it.
+    fn disks(&self) -> Option<&dyn Disks> {
         None
     }
 }

@@ -9,6 +9,7 @@
 pub mod backend;
 #[cfg(feature = "conformance")]
 pub mod conformance;
+pub mod disks;
 pub mod enlightened;
 pub mod error;
 pub mod guest;
@@ -16,6 +17,7 @@ pub mod ram;
 pub mod write_holds;
 
 pub use backend::{Backend, GuestSpec};
+pub use disks::{DiskInfo, DiskPlan, DiskSnapshot, Disks, PlacedDisk};
 pub use enlightened::{Enlightened, FreeKnowledge, GuestLoad, ProcessRan};
 pub use error::{GuestError, Result};
 pub use guest::{

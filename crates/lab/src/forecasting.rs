@@ -235,6 +235,7 @@ fn strategies(client: &Client, vm: &str) -> Vec<Strategy> {
     let ask = AgentRequest {
         timeout_ms: AGENT_TIMEOUT.as_millis() as u64,
         balloon: false,
+        classes: false,
     };
     let agent = client.agent(vm, &ask).is_ok();
     let able = |strategy: &Strategy| agent || *strategy != Strategy::Enlightened;

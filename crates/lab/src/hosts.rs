@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use vmferry_api::{Client, ClientError, GuestInfo, MigrateRequest, Stage};
+use vmferry_api::{AgentInfo, AgentRequest, Client, ClientError, GuestInfo, MigrateRequest, Stage};
 use vmferry_core::report::{Progress, Report};
 use vmferry_forecast::simulated::SIMULATIONS;
 use vmferry_guest::GuestSpec;
@@ -146,6 +146,15 @@ impl Host {
     pub fn guest(&self, name: &str) -> Result<GuestInfo> {
         let name = name.to_owned();
         self.ask(move |client| client.guest(&name))
+    }
+
+    /// What the agent in a guest of this host says.
+    ///
+    /// # Errors
+    /// See [`Host::run`].
+    pub fn agent(&self, name: &str, request: AgentRequest) -> Result<AgentInfo> {
+        let name = name.to_owned();
+        self.ask(move |client| client.agent(&name, &request))
     }
 
     /// What a synthetic guest of this host has done.

@@ -59,6 +59,11 @@ pub enum Workload {
         /// So much of it.
         mib: u64,
     },
+    /// Allocates, touches and frees memory, block after block, as fast as it goes.
+    Allocate {
+        /// Size of a block.
+        kib: u64,
+    },
     /// Computes.
     Cpu {
         /// For this share of the time.
@@ -119,6 +124,7 @@ impl Workload {
             Self::Memcached(_) | Self::Redis(_) => "operations",
             Self::Tpcc { .. } => "transactions",
             Self::Write { .. } | Self::Read { .. } => "pages",
+            Self::Allocate { .. } => "blocks",
             Self::Cpu { .. } => "loops",
             Self::Compile {} => "files",
             Self::Gzip { .. }
@@ -162,6 +168,7 @@ impl Workload {
             Self::Tpcc { mib, .. } => Some(format!("vmferry.database={mib}")),
             Self::Write { mib, mib_per_s } => work(format!("write:{mib}:{}", mib_per_s.unwrap_or(0))),
             Self::Read { mib } => work(format!("read:{mib}")),
+            Self::Allocate { kib } => work(format!("allocate:{kib}")),
             Self::Cpu { percent } => work(format!("cpu:{percent}")),
             Self::Gzip { mib } => work(format!("gzip:{mib}")),
             Self::Bzip2 { mib } => work(format!("bzip2:{mib}")),
@@ -216,6 +223,7 @@ impl Workload {
             Self::Read { mib } | Self::Gzip { mib } | Self::Bzip2 { mib } | Self::DiskRead { mib } => {
                 more_than_0("mib", *mib)
             }
+            Self::Allocate { kib } => more_than_0("kib", *kib),
             Self::NetReceive { mib_per_s } => more_than_0("mib_per_s", mib_per_s.unwrap_or(1)),
             Self::Cpu { percent } if *percent > 100 => {
                 Err(format!("percent of its workload is {percent}, expected 0 to 100"))
@@ -362,6 +370,7 @@ mod tests {
                 "pages",
             ),
             ("kind = \"cpu\", percent = 40", "cpu:40", "-", "loops"),
+            ("kind = \"allocate\", kib = 4", "allocate:4", "-", "blocks"),
             ("kind = \"gzip\", mib = 8", "gzip:8", "-", "bytes"),
             ("kind = \"bzip2\", mib = 8", "bzip2:8", "-", "bytes"),
             ("kind = \"compile\"", "compile", "compile", "files"),
@@ -380,6 +389,7 @@ mod tests {
             ("kind = \"mine\"", "mine"),
             ("kind = \"gzip\"", "mib"),
             ("kind = \"gzip\", mib = 0", "mib"),
+            ("kind = \"allocate\", kib = 0", "kib"),
             ("kind = \"gzip\", mib = 1, level = 9", "level"),
             ("kind = \"cpu\", percent = 101", "101"),
             (

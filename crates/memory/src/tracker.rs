@@ -96,19 +96,25 @@ impl WpAsyncTracker {
     }
 
     fn protect(&mut self) -> Result<()> {
-        let whole = self
-            .mappings
-            .iter()
-            .try_for_each(|mapping| self.uffd.register(mapping.addresses.clone(), Mode::WP).map(drop));
+        let mut registered = 0;
+        let whole = self.mappings.iter().try_for_each(|mapping| {
+            self.uffd.register(mapping.addresses.clone(), Mode::WP)?;
+            registered += 1;
+            Ok(())
+        });
         let armed = whole.and_then(|()| {
             self.tracked()
                 .iter()
                 .try_for_each(|part| self.uffd.write_protect(part.addresses.clone(), true))
         });
-        self.armed = true;
+        let had_all = std::mem::replace(&mut self.armed, armed.is_ok());
         if armed.is_err() {
-            // What was registered before the mapping that failed.
-            let _ = self.disarm();
+            // What is its own, and nothing else: kernels before 6.17 also let go what another userfaultfd has, and a guest whose
+            // pages still arrive would read zeros.
+            let own = if had_all { self.mappings.len() } else { registered };
+            for mapping in &self.mappings[..own] {
+                let _ = self.uffd.unregister(mapping.addresses.clone());
+            }
         }
         armed
     }

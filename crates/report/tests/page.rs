@@ -80,7 +80,7 @@ fn made_up(ours: &[f64], peers: &[f64]) -> String {
         bytes: b"abc".to_vec(),
         results,
     };
-    page(&[source], 1_700_000_000_000)
+    page(&[source], None, 1_700_000_000_000)
 }
 
 /// The text between two words.

@@ -132,7 +132,7 @@ impl PathModel {
             link_bytes_per_s,
             rtt_ms,
             queue_ms: 0.4,
-            socket_buffer_bytes: f64::from(4 << 20),
+            socket_buffer_bytes: f64::from(3 << 19),
             processors: 2.0,
             cpu_share: 1.0,
             codecs: CodecCosts::default(),

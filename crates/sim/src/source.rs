@@ -248,6 +248,9 @@ impl<'a> SourceHost<'a> {
             }
             // Nothing that anybody waits for, or nothing that happens here.
             Command::ConfirmState
+            // No simulated guest moves its disks.
+            | Command::CopyDisks
+            | Command::SettleDisks
             | Command::Enlighten
             | Command::SendHashes
             | Command::SendAbort(_)
@@ -315,8 +318,10 @@ impl<'a> SourceHost<'a> {
             Batch::Finished => {}
             Batch::Idle(until) => {
                 self.streams[stream].idle = true;
-                if let Some(at) = until.filter(|&at| at > now) {
-                    agenda.at(at, What::StreamAsks(stream));
+                if let Some(at) = until.filter(|&at| at > now)
+                    && self.streams[stream].timer.replace(at) != Some(at)
+                {
+                    agenda.at(at, What::StreamTimer(stream));
                 }
             }
             Batch::RoundEnd(round) => {
@@ -353,6 +358,14 @@ impl<'a> SourceHost<'a> {
                 };
                 agenda.at(now + wall + sampling, What::Encoded(stream, Box::new(encoding)));
             }
+        }
+    }
+
+    /// What a stream waits for is over, unless it waits for something later by now.
+    pub(crate) fn stream_timer(&mut self, stream: usize, agenda: &mut Agenda, wires: &mut Wires) {
+        if self.streams[stream].timer == Some(agenda.now) {
+            self.streams[stream].timer = None;
+            self.stream_asks(stream, agenda, wires);
         }
     }
 

@@ -29,6 +29,8 @@ const MOST_TIME: Duration = Duration::from_secs(30 * 24 * 3600);
 pub(crate) enum What {
     /// A page stream of the source looks for its next batch.
     StreamAsks(usize),
+    /// The time for which a page stream waits has come, unless it waits for another by now.
+    StreamTimer(usize),
     /// It encoded a batch, which goes to the socket.
     Encoded(usize, Box<Encoding>),
     /// The batch is in the socket.
@@ -218,6 +220,7 @@ impl<'a> World<'a> {
         } = self;
         match what {
             What::StreamAsks(stream) => source.stream_asks(stream, agenda, wires),
+            What::StreamTimer(stream) => source.stream_timer(stream, agenda, wires),
             What::Encoded(stream, encoding) => source.encoded(stream, encoding, agenda, wires),
             What::Written(sent, encoding) => source.written(&sent, &encoding, agenda),
             What::TakenIn(runs) => destination.taken_in(&runs, agenda, guest),
@@ -310,6 +313,8 @@ impl<'a> World<'a> {
             },
             verified: None,
             forecast: None,
+            filter: measured.filter,
+            disks: None,
             notes: measured.notes,
         };
         let waited_ms = ms(self.destination.guest_waited());

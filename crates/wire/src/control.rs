@@ -23,6 +23,8 @@ pub const MAX_NAME_BYTES: usize = 256;
 pub const MAX_DEVICE_STATE_CHUNK_BYTES: usize = 1 << 20;
 /// The most hashes in one message.
 pub const MAX_HASHES: usize = 64 << 10;
+/// The most bytes the description of disks may have.
+pub const MAX_DISKS_BYTES: usize = 256 << 10;
 /// The most bytes a reason may have; see [`clip_reason`].
 pub const MAX_REASON_BYTES: usize = 4096;
 
@@ -94,6 +96,12 @@ pub enum ToDestination {
     CpuCap {
         /// At most [`MAX_CPU_PERCENT`], and not 0.
         percent: Option<u32>,
+    },
+    /// Since version 3, before the offer: the disks that move with the guest. Answered by [`ToSource::DisksPlaced`] before
+    /// [`ToSource::Accept`].
+    Disks {
+        /// The plan (`DiskPlan` of `vmferry-guest`) in JSON, at most [`MAX_DISKS_BYTES`].
+        plan_json: String,
     },
 }
 
@@ -167,6 +175,11 @@ pub enum ToSource {
     Pong {
         /// As in the question.
         nonce: u64,
+    },
+    /// Since version 3: where the disks lie at the destination, which waits for their streams once it has accepted the guest.
+    DisksPlaced {
+        /// The places (a list of `PlacedDisk` of `vmferry-guest`) in JSON, at most [`MAX_DISKS_BYTES`].
+        places_json: String,
     },
 }
 
@@ -316,6 +329,7 @@ impl ControlMessage for ToDestination {
         "Query",
         "Ping",
         "CpuCap",
+        "Disks",
     ];
 
     fn check(&self) -> Result<()> {
@@ -331,6 +345,9 @@ impl ControlMessage for ToDestination {
                 bound("a message of page hashes", hashes.len(), "hashes", MAX_HASHES)
             }
             Self::Abort { reason } => bound("the reason to abort", reason.len(), "bytes", MAX_REASON_BYTES),
+            Self::Disks { plan_json } => {
+                bound("the plan of the disks", plan_json.len(), "bytes", MAX_DISKS_BYTES)
+            }
             Self::Pending { pages: set } | Self::Switch { pending: set, .. } => set.check(),
             Self::CpuCap { percent: Some(0) } => Err(WireError::UnknownKind {
                 what: "CPU cap",
@@ -366,6 +383,7 @@ impl ControlMessage for ToSource {
         "Failed",
         "Progress",
         "Pong",
+        "DisksPlaced",
     ];
 
     fn check(&self) -> Result<()> {
@@ -376,6 +394,12 @@ impl ControlMessage for ToSource {
                 reason.len(),
                 "bytes",
                 MAX_REASON_BYTES,
+            ),
+            Self::DisksPlaced { places_json } => bound(
+                "the places of the disks",
+                places_json.len(),
+                "bytes",
+                MAX_DISKS_BYTES,
             ),
             Self::Received { pages, .. } => pages.check(),
             Self::Accept { .. }

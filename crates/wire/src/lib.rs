@@ -6,6 +6,7 @@
 //!
 //! * the control stream carries [`ToDestination`] one way and [`ToSource`] the other ([`control`]),
 //! * page streams carry [`PageFrame`]s from the source to the destination ([`page`]),
+//! * a stream of a disk carries what the source's mirror writes and the destination's answers (since version 3),
 //! * the fault stream carries [`FaultRequest`]s to the source and [`PageFrame`]s back ([`fault`]).
 //!
 //! All numbers in fixed layouts are little-endian. Everything here is written against `std::io::Read` and
@@ -42,4 +43,4 @@ pub use page::{MAX_RUN_PAGES, PAGE_HEADER_BYTES, PageFrame, PageHeader};
 
 pub use page_set::{PageSet, PageSetParts};
 pub use probe::Probe;
-pub use version::{CPU_CAP_SINCE, ENCODED_PAGES_SINCE, SPOKEN, VersionRange};
+pub use version::{CPU_CAP_SINCE, DISKS_SINCE, ENCODED_PAGES_SINCE, SPOKEN, VersionRange};

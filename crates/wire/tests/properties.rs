@@ -112,6 +112,7 @@ fn to_destination() -> impl Strategy<Value = ToDestination> {
         "\\PC{0,100}".prop_map(|reason| ToDestination::Abort { reason }),
         any::<u64>().prop_map(|epoch| ToDestination::Query { epoch }),
         any::<u64>().prop_map(|nonce| ToDestination::Ping { nonce }),
+        "\\PC{0,200}".prop_map(|plan_json| ToDestination::Disks { plan_json }),
     ]
 }
 
@@ -171,6 +172,7 @@ fn to_source() -> impl Strategy<Value = ToSource> {
         "\\PC{0,100}".prop_map(|reason| ToSource::Failed { reason }),
         any::<(u64, u64)>().prop_map(|(faults, pages)| ToSource::Progress { faults, pages }),
         any::<u64>().prop_map(|nonce| ToSource::Pong { nonce }),
+        "\\PC{0,200}".prop_map(|places_json| ToSource::DisksPlaced { places_json }),
     ]
 }
 
@@ -212,6 +214,7 @@ fn hellos() -> impl Strategy<Value = Hello> {
         any::<u16>().prop_map(|index| StreamRole::Pages { index }),
         Just(StreamRole::Faults),
         Just(StreamRole::Probe),
+        any::<u16>().prop_map(|index| StreamRole::Disk { index }),
     ];
     (any::<u16>(), any::<u16>(), any::<[u8; 16]>(), roles).prop_map(|(min, max, token, role)| Hello {
         versions: VersionRange { min, max },

@@ -108,7 +108,7 @@ fn hellos_with_wrong_fields_are_refused() {
         Hello::decode(&bytes),
         &[
             "unknown role of a stream 9",
-            "1 (control), 2 (pages), 3 (faults) or 5 (probe)",
+            "1 (control), 2 (pages), 3 (faults), 4 (disk) or 5 (probe)",
         ],
     );
 }
@@ -271,12 +271,12 @@ fn control_frames_with_wrong_headers_are_refused() {
 fn messages_that_do_not_decode_are_refused_by_name() {
     says(decode_control::<ToSource>(&[]), &["without a number"]);
     says(
-        decode_control::<ToSource>(&[11]),
-        &["unknown control message 11", "0 (Accept) to 10 (Pong)"],
+        decode_control::<ToSource>(&[12]),
+        &["unknown control message 12", "0 (Accept) to 11 (DisksPlaced)"],
     );
     says(
         decode_control::<ToDestination>(&[0xff, 0xff, 0xff, 0xff, 0x0f]),
-        &["4294967295", "0 (Offer) to 11 (CpuCap)"],
+        &["4294967295", "0 (Offer) to 12 (Disks)"],
     );
     says(
         decode_control::<ToSource>(&[2, 1]),

@@ -6,6 +6,7 @@
 
 #![forbid(unsafe_code)]
 
+mod allocate;
 mod churn;
 mod compile;
 mod compress;
@@ -33,6 +34,8 @@ const USAGE: &str = "usage: guest-load write --mib N --rate-mib-s R (0: as fast 
        guest-load disk --device PATH --mib N
        guest-load churn --folder PATH --mib N
        guest-load used --mib N
+       guest-load hold --mib N --held PATH
+       guest-load allocate --kib N [--progress PORT]
        guest-load cpu --percent N [--progress PORT]
        guest-load gzip|bzip2 --mib N --folder PATH [--progress PORT]
        guest-load compile --sources PATH --folder PATH [--progress PORT]
@@ -84,6 +87,13 @@ enum Load {
     Used {
         mib: usize,
     },
+    Hold {
+        mib: usize,
+        held: PathBuf,
+    },
+    Allocate {
+        kib: usize,
+    },
     Cpu {
         percent: u32,
     },
@@ -118,6 +128,8 @@ impl Command {
             Load::Read { mib } => memory::read(mib, &progress),
             Load::Disk { device, mib } => disk::run(&device, mib),
             Load::Churn { folder, mib } => churn::run(mib, &folder),
+            Load::Hold { mib, held } => used::hold(mib, &held),
+            Load::Allocate { kib } => allocate::run(kib, &progress),
             Load::Cpu { percent } => cpu::run(percent, &progress),
             Load::Compress { program, mib, folder } => compress::run(&program, mib, &folder, &progress),
             Load::Compile { sources, folder } => compile::run(&sources, &folder, &progress),
@@ -166,6 +178,13 @@ impl Load {
             },
             "used" => Self::Used {
                 mib: positive("--mib")?,
+            },
+            "hold" => Self::Hold {
+                mib: positive("--mib")?,
+                held: path("--held")?,
+            },
+            "allocate" => Self::Allocate {
+                kib: positive("--kib")?,
             },
             "churn" => Self::Churn {
                 folder: path("--folder")?,
@@ -230,6 +249,12 @@ mod tests {
         };
         assert_eq!(parse("churn --folder /tmp --mib 8"), Some(churn));
         assert_eq!(parse("used --mib 8"), Some(Load::Used { mib: 8 }));
+        let hold = Load::Hold {
+            mib: 8,
+            held: "/tmp/held".into(),
+        };
+        assert_eq!(parse("hold --mib 8 --held /tmp/held"), Some(hold));
+        assert_eq!(parse("allocate --kib 4"), Some(Load::Allocate { kib: 4 }));
         let bzip2 = Load::Compress {
             program: "bzip2".into(),
             mib: 8,
@@ -264,6 +289,8 @@ mod tests {
             "read --mib 0",
             "disk --mib 1",
             "churn --mib 1",
+            "allocate --kib 0",
+            "hold --mib 1",
             "sleep --mib 1",
             "disk --mib",
             "cpu --percent 101",

@@ -7,8 +7,11 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, unbounded};
-use vmferry_core::resume::{Command, Event, Left, Resume, ResumeFaults, ResumePhase, ResumeReport};
-use vmferry_core::{PAGE_SIZE, resume::ResumePages};
+use vmferry_core::PAGE_SIZE;
+use vmferry_core::report::Outcome;
+use vmferry_core::resume::{
+    Command, Event, Left, Resume, ResumeFaults, ResumePages, ResumePhase, ResumeReport,
+};
 use vmferry_guest::Vm;
 use vmferry_runtime::dir::remove;
 use vmferry_store::Reader;
@@ -103,7 +106,7 @@ impl Driver {
     fn execute(&mut self, commands: Vec<Command>, events: &mut VecDeque<Event>) {
         for command in commands {
             tracing::debug!(?command, "resume");
-            match self.carry_out(command) {
+            match self.carry_out(&command) {
                 Ok(event) => events.extend(event),
                 Err(why) => events.push_back(Event::Failed(why)),
             }
@@ -159,7 +162,9 @@ impl Driver {
     /// that the other one has to find out by itself.
     pub(super) fn keep(&mut self, left: Left) {
         self.saved.left = Some(left);
+        // Once it is let go of, the directory may be another guest's.
         if self.machine.ended().is_none()
+            && !self.shared.over()
             && let Err(error) = self.saved.store(&self.shared.dir)
         {
             tracing::warn!("cannot note how far the resume is: {}", chain(&error));
@@ -192,11 +197,10 @@ impl Driver {
             // Where one panicked the resume failed by that already.
             let _ = thread.join();
         }
-        if !let_go {
+        // Where it can not go on here, the next daemon may be able to.
+        if let Some((Outcome::Completed, _)) = self.machine.ended() {
             remove(&self.shared.dir.resume());
-            if self.machine.owns() && self.machine.ended().is_some_and(|(_, error)| error.is_none()) {
-                remove(&self.shared.dir.page_states());
-            }
+            remove(&self.shared.dir.page_states());
         }
         if !self.first_faults_counted {
             let faults = self.faults_from_store();

@@ -77,7 +77,7 @@ impl Driver {
         }
     }
 
-    pub(super) fn carry_out(&mut self, command: Command) -> Result<Option<Event>, String> {
+    pub(super) fn carry_out(&mut self, command: &Command) -> Result<Option<Event>, String> {
         match command {
             Command::ServeFaults => self.switch_to_faults(),
             Command::Load => self.load(),

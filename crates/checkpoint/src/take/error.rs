@@ -1,6 +1,7 @@
 //! Why there is no checkpoint.
 
 use thiserror::Error;
+use vmferry_disk::DiskError;
 use vmferry_guest::GuestError;
 use vmferry_store::StoreError;
 
@@ -16,6 +17,12 @@ pub enum TakeError {
     /// The memory file could not be asked for its holes.
     #[error("cannot tell which pages of the guest hold data")]
     Memory(#[source] std::io::Error),
+    /// What the guest overwrites of its disks cannot be kept.
+    #[error("cannot make the folder for what the guest overwrites of its disks meanwhile")]
+    DiskFolder(#[source] std::io::Error),
+    /// A disk as of the pause could not be read.
+    #[error("cannot read a disk of the guest as it was")]
+    Disk(#[from] DiskError),
     /// The operator, or a daemon that ends, changed their mind.
     #[error("it was cancelled")]
     Cancelled,

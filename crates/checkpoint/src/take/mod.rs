@@ -5,8 +5,8 @@
 //! ----------------------           ------------                     ------
 //! begin in the store               a write is held up:
 //! protect what is open, live         tracking: release
-//! pause | device state
-//!       | protect what is open
+//! pause | disks as of now
+//!       | device state | protect what is open
 //!       | CUT                        pending: copy, release   --->  copies into the store
 //! resume                             being copied: wait       <---  copy the next run, release who waits
 //! which pages were touched                                          hand it to the store
@@ -18,15 +18,18 @@
 //! asks questions later. Were the whole process killed, the kernel would lift the protection.
 
 mod copies;
+mod disks;
 mod error;
 mod faults;
 mod options;
 mod phases;
 mod savers;
+mod series;
 mod session;
 mod shared;
 mod stop;
 
 pub use error::TakeError;
 pub use options::TakeOptions;
+pub use series::{Series, SeriesEvents, SeriesRequest, SeriesState};
 pub use session::{Session, TakeControl};

@@ -1,5 +1,6 @@
 //! How checkpoints are taken.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 /// How checkpoints are taken; what each costs whom.
@@ -11,6 +12,9 @@ pub struct TakeOptions {
     pub patience: Duration,
     /// The part of the pause that protecting pages should take.
     pub protect_goal: Duration,
+    /// Where the hypervisor keeps what the guest overwrites of its disks until the store has them; absent: the disks are left
+    /// out.
+    pub disk_folder: Option<PathBuf>,
     /// Threads that read pages and hand them to the store.
     pub savers: usize,
 }
@@ -23,6 +27,7 @@ impl TakeOptions {
             copies_bytes: (ram_bytes / 8).clamp(64 << 20, 1 << 30),
             patience: Duration::from_secs(1),
             protect_goal: Duration::from_millis(2),
+            disk_folder: None,
             savers: cores.clamp(1, 4),
         }
     }

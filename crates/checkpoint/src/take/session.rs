@@ -8,8 +8,9 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use vmferry_core::take::{TakeOutcome, TakeProgress, TakeReport};
 use vmferry_core::{PAGE_SIZE, PageBitmap};
 use vmferry_guest::Vm;
-use vmferry_store::{CheckpointId, Draft, Manifest, Store, StoreError, Taken, Writer};
+use vmferry_store::{CheckpointId, DiskState, Draft, Store, StoreError, Taken, Writer};
 
+use super::disks::DisksOfMoment;
 use super::error::{Result, TakeError};
 use super::options::TakeOptions;
 use super::phases::Phases;
@@ -24,7 +25,17 @@ pub struct Session {
     store: Store,
     server: Option<JoinHandle<()>>,
     parent: Option<CheckpointId>,
+    /// The disks as the parent has them.
+    disks_before: Vec<DiskState>,
     watching_since: Option<Instant>,
+}
+
+/// A cut on its way into the store.
+struct Saving<'a> {
+    writer: &'a Writer,
+    stopped: &'a Stopped,
+    disks: Option<&'a DisksOfMoment<'a>>,
+    is_watched: bool,
 }
 
 /// A checkpoint seen from outside: how far it is, and a way to cancel it.
@@ -97,6 +108,7 @@ impl Session {
             store,
             server: Some(server),
             parent: None,
+            disks_before: Vec::new(),
             watching_since: None,
         })
     }
@@ -170,11 +182,12 @@ impl Session {
         control.lock().progress.id.clone_from(&report.id);
 
         control.phase("protecting");
+        let disks = self.prepare_disks(&shared, phases, report)?;
         phases.run("flush", || shared.vm.before_stop())?;
         report.live_rounds = phases.run("protect", || shared.protect_live())?;
         control.phase("pausing");
         let created_ms = unix_ms();
-        let stopped = phases.run("pause", || shared.stop())?;
+        let stopped = phases.run("pause", || shared.stop(disks.as_ref()))?;
         let interval = self.watching_since.map(|since| since.elapsed());
         self.watching_since = interval.map(|_| Instant::now());
         report.pause_ms = stopped.pause.as_secs_f64() * 1e3;
@@ -187,7 +200,14 @@ impl Session {
 
         control.phase("saving");
         let is_watched = interval.is_some();
-        let taken = phases.run("save", || self.save(&writer, &stopped, is_watched, saved))?;
+        let saving = Saving {
+            writer: &writer,
+            stopped: &stopped,
+            disks: disks.as_ref(),
+            is_watched,
+        };
+        let (taken, disk_bytes) = phases.run("save", || self.save(&saving, saved))?;
+        report.disk_bytes = disk_bytes;
         report.saved_pages = saved.pages.load(Ordering::Relaxed);
         report.accessed_pages = taken.accessed.count();
         control.phase("committing");
@@ -201,8 +221,13 @@ impl Session {
         // A cancel that came too late.
         let _ = shared.check();
         shared.lock().taker.commit();
+        if let Some(disks) = disks {
+            disks.stored();
+        }
         let manifest = self.store.manifest(&id)?;
-        note_counts(report, &manifest);
+        report.new_pages = manifest.pages.new;
+        report.stored_bytes = manifest.pages.stored_bytes;
+        self.disks_before = manifest.disks;
         self.parent = Some(id);
         Ok(())
     }
@@ -220,6 +245,7 @@ impl Session {
             Err(StoreError::NoCheckpoint(gone)) if self.parent.as_ref() == Some(&gone) => {
                 tracing::info!("{gone} was deleted: the next checkpoint saves everything again");
                 self.parent = None;
+                self.disks_before.clear();
                 self.shared.lock().taker.forget_saved();
                 Ok(self.store.begin(draft(None))?)
             }
@@ -228,14 +254,13 @@ impl Session {
     }
 
     /// Saves the cut with the guest running; meanwhile finds out what the guest touched before it.
-    fn save(&self, writer: &Writer, stopped: &Stopped, is_watched: bool, saved: &Saved) -> Result<Taken> {
+    fn save(&self, saving: &Saving<'_>, saved: &Saved) -> Result<(Taken, u64)> {
         let shared = &*self.shared;
-        let pages = shared.vm.ram().layout().pages();
         let taken = thread::scope(|scope| {
             let savers: Vec<_> = (0..shared.options.savers.max(1))
-                .map(|_| scope.spawn(|| savers::save(shared, writer, saved)))
+                .map(|_| scope.spawn(|| savers::save(shared, saving.writer, saved)))
                 .collect();
-            let known = self.note(writer, stopped, is_watched, pages);
+            let known = self.note(saving);
             if let Err(error) = known {
                 shared.fail(error);
                 return Err(TakeError::Cancelled);
@@ -252,10 +277,11 @@ impl Session {
     }
 
     /// Everything of a checkpoint but its pages.
-    fn note(&self, writer: &Writer, stopped: &Stopped, is_watched: bool, pages: u64) -> Result<Taken> {
+    fn note(&self, saving: &Saving<'_>) -> Result<(Taken, u64)> {
+        let Saving { writer, stopped, .. } = saving;
         let holds = &self.shared.holds;
-        let mut accessed = PageBitmap::new(pages);
-        if is_watched {
+        let mut accessed = PageBitmap::new(stopped.cut.save.len());
+        if saving.is_watched {
             holds.touched(&mut accessed)?;
             holds.forget_touches()?;
             accessed.union_with(&stopped.cut.written);
@@ -263,19 +289,50 @@ impl Session {
         if !stopped.cut.inherit.is_empty() {
             writer.inherit(&stopped.cut.inherit)?;
         }
-        let written = match is_watched {
+        let written = match saving.is_watched {
             true => stopped.cut.written.clone(),
             false => stopped.cut.save.clone(),
         };
-        Ok(Taken {
+        let given_up = || self.shared.has_failed();
+        let (disks, disk_bytes) = match saving.disks {
+            Some(disks) => disks.save(writer, &self.disks_before, &given_up)?,
+            None => (Vec::new(), 0),
+        };
+        let taken = Taken {
             created_ms: 0,
             device_state: writer.blob(&stopped.device_state)?,
-            disks: Vec::new(),
+            disks,
             written,
             accessed,
             interval_ms: None,
             pause_ms: 0.0,
-        })
+        };
+        Ok((taken, disk_bytes))
+    }
+
+    /// Gets the disks ready to be kept as of the pause, or says that they are left out.
+    fn prepare_disks<'a>(
+        &self,
+        shared: &'a Shared,
+        phases: &mut Phases,
+        report: &mut TakeReport,
+    ) -> Result<Option<DisksOfMoment<'a>>> {
+        if let Some(folder) = &shared.options.disk_folder {
+            return phases.run("disks", || DisksOfMoment::prepare(&*shared.vm, folder));
+        }
+        let left_out = shared
+            .vm
+            .disks()
+            .map_or_else(|| Ok(Vec::new()), |disks| disks.list());
+        if let Ok(left_out) = left_out
+            && !left_out.is_empty()
+        {
+            let ids: Vec<_> = left_out.into_iter().map(|disk| disk.id).collect();
+            report
+                .notes
+                .push(format!("the disks {} are left out", ids.join(", ")));
+        }
+        Ok(None)
     }
 
     fn empty_report(&self) -> TakeReport {
@@ -321,11 +378,6 @@ impl Drop for Session {
             tracing::debug!(%error, "held writes are not ended: the guest is gone");
         }
     }
-}
-
-fn note_counts(report: &mut TakeReport, manifest: &Manifest) {
-    report.new_pages = manifest.pages.new;
-    report.stored_bytes = manifest.pages.stored_bytes;
 }
 
 fn unix_ms() -> u64 {

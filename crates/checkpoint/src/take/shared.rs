@@ -108,7 +108,9 @@ impl Shared {
         let mut inner = self.lock();
         match inner.taker.on_write(page, self.copies.has_room()) {
             OnWrite::Wait => {
-                if inner.waiting.insert(page, heard).is_none() {
+                // A write may be heard of twice: it waits since the first time.
+                if !inner.waiting.contains_key(&page) {
+                    inner.waiting.insert(page, heard);
                     inner.log.waited();
                 }
                 self.copies.nudge();

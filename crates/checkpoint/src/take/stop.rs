@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use vmferry_core::PageRun;
 use vmferry_core::take::{Cut, Live, LiveRounds, bridged_runs, work_of};
 
+use super::disks::DisksOfMoment;
 use super::error::{Result, TakeError};
 use super::shared::Shared;
 
@@ -37,10 +38,10 @@ impl Shared {
     }
 
     /// The cut: pauses the guest, and lets it go on whatever happens.
-    pub(super) fn stop(&self) -> Result<Stopped> {
+    pub(super) fn stop(&self, disks: Option<&DisksOfMoment<'_>>) -> Result<Stopped> {
         let began = Instant::now();
         self.vm.pause()?;
-        let cut = self.cut_paused();
+        let cut = self.cut_paused(disks);
         let resumed = self.vm.resume();
         let pause = began.elapsed();
         if let Err(error) = resumed {
@@ -55,7 +56,9 @@ impl Shared {
         })
     }
 
-    fn cut_paused(&self) -> Result<(Cut, Vec<u8>)> {
+    fn cut_paused(&self, disks: Option<&DisksOfMoment<'_>>) -> Result<(Cut, Vec<u8>)> {
+        // First: a hypervisor that has saved its devices lets go of the disks.
+        disks.map_or(Ok(()), DisksOfMoment::begin)?;
         // The hypervisor saves its devices, and may write RAM for it, while pages are protected: its writes are held up and
         // answered like the guest's, and the moment that counts is the one after both.
         let (protected, device_state) = thread::scope(|scope| {

@@ -52,7 +52,7 @@ pub(crate) struct HostArgs {
     /// Learn nothing about guests before they are moved
     #[arg(long, conflicts_with = "sampling_budget")]
     no_sampling: bool,
-    /// Where checkpoints are: a folder, or s3://BUCKET/PREFIX [default: store in the state directory]
+    /// Where checkpoints are: a folder, or s3://BUCKET/PREFIX [default: checkpoints in the state directory]
     #[arg(long, value_name = "STORE", env = "VMFERRY_STORE")]
     store: Option<String>,
 }

@@ -1,5 +1,6 @@
 //! `vmferry migrate`.
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::thread;
 use std::time::Duration;
@@ -9,7 +10,7 @@ use clap::Args;
 use clap::builder::{PossibleValuesParser, TypedValueParser as _};
 use vmferry_core::forecast::Goal;
 use vmferry_core::report::{Outcome, Report};
-use vmferry_core::{AtLimit, Encoding, Limits, Strategy, Tuning, Workload};
+use vmferry_core::{AtLimit, DiskRequest, DiskWrites, Encoding, Limits, Strategy, Tuning, Workload};
 use vmferry_transport::Endpoint;
 
 use super::forecast;
@@ -147,6 +148,35 @@ pub(crate) struct MigrateArgs {
     /// the migration teaches is kept under it, see `vmferry model`.
     #[arg(long, value_name = "CLASS")]
     workload: Option<Workload>,
+    /// Move the guest's disks too: the destination makes files for them, the guest goes on while they are copied
+    ///
+    /// Disks in files and block devices of this host move, network storage does not. The files here stay as they were at
+    /// the stop. Data is not encrypted on its way.
+    #[arg(long, help_heading = "Disks")]
+    with_disks: bool,
+    /// Folder at the destination for the disks [default: the same paths as here]
+    #[arg(long, value_name = "FOLDER", requires = "with_disks", help_heading = "Disks")]
+    disk_dir: Option<PathBuf>,
+    /// Overwrite disks that are at the destination already
+    #[arg(long, requires = "with_disks", help_heading = "Disks")]
+    overwrite_disks: bool,
+    /// Copy only what changed since the guest left its disks at the destination
+    ///
+    /// After a move with its disks a guest's changes to them are recorded, and where it came from they are kept as of that
+    /// move. This brings them up to date. A raw image has no room for the record, which then lasts as long as QEMU.
+    #[arg(
+        long,
+        requires = "with_disks",
+        conflicts_with = "overwrite_disks",
+        help_heading = "Disks"
+    )]
+    incremental: bool,
+    /// How what the guest writes meanwhile is copied: background or blocking [default: background]
+    ///
+    /// background: its writes are as fast as ever, and the stop waits for what lags behind. blocking: a write ends when it
+    /// is in both places, so that nothing is left for the stop.
+    #[arg(long, value_name = "HOW", requires = "with_disks", value_parser = disk_writes(), hide_possible_values = true, help_heading = "Disks")]
+    disk_writes: Option<DiskWrites>,
     /// Compare every page at the end, or as it arrives, with the source's
     #[arg(long)]
     verify: bool,
@@ -313,6 +343,13 @@ pub(super) fn request(args: &MigrateArgs) -> MigrateRequest {
         auto: args.strategy == Asked::Auto,
         forecast: None,
         workload: args.workload,
+        disks: args.with_disks.then(|| DiskRequest {
+            folder: args.disk_dir.clone(),
+            overwrite: args.overwrite_disks,
+            incremental: args.incremental,
+            writes: args.disk_writes.unwrap_or_default(),
+            tunnel: false,
+        }),
     }
 }
 
@@ -384,6 +421,8 @@ fn never_begun(args: &MigrateArgs, error: String) -> Report {
         cpu_seconds: Default::default(),
         memory_bytes: Default::default(),
         limits: Default::default(),
+        filter: None,
+        disks: None,
         verified: None,
         forecast: None,
         notes: Vec::new(),
@@ -401,5 +440,12 @@ fn at_limit() -> impl clap::builder::TypedValueParser<Value = AtLimit> {
         "post-copy" => AtLimit::PostCopy,
         "abort" => AtLimit::Abort,
         _ => AtLimit::Stop,
+    })
+}
+
+fn disk_writes() -> impl clap::builder::TypedValueParser<Value = DiskWrites> {
+    PossibleValuesParser::new(["background", "blocking"]).map(|name| match name.as_str() {
+        "blocking" => DiskWrites::Blocking,
+        _ => DiskWrites::Background,
     })
 }

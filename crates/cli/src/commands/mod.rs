@@ -4,6 +4,7 @@ pub(crate) mod agent;
 pub(crate) mod attach;
 pub(crate) mod bench;
 pub(crate) mod calibrate;
+pub(crate) mod checkpoint;
 pub(crate) mod checkpoints;
 pub(crate) mod completions;
 pub(crate) mod doctor;
@@ -50,10 +51,11 @@ pub(crate) fn run(cli: Cli) -> Result<ExitCode> {
         Command::Continue(args) => resume::go_on(common, &args),
         Command::Fill(args) => resume::fill(common, &args),
         Command::Stop(args) => stop::run(common, &args),
+        Command::Checkpoint(args) => checkpoint::run(common, &args),
+        Command::Checkpoints(args) => checkpoints::run(common, &args),
         Command::Trace(args) => trace::run(common, &args),
         Command::Calibrate(args) => calibrate::run(common, &args),
         Command::Simulate(args) => simulate::run(common, &args),
-        Command::Checkpoints(args) => checkpoints::run(common, &args),
         Command::Completions(args) => completions::run(&args),
     }
 }

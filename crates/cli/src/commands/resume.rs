@@ -166,7 +166,7 @@ fn request(args: &ResumeArgs) -> ResumeRequest {
 }
 
 /// The daemon may run in another folder.
-fn absolute(store: &str) -> String {
+pub(super) fn absolute(store: &str) -> String {
     match std::path::absolute(store) {
         Ok(path) if !store.contains(':') => path.to_string_lossy().into_owned(),
         _ => store.to_owned(),

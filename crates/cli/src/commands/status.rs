@@ -12,7 +12,7 @@ use super::output;
 use crate::api::{GuestInfo, HostInfo, Migration, ResumeState, Role, Stage};
 use crate::cli::Common;
 use crate::client::{Client, ClientError};
-use crate::{names, progress, report_table, resume_table, table, units};
+use crate::{names, progress, report_table, resume_table, table, take_table, units};
 
 #[derive(Debug, Args)]
 pub(crate) struct StatusArgs {
@@ -68,11 +68,14 @@ fn guest_status(common: &Common, client: &Client, name: &str) -> Result<()> {
     let guest = known(client.guest(name))?;
     let migration = known(client.migration(name))?;
     let resume = known(client.resume_state(name))?;
+    let checkpoints = known(client.checkpoint_state(name))?;
     if guest.is_none() && migration.is_none() && resume.is_none() {
         bail!("there is no guest {name} on this host and no report of one; see `vmferry list`");
     }
     if common.json {
-        return output::json(&json!({"guest": guest, "migration": migration, "resume": resume}));
+        let status =
+            json!({"guest": guest, "migration": migration, "resume": resume, "checkpoints": checkpoints});
+        return output::json(&status);
     }
     let guest = guest.map_or_else(
         || format!("{name} is not on this host\n"),
@@ -87,7 +90,10 @@ fn guest_status(common: &Common, client: &Client, name: &str) -> Result<()> {
     let resume = resume
         .map(|resume| format!("\n{}", describe_resume(&resume)))
         .unwrap_or_default();
-    output::text(&(guest + &migration + &resume))
+    let checkpoints = checkpoints
+        .map(|checkpoints| format!("\n{}", take_table::render_state(&checkpoints)))
+        .unwrap_or_default();
+    output::text(&(guest + &migration + &resume + &checkpoints))
 }
 
 /// None for what the daemon does not know.
@@ -257,10 +263,13 @@ fn remark(guest: &GuestInfo) -> String {
             )
         }
         (Role::Busy, _) => "busy".into(),
-        _ => guest
-            .resume
-            .as_ref()
-            .map(progress::resume_line)
-            .unwrap_or_default(),
+        _ => {
+            let resume = guest.resume.as_ref().map(progress::resume_line);
+            let checkpoints = guest.checkpoints.as_ref().map(|state| match state.every_ms {
+                Some(every_ms) => format!("a checkpoint every {}", units::millis(every_ms as f64)),
+                None => "a checkpoint is being taken".into(),
+            });
+            resume.or(checkpoints).unwrap_or_default()
+        }
     }
 }

@@ -24,9 +24,9 @@ use vmferry_guest_synth::Stats;
 use super::host::LocalHost;
 use super::refusal::Refusal;
 use crate::api::{
-    AgentInfo, AgentRequest, AttachRequest, CalibrateRequest, Calibration, Done, GuestInfo, HostInfo,
-    LimitsRequest, MigrateRequest, Migration, ResolveRequest, ResumeRequest, ResumeStarted, ResumeState,
-    Started, StoredReport, TraceInfo, TraceRequest,
+    AgentInfo, AgentRequest, AttachRequest, CalibrateRequest, Calibration, CheckpointRequest,
+    CheckpointState, Done, GuestInfo, HostInfo, LimitsRequest, MigrateRequest, Migration, ResolveRequest,
+    ResumeRequest, ResumeStarted, ResumeState, Started, StoredReport, TraceInfo, TraceRequest,
 };
 
 /// What handlers answer.
@@ -164,6 +164,10 @@ fn routes(api: Api) -> Router {
         .route("/v1/guests/{name}/limits", post(limit))
         .route("/v1/guests/{name}/cancel", post(cancel))
         .route("/v1/guests/{name}/resolve", post(resolve))
+        .route(
+            "/v1/guests/{name}/checkpoint",
+            get(checkpoint_state).post(checkpoint).delete(end_checkpoints),
+        )
         .route("/v1/resume", post(resume))
         .route("/v1/guests/{name}/resume", get(resume_state))
         .route("/v1/guests/{name}/continue", post(go_on))
@@ -263,6 +267,22 @@ async fn resolve(
     Body(request): Body<ResolveRequest>,
 ) -> Answer<Done> {
     blocking(move || api.host.resolve(&name, request.owner).map(|()| Done {})).await
+}
+
+async fn checkpoint(
+    State(api): State<Api>,
+    UrlPath(name): UrlPath<String>,
+    Body(request): Body<CheckpointRequest>,
+) -> Answer<CheckpointState> {
+    blocking(move || api.host.checkpoint(&name, &request)).await
+}
+
+async fn checkpoint_state(State(api): State<Api>, UrlPath(name): UrlPath<String>) -> Answer<CheckpointState> {
+    blocking(move || api.host.checkpoint_state(&name)).await
+}
+
+async fn end_checkpoints(State(api): State<Api>, UrlPath(name): UrlPath<String>) -> Answer<CheckpointState> {
+    blocking(move || api.host.end_checkpoints(&name)).await
 }
 
 async fn resume(State(api): State<Api>, Body(request): Body<ResumeRequest>) -> Answer<ResumeStarted> {

@@ -9,6 +9,8 @@ use vmferry_guest_qemu::QemuBackend;
 use vmferry_guest_synth::{Stats, SynthBackend, SynthGuest};
 use vmferry_runtime::Incoming;
 
+use super::checkpoints::Checkpoints;
+use super::disks;
 use super::history::Histories;
 use super::paths::Paths;
 use super::refusal::Refusal;
@@ -27,9 +29,10 @@ pub(super) struct LocalHost {
     pub(super) reports: Reports,
     pub(super) samplers: Samplers,
     pub(super) history: Histories,
-    pub(super) paths: Paths,
+    pub(super) checkpoints: Checkpoints,
     /// Where checkpoints are, unless a request says otherwise.
     pub(super) store: String,
+    pub(super) paths: Paths,
     /// Set once, right after it was made: it refers to this host in turn.
     pub(super) incoming: OnceLock<Weak<Incoming>>,
     synth: SynthBackend,
@@ -43,9 +46,10 @@ impl LocalHost {
         Ok(Self {
             reports: Reports::load(state.reports())?,
             samplers,
+            checkpoints: Checkpoints::default(),
             history: Histories::open(&state.history()),
-            paths: Paths::load(state.path().join("paths.json")),
             store: store.unwrap_or_else(|| state.path().join("checkpoints").to_string_lossy().into_owned()),
+            paths: Paths::load(state.path().join("paths.json")),
             state,
             registry: Arc::default(),
             incoming: OnceLock::new(),
@@ -99,12 +103,15 @@ impl LocalHost {
         names::check(&spec.name).map_err(Refusal::bad_request)?;
         let backend = self.backend(&spec.backend)?;
         let claim = self.registry.claim(&spec.name, "is being started")?;
+        let files = backend.disk_files(spec);
+        files.iter().try_for_each(|file| disks::check_usable(file))?;
         let dir = self.state.create_guest(spec, false).map_err(Refusal::failed)?;
         let vm = backend.launch(spec, &dir).map_err(|error| {
             state_dir::remove_guest(&dir);
             of_guest(error)
         })?;
         tracing::info!("started {} ({})", spec.name, spec.backend);
+        disks::in_use(&files);
         let member = Member { vm, dir };
         self.samplers.begin(&member);
         let slot = Slot::Here(member);
@@ -159,6 +166,7 @@ impl LocalHost {
                 _ => Ok(slot.clone()),
             }
         })?;
+        self.checkpoints.forget(name);
         self.samplers.forget(name);
         self.give_back_checkpoint(name);
         match slot {
@@ -286,6 +294,7 @@ impl LocalHost {
             ram_bytes: vm.map_or(0, |vm| vm.ram().layout().bytes()),
             problem: problem.or(ended),
             migration: self.migration_under_way(name, slot),
+            checkpoints: self.checkpoints.state(name).filter(|state| !state.ended),
             resume: match slot {
                 Slot::Resuming { resuming, .. } => Some(resuming.progress()),
                 _ => None,

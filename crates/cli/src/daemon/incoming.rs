@@ -4,9 +4,10 @@ use serde::Serialize;
 use serde_json::json;
 use vmferry_core::RamLayout;
 use vmferry_core::report::Outcome;
-use vmferry_guest::GuestSpec;
+use vmferry_guest::{DiskInfo, DiskPlan, GuestSpec, PlacedDisk};
 use vmferry_runtime::{Admitted, GuestDir, Host, IncomingReport};
 
+use super::disks;
 use super::host::{LocalHost, of_guest};
 use super::refusal::Refusal;
 use super::registry::{Member, Slot};
@@ -18,10 +19,30 @@ use crate::names;
 impl Host for LocalHost {
     fn admit(&self, spec: &GuestSpec, layout: &RamLayout) -> Result<Admitted, String> {
         let admitted = self
-            .create_incoming(spec, layout)
+            .create_incoming(spec, layout, None)
             .map_err(|refusal| refusal.line());
         match &admitted {
             Ok(_) => tracing::info!("{} ({}) is on its way here", spec.name, spec.backend),
+            Err(why) => tracing::warn!("a guest on offer was refused: {why}"),
+        }
+        admitted
+    }
+
+    fn admit_with_disks(
+        &self,
+        spec: &GuestSpec,
+        layout: &RamLayout,
+        plan: &DiskPlan,
+    ) -> Result<(Admitted, Vec<PlacedDisk>), String> {
+        let admitted = self
+            .create_with_disks(spec, layout, plan)
+            .map_err(|refusal| refusal.line());
+        match &admitted {
+            Ok(_) => tracing::info!(
+                "{} ({}) is on its way here with its disks",
+                spec.name,
+                spec.backend
+            ),
             Err(why) => tracing::warn!("a guest on offer was refused: {why}"),
         }
         admitted
@@ -34,6 +55,7 @@ impl Host for LocalHost {
                 return Some(slot);
             };
             // From here on a restart finds it as ours whatever the marker says; the journal was first.
+            disks::arrived(&member.dir);
             state_dir::clear_marker(&member.dir, Marker::Arriving);
             Some(Slot::Receiving { member, id })
         });
@@ -48,6 +70,7 @@ impl Host for LocalHost {
         let mut gone = None;
         self.registry.change(name, |slot| match slot {
             Slot::Arriving { member, .. } | Slot::Receiving { member, .. } => {
+                disks::discarded(name, &member.dir, reason);
                 state_dir::remove_guest(&member.dir);
                 gone = Some(member);
                 None
@@ -81,12 +104,20 @@ impl LocalHost {
     }
 
     /// The name and the specification come from a peer.
-    fn create_incoming(&self, spec: &GuestSpec, layout: &RamLayout) -> Result<Admitted, Refusal> {
+    fn create_incoming(
+        &self,
+        spec: &GuestSpec,
+        layout: &RamLayout,
+        arriving: Option<&[disks::Arriving]>,
+    ) -> Result<Admitted, Refusal> {
         self.check_open()?;
         names::check(&spec.name).map_err(Refusal::bad_request)?;
         let backend = self.backend(&spec.backend)?;
         let claim = self.registry.claim(&spec.name, "is arriving")?;
         let dir = self.state.create_guest(spec, true).map_err(Refusal::failed)?;
+        let made = arriving.map_or(Ok(()), |arriving| disks::store(&dir, arriving));
+        made.map_err(Refusal::failed)
+            .inspect_err(|_| state_dir::remove_guest(&dir))?;
         let vm = backend.launch_incoming(spec, layout, &dir).map_err(|error| {
             state_dir::remove_guest(&dir);
             of_guest(error)
@@ -100,5 +131,33 @@ impl LocalHost {
             id: new_id(&spec.name),
         }));
         Ok(admitted)
+    }
+
+    /// The same for a guest whose disks come with it: they lie where there is room for them here.
+    fn create_with_disks(
+        &self,
+        spec: &GuestSpec,
+        layout: &RamLayout,
+        plan: &DiskPlan,
+    ) -> Result<(Admitted, Vec<PlacedDisk>), Refusal> {
+        self.check_open()?;
+        names::check(&spec.name).map_err(Refusal::bad_request)?;
+        let backend = self.backend(&spec.backend)?;
+        // The name may be taken: that would come out later as well, but now nothing is made yet.
+        drop(self.registry.claim(&spec.name, "is arriving")?);
+        let infos: Vec<DiskInfo> = plan.disks.iter().map(|planned| planned.disk.clone()).collect();
+        let arriving = disks::make_room(&**backend, spec, plan)?;
+        let places: Vec<PlacedDisk> = arriving.iter().map(|disk| disk.place.clone()).collect();
+        let admitted = backend
+            .place_disks(spec, &infos, &places)
+            .map_err(of_guest)
+            .and_then(|placed| self.create_incoming(&placed, layout, Some(&arriving)));
+        match admitted {
+            Ok(admitted) => Ok((admitted, places)),
+            Err(refusal) => {
+                disks::give_up(&spec.name, &arriving, "its guest was refused");
+                Err(refusal)
+            }
+        }
     }
 }

@@ -5,6 +5,8 @@
 
 mod agent;
 mod api;
+mod checkpoints;
+mod disks;
 mod history;
 mod host;
 mod incoming;
@@ -131,6 +133,7 @@ impl Drop for Daemon {
         self.host.begin_stopping();
         shutdown::end_migrations(&self.host, &self.incoming);
         drop(self.server.take());
+        self.host.checkpoints.end();
         self.host.samplers.end();
         shutdown::release_guests(&self.host);
         self.host.state.unlock();

@@ -9,6 +9,7 @@ use vmferry_core::source::Side;
 use vmferry_runtime::{GuestDir, Outgoing, RuntimeError};
 use vmferry_transport::Endpoint;
 
+use super::disks;
 use super::host::LocalHost;
 use super::refusal::Refusal;
 use super::registry::{Member, Slot};
@@ -36,6 +37,7 @@ impl LocalHost {
             .registry
             .take(name, "is about to be moved", |slot| may_leave(name, slot))?;
         let asked = request;
+        self.checkpoints.check_off(name)?;
         let request = request.clone().directed_to(destination);
         let (id, to) = (new_id(name), request.to.to_string());
         state_dir::set_marker(&member.dir, Marker::Leaving).map_err(Refusal::failed)?;
@@ -88,6 +90,9 @@ impl LocalHost {
             };
             match report.outcome {
                 Outcome::Completed => {
+                    if let Some(moved) = &report.disks {
+                        disks::left(name, moved);
+                    }
                     state_dir::remove_guest(&member.dir);
                     gone = Some(member);
                     None

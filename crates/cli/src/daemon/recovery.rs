@@ -18,6 +18,7 @@ use vmferry_core::handover::Record;
 use vmferry_guest::{GuestError, GuestSpec, GuestState, Vm};
 use vmferry_runtime::{GuestDir, Incoming, Journal, Outgoing};
 
+use super::disks;
 use super::host::LocalHost;
 use super::registry::{Member, Slot};
 use super::reports::new_id;
@@ -98,6 +99,7 @@ fn recover_guest(
     match fate {
         Fate::Leftover => {
             vm.destroy();
+            disks::discarded(name, dir, "the daemon ended before its guest had arrived");
             state_dir::remove_guest(dir);
             Ok(Some(format!("{name} was a leftover of a migration: ended")))
         }
@@ -141,12 +143,15 @@ fn take_back(
         vm: Arc::clone(vm),
         dir: dir.to_owned(),
     };
-    let in_migration =
-        state_dir::has_marker(dir, Marker::Leaving) || state_dir::has_marker(dir, Marker::Arriving);
+    let may_be_paused = [Marker::Leaving, Marker::Arriving, Marker::Checkpointed];
+    let may_be_paused = may_be_paused
+        .into_iter()
+        .any(|marker| state_dir::has_marker(dir, marker));
     if let Some(saved) = Saved::load(&guest_dir)? {
         state_dir::clear_marker(dir, Marker::Leaving);
         return host.take_up_resume(name, member, saved).map(Some);
     }
+    disks::arrived(dir);
     let note = if guest_dir.page_states().exists() {
         host.registry.insert(
             name,
@@ -163,12 +168,13 @@ fn take_back(
         tracing::info!("{name} was found again");
         None
     };
-    // A migration had paused it, or had not come to let it run.
-    if in_migration && vm.state() == GuestState::Paused {
+    // A migration or a checkpoint had paused it, or had not come to let it run.
+    if may_be_paused && vm.state() == GuestState::Paused {
         vm.resume()?;
     }
     state_dir::clear_marker(dir, Marker::Leaving);
     state_dir::clear_marker(dir, Marker::Arriving);
+    state_dir::clear_marker(dir, Marker::Checkpointed);
     Ok(note)
 }
 
@@ -185,6 +191,9 @@ fn fate(dir: &Path) -> Result<Fate> {
 
 /// Nothing runs any more. Only a guest that was ours is news.
 fn forget(name: &str, dir: &Path, fate: &Fate, why: &str) -> Option<String> {
+    if *fate == Fate::Leftover {
+        disks::discarded(name, dir, why);
+    }
     state_dir::remove_guest(dir);
     match fate {
         Fate::Leftover => None,

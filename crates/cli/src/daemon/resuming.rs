@@ -453,7 +453,7 @@ fn unmark(dir: &Path) {
     }
 }
 
-fn of_store(error: StoreError) -> Refusal {
+pub(super) fn of_store(error: StoreError) -> Refusal {
     match error {
         StoreError::NoCheckpoint(_) => {
             Refusal::not_found(error).mend("`vmferry checkpoints list` shows what there is")

@@ -33,6 +33,8 @@ pub(super) enum Marker {
     Arriving,
     /// A migration away has begun, so the guest may be found paused.
     Leaving,
+    /// Checkpoints are being taken, so the guest may be found paused.
+    Checkpointed,
 }
 
 impl Marker {
@@ -40,6 +42,7 @@ impl Marker {
         match self {
             Self::Arriving => "arriving",
             Self::Leaving => "leaving",
+            Self::Checkpointed => "checkpointed",
         }
     }
 }

@@ -209,6 +209,8 @@ mod tests {
             cpu_seconds: CpuSeconds::default(),
             memory_bytes: SidesBytes::default(),
             limits: Default::default(),
+            filter: None,
+            disks: None,
             verified: Some(Verified {
                 pages: 131_072,
                 mismatches: 0,

@@ -57,7 +57,7 @@ impl Source {
             (Answer::Came(answer), _) => self.enlightened(now, answer),
             (Answer::Awaited, Some(timeout)) => {
                 self.state = State::Asking {
-                    until: timeout,
+                    until: self.memory_began + timeout,
                     tracked: false,
                 };
                 Vec::new()
@@ -86,7 +86,7 @@ impl Source {
             return Ok(Vec::new());
         };
         match self.state {
-            State::Offered if matches!(self.answer, Answer::Awaited) => {
+            State::Offered | State::CopyingDisks if matches!(self.answer, Answer::Awaited) => {
                 self.answer = Answer::Came(answer);
                 Ok(Vec::new())
             }

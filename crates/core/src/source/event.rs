@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::bitmap::PageBitmap;
+use crate::disks::DiskProgress;
 use crate::handover::{Claim, Epoch};
 use crate::hints::Hints;
 use crate::pages::PageRun;
@@ -44,6 +45,10 @@ pub enum Event {
     Resumed,
     /// The destination has noted which pages follow ([`Command::SendSwitch`]): it takes them from now on.
     SwitchTaken,
+    /// A look at the mirrors of the disks.
+    DisksProgress(DiskProgress),
+    /// The mirrors have settled and ended: the disks of both hosts are equal as of the stop.
+    DisksSettled,
     /// The device state was saved and is on its way; its size.
     StateSent {
         /// Bytes of device state.
@@ -137,6 +142,10 @@ pub struct Summary {
 /// Something to do, in the order given.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Command {
+    /// Begin to copy the disks; [`Event::DisksProgress`] follows again and again until they have settled.
+    CopyDisks,
+    /// The guest is stopped: let the mirrors settle and end them; answer [`Event::DisksSettled`]. Pages may cross meanwhile.
+    SettleDisks,
     /// Ask the guest what its pages are used for, while writes are tracked; answer [`Event::Enlightened`]. The guest and
     /// everything else go on meanwhile.
     Enlighten,

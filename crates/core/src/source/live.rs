@@ -30,7 +30,10 @@ impl Source {
                     ));
                 }
                 self.setup.streams = streams;
-                Ok(self.accepted(now))
+                match self.copy_disks(now) {
+                    Some(commands) => Ok(commands),
+                    None => Ok(self.accepted(now)),
+                }
             }
             (State::Arming, Event::Armed { data, paused }) => {
                 self.recorder.data_found(&data);
@@ -54,6 +57,7 @@ impl Source {
                 self.state = State::Scanning;
                 Ok(vec![Command::Scan])
             }
+            (State::AwaitingDisks { until }, Event::Tick) if now >= *until => Ok(self.look_again(now)),
             (State::Round(round), Event::Tick) if round.next_sample.is_some_and(|at| now >= at) => {
                 round.next_sample = None;
                 round.sampling = true;
@@ -80,7 +84,7 @@ impl Source {
     /// Asks the policy what comes next while the guest runs.
     pub(super) fn decide(&mut self, now: Duration) -> Vec<Command> {
         let step = self.policy.live(&view(
-            now,
+            now.saturating_sub(self.memory_began),
             &self.ledger,
             &self.last_scan,
             &self.tracking,
@@ -95,6 +99,10 @@ impl Source {
                 self.state = State::Waiting { until: now + time };
                 Vec::new()
             }
+            LiveStep::SwitchOver if let Some(until) = self.awaits_disks(now) => {
+                self.state = State::AwaitingDisks { until };
+                Vec::new()
+            }
             LiveStep::SwitchOver => {
                 self.state = State::Stopping;
                 vec![Command::Stop {
@@ -103,6 +111,16 @@ impl Source {
                 }]
             }
             LiveStep::Abort(reason) => self.fail(now, Outcome::Failed, reason),
+        }
+    }
+
+    /// The stop waited for the disks; meanwhile the guest went on writing to memory.
+    fn look_again(&mut self, now: Duration) -> Vec<Command> {
+        if self.tracked {
+            self.state = State::Scanning;
+            vec![Command::Scan]
+        } else {
+            self.decide(now)
         }
     }
 
@@ -136,7 +154,7 @@ impl Source {
     fn sampled(&mut self, now: Duration, pages: PageBitmap) -> Vec<Command> {
         self.record_scan(now, pages, ScanPoint::Live);
         let change = self.policy.sampled(&view(
-            now,
+            now.saturating_sub(self.memory_began),
             &self.ledger,
             &self.last_scan,
             &self.tracking,

@@ -5,6 +5,7 @@
 mod ahead;
 mod asking;
 mod batch;
+mod disks;
 mod event;
 mod live;
 mod pace;
@@ -21,6 +22,8 @@ pub use event::{Batch, Command, Demand, Enlightenment, Event, SentBatch, Side, S
 pub use state::Ownership;
 
 use crate::bitmap::PageBitmap;
+use crate::disks::Convergence;
+use crate::filter::FilterReport;
 use crate::handover::{Epoch, EpochMismatch};
 use crate::ledger::Ledger;
 use crate::pages::PageRun;
@@ -32,6 +35,7 @@ use crate::tracking::{ScanPoint, Tracking};
 use ahead::Ahead;
 use asking::{Answer, Free};
 use batch::StreamPace;
+use disks::Disks;
 use pace::Pace;
 use recorder::{Recorder, RoundJudged};
 use state::State;
@@ -114,6 +118,10 @@ pub struct Source {
     timeout: Option<Duration>,
     /// Of the round that ended last, until the scan of its end has come.
     judged: Option<RoundJudged>,
+    /// The mirrors of its disks, where these move with the guest.
+    disks: Option<Disks>,
+    /// When everything but memory was there: policies count time from then on.
+    memory_began: Duration,
 }
 
 impl Source {
@@ -148,6 +156,8 @@ impl Source {
             streams: vec![StreamPace::default(); setup.streams],
             timeout: None,
             judged: None,
+            disks: None,
+            memory_began: Duration::ZERO,
         }
     }
 
@@ -191,7 +201,7 @@ impl Source {
     /// When to send [`Event::Tick`].
     pub fn deadline(&self) -> Option<Duration> {
         let next = match &self.state {
-            State::Waiting { until } => Some(*until),
+            State::Waiting { until } | State::AwaitingDisks { until } => Some(*until),
             State::Round(round) => round.next_sample,
             State::Asking { until, .. } => Some(*until),
             _ => None,
@@ -230,6 +240,11 @@ impl Source {
         }
     }
 
+    /// The bandwidth cap in force, bytes a second.
+    pub fn bandwidth_limit(&self) -> Option<u64> {
+        self.pace.bytes_per_s()
+    }
+
     /// How it ended and why, once it has.
     pub fn ended(&self) -> Option<(Outcome, Option<&str>)> {
         match &self.state {
@@ -254,6 +269,7 @@ impl Source {
     pub fn progress(&self, now: Duration) -> Progress {
         let remaining = self.ledger.pending().count();
         let eta = match &self.state {
+            State::CopyingDisks => self.disk_convergence().and_then(Convergence::time_left),
             State::Pushing { .. } | State::StopCopy(_) => self.rates.time_to_send(remaining),
             _ => self.rates.time_to_converge(remaining),
         };
@@ -268,13 +284,17 @@ impl Source {
             sent_pages: self.recorder.counts.sent,
             bytes_on_wire: self.recorder.bytes,
             encoding: None,
-            rate_bytes_per_s: self.recorder.recent_rate(now),
+            rate_bytes_per_s: match (&self.state, self.disk_convergence()) {
+                (State::CopyingDisks, Some(disks)) => disks.bytes_per_s(),
+                _ => self.recorder.recent_rate(now),
+            },
             dirty_bytes_per_s: self.rates.dirty_bytes_per_s(),
             eta_ms: eta.map(|eta| eta.as_secs_f64() * 1e3),
             faults: self.recorder.demands,
             bandwidth_limit_bytes_per_s: self.pace.bytes_per_s(),
             cpu_limit_percent: None,
             bandwidth_waited_ms: self.pace.waited(now).as_secs_f64() * 1e3,
+            disks: self.disk_convergence().map(Convergence::progress),
         }
     }
 
@@ -283,6 +303,7 @@ impl Source {
         Measured {
             bandwidth_bytes_per_s: self.pace.bytes_per_s(),
             bandwidth_waited: self.pace.waited(Duration::ZERO),
+            filter: self.policy.filter_report(),
             ..self.recorder.measured(&self.ledger)
         }
     }
@@ -302,6 +323,7 @@ impl Source {
             | Event::Resumed
             | Event::Tick) => self.live_event(now, event),
             Event::SwitchTaken => self.switch_taken(),
+            event @ (Event::DisksProgress(_) | Event::DisksSettled) => self.disks_event(now, event),
             event @ Event::Enlightened(_) => self.asking_event(now, event),
             event @ (Event::Stopped { .. }
             | Event::StateSent { .. }
@@ -464,9 +486,18 @@ impl Source {
                 rounds,
                 rates,
                 recorder,
+                memory_began,
                 ..
             } = self;
-            let view = view(now, ledger, last_scan, tracking, *rounds, rates, recorder);
+            let view = view(
+                now.saturating_sub(*memory_began),
+                ledger,
+                last_scan,
+                tracking,
+                *rounds,
+                rates,
+                recorder,
+            );
             let mut left = state.round_mut().map(|round| &mut round.left);
             let (candidates, may_wait) = match &left {
                 Some(left) => (&**left, false),
@@ -477,7 +508,7 @@ impl Source {
             }
             let run = match policy.pick(&view, candidates, room) {
                 Pick::Run(run) if run.count > 0 => run,
-                Pick::Wait(at) if may_wait => return (runs, at),
+                Pick::Wait(at) if may_wait => return (runs, at.map(|at| at + *memory_began)),
                 // No policy may stop a round, nor spin.
                 _ => match in_address_order(candidates, room) {
                     Pick::Run(run) => run,
@@ -550,6 +581,8 @@ pub struct Measured {
     pub bandwidth_bytes_per_s: Option<u64>,
     /// How long pages waited for nothing but the bandwidth cap.
     pub bandwidth_waited: Duration,
+    /// What the data filter learned.
+    pub filter: Option<FilterReport>,
 }
 
 fn view<'a>(

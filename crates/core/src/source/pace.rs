@@ -91,6 +91,17 @@ impl Pace {
         }
     }
 
+    /// Asks to send `bytes` that are no pages.
+    ///
+    /// # Errors
+    /// The time at which to ask again.
+    pub(super) fn admit_bytes(&mut self, now: Duration, bytes: u64) -> Result<(), Duration> {
+        match &mut self.cap {
+            Some(cap) => cap.bucket.take(now, bytes),
+            None => Ok(()),
+        }
+    }
+
     /// Of the pages taken for, so many were not claimed.
     pub(super) fn not_claimed(&mut self, pages: u64) {
         if let Some(cap) = &mut self.cap {

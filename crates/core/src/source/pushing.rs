@@ -17,7 +17,7 @@ impl Source {
     /// guest can be demanded from the switch on.
     pub fn demanded(&mut self, now: Duration, page: u64) -> Demand {
         let view = view(
-            now,
+            now.saturating_sub(self.memory_began),
             &self.ledger,
             &self.last_scan,
             &self.tracking,

@@ -15,6 +15,8 @@ use crate::report::Outcome;
 ///                \______|_________|____________|                                          v
 ///                                                  Released <- Pushing <-> Severed <- Committing
 /// ```
+///
+/// Where disks move with the guest, *CopyingDisks* follows *Offered*, and *AwaitingDisks* may come before *Stopping*.
 #[derive(Debug)]
 pub(super) enum State {
     /// The offer was sent. *Source runs the guest.*
@@ -25,6 +27,13 @@ pub(super) enum State {
         until: Duration,
         /// Tracking was armed before it was asked.
         tracked: bool,
+    },
+    /// The disks are being copied; everything else comes later. *Source.*
+    CopyingDisks,
+    /// Everything but the disks is ready for the stop, which waits for them. *Source.*
+    AwaitingDisks {
+        /// When to look again.
+        until: Duration,
     },
     /// Tracking is being armed. *Source.*
     Arming,
@@ -195,6 +204,8 @@ impl State {
         match self {
             Self::Offered => "prepare destination",
             Self::Asking { .. } => "ask the guest",
+            Self::CopyingDisks => "copy disks",
+            Self::AwaitingDisks { .. } => "catch up with the disks",
             Self::Arming => "arm tracking",
             Self::Scanning => "scan",
             Self::Waiting { .. } => "sample",

@@ -108,7 +108,7 @@ impl Source {
         }
         self.found_free(free);
         let view = super::view(
-            now,
+            now.saturating_sub(self.memory_began),
             &self.ledger,
             &self.last_scan,
             &self.tracking,
@@ -124,7 +124,7 @@ impl Source {
                     self.recorder.counts.free += dropped.count();
                     self.dropped = Some(dropped);
                 }
-                self.stop_and_leave()
+                self.stop_and_leave(now)
             }
             StopPlan::Retract => {
                 self.recorder.micro_stop(now.saturating_sub(paused_at));
@@ -144,11 +144,12 @@ impl Source {
             state_outstanding: true,
             post_copy: false,
         });
-        vec![Command::WakeStreams, Command::SendState]
+        let saved_after = self.settle_disks(now).unwrap_or(Command::SendState);
+        vec![Command::WakeStreams, saved_after]
     }
 
     /// Post-copy: the destination learns which pages follow.
-    fn stop_and_leave(&mut self) -> Vec<Command> {
+    fn stop_and_leave(&mut self, now: Duration) -> Vec<Command> {
         self.state = State::StopCopy(StopCopy {
             rest: None,
             state_outstanding: true,
@@ -158,7 +159,7 @@ impl Source {
             Command::SendSwitch {
                 pending: self.ledger.pending().clone(),
             },
-            Command::SendState,
+            self.settle_disks(now).unwrap_or(Command::SendState),
         ]
     }
 

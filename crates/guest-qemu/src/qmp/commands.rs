@@ -30,6 +30,8 @@ macro_rules! command {
     };
 }
 
+pub(super) use command;
+
 command! {
     /// What the guest is doing.
     QueryStatus = "query-status" -> Status {}
@@ -170,6 +172,17 @@ command! {
     }
 }
 
+command! {
+    /// Changes a property.
+    QomSet = "qom-set" -> Nothing {
+        /// Path of the object.
+        path: String,
+        /// Name of the property.
+        property: String,
+        /// Its new value.
+        value: Value,
+    }
+}
 command! {
     /// The virtio devices; since 7.2, and not promised to stay.
     XQueryVirtio = "x-query-virtio" -> Vec<VirtioDevice> {}

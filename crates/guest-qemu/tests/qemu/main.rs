@@ -3,6 +3,7 @@
 
 mod bench_guest;
 mod conformance;
+mod disks;
 mod life;
 mod moves;
 mod taken_over;

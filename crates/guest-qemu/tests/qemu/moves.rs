@@ -21,7 +21,7 @@ fn incoming(host: &Host, source: &QemuGuest) -> Running {
     )
 }
 
-fn copy(from: &QemuGuest, to: &QemuGuest, pages: &PageBitmap) {
+pub(crate) fn copy(from: &QemuGuest, to: &QemuGuest, pages: &PageBitmap) {
     for run in pages.runs() {
         let mut data = vec![0; run.bytes() as usize];
         from.ram().read(run, &mut data);

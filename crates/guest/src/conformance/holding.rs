@@ -83,7 +83,14 @@ fn while_serving(
 ) -> Outcome {
     let done = AtomicBool::new(false);
     std::thread::scope(|scope| {
-        let serving = scope.spawn(|| server.serve_until(holds, &done).map_err(|Problem(found)| found));
+        let serving = scope.spawn(|| {
+            let served = server.serve_until(holds, &done).map_err(|Problem(found)| found);
+            if served.is_err() {
+                // Nobody serves any more, and the other side waits for the guest.
+                let _ = holds.end();
+            }
+            served
+        });
         let outcome = guest_side();
         done.store(true, Ordering::Release);
         let served = serving

@@ -6,7 +6,11 @@ use super::scenario::Scenario;
 use crate::error::{LabError, Result};
 
 /// Name and text of each.
-const SCENARIOS: [(&str, &str); 20] = [
+const SCENARIOS: [(&str, &str); 22] = [
+    (
+        "agent-allocation",
+        include_str!("../../../../benches/scenarios/agent-allocation.toml"),
+    ),
     (
         "contention-database",
         include_str!("../../../../benches/scenarios/contention-database.toml"),
@@ -22,6 +26,10 @@ const SCENARIOS: [(&str, &str); 20] = [
     (
         "encodings",
         include_str!("../../../../benches/scenarios/encodings.toml"),
+    ),
+    (
+        "filter-model",
+        include_str!("../../../../benches/scenarios/filter-model.toml"),
     ),
     (
         "filter-states",

@@ -27,7 +27,7 @@ pub(super) fn past(results: &Results) -> Past {
         .iter()
         .filter_map(|run| match &run.outcome.measured()?.account {
             Account::Vmferry(report) => Some(Report::clone(report)),
-            Account::Qemu(_) => None,
+            Account::Qemu(_) | Account::Experiment(_) => None,
         });
     Past {
         records: records(results),

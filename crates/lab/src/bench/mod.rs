@@ -7,12 +7,14 @@
 mod account;
 pub mod catalog;
 pub mod compare;
+mod experiment;
 mod fit;
 mod ground;
 mod history;
 pub mod machine;
 mod measure;
 pub mod metric;
+mod micro;
 mod neighbour;
 mod operations;
 pub mod papers;
@@ -31,10 +33,12 @@ use std::time::{Instant, SystemTime};
 use vmferry_core::report::Progress;
 
 pub use account::Account;
+pub use experiment::ExperimentReport;
 pub use fit::Dropped;
 pub use history::{record, records, workload_of};
 pub use machine::Machine;
 pub use measure::Measured;
+pub use micro::{Compared, Function, Micro};
 pub use operations::{Latencies, Operations};
 pub use plan::{CommandLine, PlannedRun, Request, RunKey};
 pub use results::{Outcome, Results, Run};

@@ -62,16 +62,8 @@ pub const PAPERS: [Paper; 5] = [
         name: "data-filter",
         reference: "Ruan, Cao, Wang: Efficient Live Migration of Virtual Machines with a Novel Data Filter (2014)",
         figures: &[
-            later(
-                "Table 1",
-                "what the model and the filter cost",
-                "a report of the model itself; `cargo bench -p vmferry-benches --bench filter` has the cost of a forecast",
-            ),
-            later(
-                "Fig. 2",
-                "how often each memory-write state occurs",
-                "the model's states in the report of a run",
-            ),
+            figure("Table 1", "what the model and the filter cost"),
+            figure("Fig. 2", "how often each memory-write state occurs"),
             figure("Fig. 4", "downtime by number of states, and by workload"),
             figure("Fig. 5", "migration time by number of states, and by workload"),
             figure("Fig. 6", "pages sent by number of states, and by workload"),
@@ -109,10 +101,9 @@ pub const PAPERS: [Paper; 5] = [
                 "stop-and-copy and plain post-copy beside enlightened post-copy",
             ),
             figure("Table 2", "an idle guest: times, and what crosses how"),
-            later(
+            figure(
                 "allocation micro-benchmark",
                 "what keeping account of free pages costs malloc and free",
-                "an allocation loop that reports its rate",
             ),
         ],
     },

@@ -72,6 +72,10 @@ impl Quantity {
             "faults.p50_us" => Some(("fault service time, median", Lower)),
             "faults.p99_us" => Some(("fault service time, 99th percentile", Lower)),
             "faults.max_us" => Some(("fault service time, longest", Lower)),
+            "answer_ms" => Some(("time until the agent has answered", Lower)),
+            "filter.cost.sample_ms" => Some(("time to take a sample in and decide upon it", Lower)),
+            "filter.cost.decide_ms" => Some(("time to learn, forecast and filter, all samples", Lower)),
+            "filter.memory_bytes" => Some(("memory of the model", Lower)),
             "pages.resent" => Some(("pages sent again", Lower)),
             _ => None,
         };
@@ -80,6 +84,15 @@ impl Quantity {
             None if name.starts_with("latency_") => {
                 let words = name.trim_end_matches("_ms").replace('_', " ");
                 (words, Some(Lower))
+            }
+            None if name == "filter.states_seen" => ("states that occurred".to_owned(), None),
+            None if name == "filter.frequent_share" => {
+                ("samples in the ten most frequent states".to_owned(), None)
+            }
+            None if name == "filter.transitions_seen" => ("different transitions".to_owned(), None),
+            None if name.starts_with("filter.") => {
+                let words = name["filter.".len()..].replace(['_', '.'], " ");
+                (words.trim_end_matches(" ms").to_owned(), None)
             }
             None if name == "operations_before_per_s" => ("operations a second before".to_owned(), None),
             None => {

@@ -6,9 +6,11 @@ use std::thread;
 use vmferry_core::PageBitmap;
 use vmferry_core::destination::Event;
 use vmferry_core::handover::{Claim, Epoch};
+use vmferry_guest::PlacedDisk;
 use vmferry_transport::BoxedStream;
 use vmferry_wire::{OwnerState, ToSource, read_control, write_control};
 
+use super::disks::places_json;
 use super::driver::Driver;
 use super::session::Input;
 use crate::link::chain;
@@ -62,6 +64,20 @@ impl Driver<'_> {
             .as_mut()
             .ok_or("there is no connection to the source")?;
         write_control(control, message).map_err(|e| chain(&e))
+    }
+
+    /// Tells the source where its disks go, where they come.
+    pub(super) fn say_where_disks_are(&mut self, places: &[PlacedDisk]) -> Result<(), String> {
+        let come = self
+            .session
+            .guest
+            .get()
+            .is_some_and(|guest| guest.disks.is_some());
+        if !come {
+            return Ok(());
+        }
+        let places_json = places_json(places)?;
+        self.send(&ToSource::DisksPlaced { places_json })
     }
 
     /// Sends what the source will ask for again after a reconnect.

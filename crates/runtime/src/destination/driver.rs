@@ -154,7 +154,7 @@ impl<'a> Driver<'a> {
     fn message(&mut self, message: ToDestination) -> Result<Option<Event>, String> {
         let pages = self.pending.len();
         Ok(Some(match message {
-            ToDestination::Offer(_) => {
+            ToDestination::Offer(_) | ToDestination::Disks { .. } => {
                 return Err("got a second offer, expected the migration to go on".into());
             }
             ToDestination::Pending { pages: part } => {

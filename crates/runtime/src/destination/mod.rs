@@ -3,6 +3,7 @@
 mod closing;
 pub(crate) mod compare;
 mod connection;
+mod disks;
 mod driver;
 mod faults;
 mod opening;
@@ -21,7 +22,7 @@ use std::thread;
 use serde::{Deserialize, Serialize};
 use vmferry_core::RamLayout;
 use vmferry_core::report::{FaultReport, Outcome, Verified};
-use vmferry_guest::{GuestSpec, Vm};
+use vmferry_guest::{DiskPlan, GuestSpec, PlacedDisk, Vm};
 use vmferry_transport::{BoxedStream, Listener};
 use vmferry_wire::{Hello, HelloReply, OwnerState, SPOKEN, SessionToken, StreamRole};
 
@@ -53,6 +54,19 @@ pub trait Host: Send + Sync {
     /// # Errors
     /// One line: why this host does not take it and how to mend that.
     fn admit(&self, spec: &GuestSpec, layout: &RamLayout) -> Result<Admitted, String>;
+    /// The same for a guest whose disks come with it: makes room for them first.
+    ///
+    /// # Errors
+    /// As [`Host::admit`]; then nothing is left of the disks either.
+    fn admit_with_disks(
+        &self,
+        spec: &GuestSpec,
+        layout: &RamLayout,
+        plan: &DiskPlan,
+    ) -> Result<(Admitted, Vec<PlacedDisk>), String> {
+        let _ = (spec, layout, plan);
+        Err("this host takes no disks; migrate the guest without them".into())
+    }
     /// The guest is this host's from now on, and runs; pages may still arrive.
     fn arrived(&self, name: &str);
     /// The guest that was admitted was given up and destroyed.

@@ -10,13 +10,14 @@ use serde::{Deserialize, Serialize};
 use vmferry_core::PageBitmap;
 use vmferry_core::destination::{Destination, Setup};
 use vmferry_core::handover::Epoch;
-use vmferry_guest::{FaultMode, GuestSpec, Vm};
+use vmferry_guest::{DiskPlan, FaultMode, GuestSpec, PlacedDisk, Vm};
 use vmferry_memory::SharedPageStates;
 use vmferry_transport::BoxedStream;
 use vmferry_wire::{
     FaultModeWire, Offer, SessionToken, ToDestination, ToSource, clip_reason, read_control, write_control,
 };
 
+use super::disks::{DisksIn, read_plan};
 use super::driver::Driver;
 use super::faults;
 use super::pages::{Intake, Sink};
@@ -57,13 +58,8 @@ pub(super) struct Arrival {
 /// Takes a new session from its offer to its end.
 pub(super) fn run(shared: &Arc<Shared>, token: SessionToken, mut control: BoxedStream) {
     let clock = Clock::start();
-    let offer = match control
-        .set_read_timeout(Some(OFFER_TIMEOUT))
-        .map_err(|e| chain(&e))
-        .and_then(|()| read_control::<ToDestination>(&mut control).map_err(|e| chain(&e)))
-    {
-        Ok(ToDestination::Offer(offer)) => offer,
-        Ok(_) => return refuse(&mut control, "expected an offer"),
+    let (plan, offer) = match read_offer(&mut control) {
+        Ok(read) => read,
         Err(reason) => return refuse(&mut control, &reason),
     };
     let streams = offer.streams.min(shared.max_streams.load(Ordering::Relaxed));
@@ -73,12 +69,12 @@ pub(super) fn run(shared: &Arc<Shared>, token: SessionToken, mut control: BoxedS
             "got an offer of no page streams, expected at least one",
         );
     }
-    let (arrival, mode) = match admit(shared, &offer) {
+    let (arrival, mode, places) = match admit(shared, &offer, plan.as_ref()) {
         Ok(admitted) => admitted,
         Err(reason) => return refuse(&mut control, &reason),
     };
     let name = arrival.vm.spec().name.clone();
-    let prepared = prepare(shared, token, &offer, streams, &arrival, mode);
+    let prepared = prepare(shared, token, &offer, plan, streams, &arrival, mode);
     let accepted = prepared.and_then(|ready| {
         control.set_read_timeout(None).map_err(|e| chain(&e))?;
         Ok(ready)
@@ -94,6 +90,7 @@ pub(super) fn run(shared: &Arc<Shared>, token: SessionToken, mut control: BoxedS
             let mut driver = Driver::new(shared, session, received, machine, arrival, clock);
             let began = driver
                 .begin_connection(control)
+                .and_then(|()| driver.say_where_disks_are(&places))
                 .and_then(|()| driver.send(&ToSource::Accept { streams }));
             driver.run(began.err());
         }
@@ -102,6 +99,22 @@ pub(super) fn run(shared: &Arc<Shared>, token: SessionToken, mut control: BoxedS
             shared.host.discarded(&name, &reason);
             refuse(&mut control, &reason);
         }
+    }
+}
+
+/// The offer, with the plan of the disks before it where they come too.
+fn read_offer(control: &mut BoxedStream) -> Result<(Option<DiskPlan>, Offer), String> {
+    control
+        .set_read_timeout(Some(OFFER_TIMEOUT))
+        .map_err(|e| chain(&e))?;
+    let mut next = || read_control::<ToDestination>(control).map_err(|e| chain(&e));
+    let (plan, message) = match next()? {
+        ToDestination::Disks { plan_json } => (Some(read_plan(&plan_json)?), next()?),
+        message => (None, message),
+    };
+    match message {
+        ToDestination::Offer(offer) => Ok((plan, offer)),
+        _ => Err("expected an offer".into()),
     }
 }
 
@@ -129,6 +142,7 @@ pub(super) fn recover(shared: &Arc<Shared>, vm: Arc<dyn Vm>, dir: GuestDir) -> R
         sink: Arc::new(sink),
         streams: saved.streams,
         paged: true,
+        disks: None,
     };
     let (session, received) = new_session(token, guest);
     shared.sessions().insert(token, session.clone());
@@ -180,10 +194,17 @@ fn refuse(control: &mut BoxedStream, reason: &str) {
 }
 
 /// Has the host create the guest.
-fn admit(shared: &Shared, offer: &Offer) -> Result<(Arrival, Option<FaultMode>), String> {
+fn admit(
+    shared: &Shared,
+    offer: &Offer,
+    plan: Option<&DiskPlan>,
+) -> Result<(Arrival, Option<FaultMode>, Vec<PlacedDisk>), String> {
     let spec: GuestSpec = serde_json::from_str(&offer.spec_json)
         .map_err(|e| format!("the guest's specification cannot be read: {e}"))?;
-    let Admitted { vm, dir } = shared.host.admit(&spec, &offer.layout)?;
+    let (Admitted { vm, dir }, places) = match plan {
+        Some(plan) => shared.host.admit_with_disks(&spec, &offer.layout, plan)?,
+        None => (shared.host.admit(&spec, &offer.layout)?, Vec::new()),
+    };
     let checked = if vm.ram().layout() == &offer.layout {
         Journal::open(dir.path()).map_err(|e| chain(&e))
     } else {
@@ -204,6 +225,7 @@ fn admit(shared: &Shared, offer: &Offer) -> Result<(Arrival, Option<FaultMode>),
                     verify: offer.verify,
                 },
                 mode,
+                places,
             ))
         }
         Err(reason) => {
@@ -219,6 +241,7 @@ fn prepare(
     shared: &Shared,
     token: SessionToken,
     offer: &Offer,
+    plan: Option<DiskPlan>,
     streams: u16,
     arrival: &Arrival,
     mode: Option<FaultMode>,
@@ -246,6 +269,10 @@ fn prepare(
         store_json(&dir.session(), &saved).map_err(|e| chain(&e))?;
     }
     vm.prepare_load().map_err(|e| chain(&e))?;
+    let disks = match plan {
+        Some(plan) => Some(DisksIn::export(plan, vm, dir)?),
+        None => None,
+    };
     let name = vm.spec().name.clone();
     let entry = log_entry(token, arrival, Became::Admitted);
     shared.log.append(&entry).map_err(|e| chain(&e))?;
@@ -255,6 +282,7 @@ fn prepare(
         sink: Arc::new(sink),
         streams,
         paged: mode.is_some(),
+        disks,
     };
     let (session, received) = new_session(token, guest);
     shared.sessions().insert(token, session.clone());

@@ -10,6 +10,7 @@ use vmferry_transport::BoxedStream;
 use vmferry_wire::{SessionToken, StreamRole};
 
 use super::IncomingProgress;
+use super::disks::{self, DisksIn};
 use super::faults::FaultLine;
 use super::pages::{Delivered, PageReader, Sink};
 use crate::cpu_cap::{CpuCap, Member};
@@ -70,6 +71,8 @@ pub(super) struct Guest {
     pub streams: u16,
     /// A fault stream belongs to the session.
     pub paged: bool,
+    /// Its disks, where they come with it.
+    pub disks: Option<DisksIn>,
 }
 
 /// The page and fault streams of the current connection.
@@ -137,6 +140,9 @@ impl Session {
         let Some(guest) = self.guest.get() else {
             return Err((stream, "no guest was accepted yet".into()));
         };
+        if let StreamRole::Disk { index } = role {
+            return self.take_disk(guest, index, stream, welcome);
+        }
         let mut streams = self.streams();
         let taken = match role {
             StreamRole::Pages { index } if index < guest.streams => {
@@ -186,6 +192,38 @@ impl Session {
         Ok(())
     }
 
+    /// Takes the stream of a disk in.
+    fn take_disk(
+        &self,
+        guest: &Guest,
+        index: u16,
+        mut stream: BoxedStream,
+        welcome: impl FnOnce(&mut BoxedStream) -> bool,
+    ) -> Result<(), (BoxedStream, String)> {
+        let Some(arriving) = &guest.disks else {
+            return Err((stream, "this migration moves no disks".into()));
+        };
+        let disk = match arriving.connect(index) {
+            Ok(disk) => disk,
+            Err(reason) => return Err((stream, reason)),
+        };
+        let Ok(handle) = stream.try_clone() else {
+            return Err((stream, "out of file descriptors".into()));
+        };
+        if !welcome(&mut stream) {
+            return Ok(());
+        }
+        let mut streams = self.streams();
+        streams.open.push(handle);
+        streams.threads.push(
+            thread::Builder::new()
+                .name("in disk".into())
+                .spawn(move || disks::carry(stream, disk))
+                .expect("a thread can be started"),
+        );
+        Ok(())
+    }
+
     /// Pages that the guest waits for come over the stream that is not `capped`.
     fn read_pages(&self, mut reader: PageReader, sink: &Sink, connection: u64, capped: bool) {
         let mut usage = self.usage.thread();
@@ -213,6 +251,9 @@ impl Session {
             let _ = stream.shutdown();
         }
         self.cpu_cap.close();
+        if let Some(disks) = self.guest.get().and_then(|guest| guest.disks.as_ref()) {
+            disks.close();
+        }
         for thread in streams.threads {
             let _ = thread.join();
         }

@@ -48,6 +48,9 @@ impl Driver<'_> {
     }
 
     pub(super) fn load(&mut self) -> Result<(), String> {
+        if let Some(disks) = self.session.guest.get().and_then(|guest| guest.disks.as_ref()) {
+            disks.end(&self.arrival.vm)?;
+        }
         let sink = self.sink();
         if self.fault_thread.is_none() {
             sink.set_intake(Intake::Closed);

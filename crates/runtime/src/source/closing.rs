@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use vmferry_core::PAGE_SIZE;
+use vmferry_core::filter::FilterReport;
 use vmferry_core::report::{CpuSeconds, LimitsReport, Outcome, Report, SidesBytes};
 
 use super::driver::Driver;
@@ -12,6 +13,7 @@ impl Driver {
         let source = self.shared.source();
         let measured = source.measured();
         let (outcome, error) = source.ended().unwrap_or((Outcome::Unresolved, None));
+        let error = error.map(str::to_owned);
         let mut notes = measured.notes;
         let compared = measured.summary.verified.is_some() || outcome != Outcome::Completed;
         if self.shared.request.verify && !compared {
@@ -25,12 +27,14 @@ impl Driver {
             notes.push("the destination is of an earlier version and keeps to no CPU cap".into());
         }
         let ms = |time: Duration| time.as_secs_f64() * 1e3;
+        drop(source);
+        let disks = self.disks_report(outcome);
         Report {
             vm: self.vm.spec().name.clone(),
             strategy: self.shared.request.strategy.name().into(),
             backend: self.vm.spec().backend.clone(),
             outcome,
-            error: error.map(str::to_owned),
+            error,
             total_ms: ms(measured.total),
             execution_transfer_ms: measured.execution_transfer.map_or(0.0, ms),
             downtime_ms: measured.downtime.map_or(0.0, ms),
@@ -38,7 +42,7 @@ impl Driver {
             micro_stops_ms: ms(measured.micro_stops),
             ram_bytes: self.vm.ram().layout().bytes(),
             data_bytes: measured.data_pages * PAGE_SIZE,
-            bytes_on_wire: measured.page_bytes + self.control_bytes,
+            bytes_on_wire: measured.page_bytes + self.control_bytes + self.disk_bytes,
             device_state_bytes: measured.device_state_bytes,
             pages: measured.counts,
             encoding: self.shared.encodings.report(),
@@ -63,6 +67,11 @@ impl Driver {
                 cpu_destination_percent: self.shared.destination_cpu_percent(),
                 cpu_by: self.shared.cpu_cap.by(),
             },
+            filter: measured.filter.map(|filter| FilterReport {
+                cost: self.sample_cost,
+                ..filter
+            }),
+            disks,
             verified: measured.summary.verified,
             forecast: self.shared.request.forecast.as_deref().cloned(),
             notes,

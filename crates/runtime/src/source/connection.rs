@@ -45,6 +45,9 @@ impl Driver {
             Faults::Missing => Some(FaultModeWire::Missing),
             Faults::MissingAndStale => Some(FaultModeWire::MissingAndStale),
         };
+        if let Some(disks) = &request.disks {
+            self.offer_disks(disks, version)?;
+        }
         let spec_json = serde_json::to_string(self.vm.spec()).map_err(|e| chain(&e))?;
         self.send(&ToDestination::Offer(Offer {
             spec_json,

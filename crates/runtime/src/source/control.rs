@@ -1,7 +1,7 @@
 //! The control stream of a source: what the destination says becomes events.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, PoisonError};
 
 use crossbeam_channel::Sender;
 use vmferry_core::PageBitmap;
@@ -11,6 +11,7 @@ use vmferry_transport::BoxedStream;
 use vmferry_wire::{DestinationSummary, OwnerState, PageSetParts, ToSource, WireError, read_control};
 
 use super::Shared;
+use super::disks::places;
 use super::driver::Input;
 use crate::link::chain;
 
@@ -124,6 +125,13 @@ fn event(
             let (epoch, claim) = owner.take().unwrap_or((Epoch::default(), Claim::Owner));
             reconnected(epoch, claim, Some(lacking))
         }
+        ToSource::DisksPlaced { places_json } => match places(&places_json) {
+            Ok(places) => {
+                *shared.places.lock().unwrap_or_else(PoisonError::into_inner) = places;
+                return Ok(None);
+            }
+            Err(reason) => Event::Failed(reason),
+        },
         ToSource::Complete { summary } => Event::Complete(to_summary(summary)),
         ToSource::Pong { nonce: AFTER_SWITCH } => Event::SwitchTaken,
         ToSource::Progress { .. } | ToSource::Pong { .. } => return Ok(None),

@@ -3,9 +3,10 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender};
+use vmferry_core::filter::SampleCost;
 use vmferry_core::handover::{Claim, Record};
 use vmferry_core::policy::Faults;
 use vmferry_core::report::Report;
@@ -17,6 +18,7 @@ use vmferry_wire::ToDestination;
 use super::Shared;
 use super::connection::Connection;
 use super::control::AFTER_SWITCH;
+use super::disks::DiskCopy;
 use crate::dir::{GuestDir, remove};
 use crate::journal::Journal;
 use crate::link::chain;
@@ -66,6 +68,12 @@ pub(super) struct Driver {
     /// The guest was paused by this migration and not resumed.
     pub(super) paused: bool,
     pub(super) stop_reconnecting: Arc<AtomicBool>,
+    /// Of scans, and of what was decided upon them.
+    pub(super) sample_cost: SampleCost,
+    /// The disks that move with the guest, once they were on offer.
+    pub(super) disks: Option<DiskCopy>,
+    /// Bytes of disks on the wire, both ways.
+    pub(super) disk_bytes: u64,
 }
 
 impl Driver {
@@ -92,6 +100,9 @@ impl Driver {
             control_bytes: 0,
             paused: false,
             stop_reconnecting: Arc::default(),
+            sample_cost: SampleCost::default(),
+            disks: None,
+            disk_bytes: 0,
         }
     }
 
@@ -129,10 +140,14 @@ impl Driver {
                     events.push_back(self.with_streams(event));
                 }
                 Some(Input::Ask(event, answer)) => {
+                    let limits = matches!(event, Event::LimitBandwidth(_));
                     let handled = shared.source().handle(shared.now(), event);
                     // The asker may be gone.
                     let _ = answer.send(handled.as_ref().map(|_| ()).map_err(Clone::clone));
                     self.execute_all(handled.unwrap_or_default(), &mut events);
+                    if limits {
+                        self.limit_disks();
+                    }
                 }
                 Some(Input::Commands { connection, commands }) if connection == self.connections => {
                     self.execute_all(commands, &mut events);
@@ -144,6 +159,7 @@ impl Driver {
             }
         }
         self.stop_reconnecting.store(true, Ordering::Relaxed);
+        self.end_disks();
         self.close_connection();
         drop(self.tracker.take());
         remove(&self.dir.session());
@@ -185,9 +201,14 @@ impl Driver {
 
     /// Feeds the machine. An event that it has no place for ends the session like any other failure.
     fn handle(&mut self, event: Event) -> Vec<Command> {
+        let is_scan = matches!(event, Event::Scanned(_));
         let mut source = self.shared.source();
-        let now = self.shared.now();
-        match source.handle(now, event) {
+        let (now, began) = (self.shared.now(), Instant::now());
+        let handled = source.handle(now, event);
+        if is_scan {
+            self.sample_cost.decided(began.elapsed());
+        }
+        match handled {
             Ok(commands) => commands,
             Err(error) => source
                 .handle(now, Event::Failed(error.to_string()))
@@ -208,8 +229,15 @@ impl Driver {
                 self.ask_guest(true);
                 Ok(None)
             }
+            Command::CopyDisks => self.copy_disks().map(|()| None),
+            Command::SettleDisks => self.settle_disks().map(|()| None),
             Command::Arm => self.arm().map(Some),
-            Command::Scan => self.scan().map(|dirty| Some(Event::Scanned(dirty))),
+            Command::Scan => {
+                let began = Instant::now();
+                let dirty = self.scan();
+                self.sample_cost.scanned(began.elapsed());
+                dirty.map(|dirty| Some(Event::Scanned(dirty)))
+            }
             Command::Stop { scan, free } => self.stop(scan, free).map(Some),
             Command::Retract => self.resume().map(|()| Some(Event::Resumed)),
             Command::SendSwitch { pending } => {

@@ -6,6 +6,7 @@ mod closing;
 mod connection;
 mod control;
 mod delta_cache;
+mod disks;
 mod driver;
 mod encodings;
 mod faults;
@@ -25,7 +26,7 @@ use vmferry_core::report::{Progress, Report};
 use vmferry_core::sampling::Ready;
 use vmferry_core::source::{Event, Setup, Side, Source};
 use vmferry_core::{MigrationRequest, limits};
-use vmferry_guest::{GuestRam, Vm};
+use vmferry_guest::{GuestRam, PlacedDisk, Vm};
 use vmferry_transport::Endpoint;
 use vmferry_wire::{CPU_CAP_SINCE, SessionToken};
 
@@ -92,6 +93,8 @@ struct Shared {
     version: AtomicU16,
     session: SessionToken,
     request: Request,
+    /// Where the destination put the disks, once it has said so.
+    places: Mutex<Vec<PlacedDisk>>,
 }
 
 impl Shared {
@@ -175,7 +178,10 @@ impl Outgoing {
         )?;
         let policy = request.policy(vm.ram().layout().pages(), ready);
         let setup = setup(&vm, &request, journal.epoch().next());
-        let source = Source::new(setup, policy).within(&request.limits);
+        let mut source = Source::new(setup, policy).within(&request.limits);
+        if request.disks.is_some() {
+            source = source.with_disks(request.limits.downtime);
+        }
         Ok(Self::spawn(vm, dir, journal, request, session, source, false))
     }
 
@@ -304,6 +310,7 @@ impl Outgoing {
             version: AtomicU16::new(0),
             session,
             request,
+            places: Mutex::default(),
         });
         shared.cpu_cap.set(shared.request.limits.cpu_percent);
         let report = Arc::new((Mutex::new(None), Condvar::new()));

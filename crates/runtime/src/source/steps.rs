@@ -87,6 +87,8 @@ impl Driver {
                 "cannot stop tracking"
             );
         }
+        // Nothing of the copy may hold the guest's writes up.
+        self.end_disks();
         if self.paused
             && let Err(error) = self.resume()
         {

@@ -310,12 +310,17 @@ fn title(run: &PlannedRun) -> String {
 fn ended(run: &Run) -> String {
     let what = format!("{}, {}, {}", run.key.guest, run.key.link, run.key.variant);
     match &run.outcome {
-        Outcome::Measured(measured) => format!(
-            "{what}: {} in {}, downtime {}",
-            units::size(measured.account.bytes_sent()),
-            units::millis(measured.account.total_ms()),
-            units::millis(measured.account.downtime_ms())
-        ),
+        Outcome::Measured(measured) => {
+            let (account, took) = (&measured.account, units::millis(measured.account.total_ms()));
+            match (account.bytes_sent(), account.downtime_ms()) {
+                (Some(bytes), Some(downtime_ms)) => format!(
+                    "{what}: {} in {took}, downtime {}",
+                    units::size(bytes),
+                    units::millis(downtime_ms)
+                ),
+                _ => format!("{what}: {took}"),
+            }
+        }
         Outcome::Failed { why } => format!("{what}: FAILED: {why}"),
     }
 }

@@ -26,6 +26,10 @@
 //! options = { downtime-limit = 50 } # of QEMU, in milliseconds
 //! limit_s = 120                    # it may never converge
 //!
+//! [[variant]]
+//! name = "left alone"
+//! experiment = { kind = "agent", agent = "idle", for_s = 20 } # in place of a migration: see `Experiment`
+//!
 //! [[claim]]
 //! text = "what is said to hold"
 //! metric = "pages_sent"            # see `metric`
@@ -41,6 +45,7 @@
 //! ```
 
 mod claim;
+mod experiment;
 mod figure;
 mod guest;
 mod options;
@@ -51,6 +56,7 @@ use std::collections::BTreeSet;
 use serde::{Deserialize, Serialize};
 
 pub use claim::{BEST_PEER, Claim};
+pub use experiment::{AgentUse, Experiment};
 pub use figure::{Dimension, Figure, FigureKind};
 pub use guest::{Guest, GuestKind, GuestQuick};
 pub(crate) use options::words;
@@ -384,12 +390,27 @@ at_most = 0.5
             (
                 "strategy = \"hybrid\"",
                 "name = \"hybrid\"",
-                "neither strategy nor peer",
+                "neither strategy nor peer nor experiment",
             ),
             (
                 "strategy = \"hybrid\"",
                 "name = \"hybrid\"\nstrategy = \"hybrid\"\npeer = \"qemu-pre-copy\"",
-                "a strategy and a peer",
+                "more than one",
+            ),
+            (
+                "strategy = \"hybrid\"",
+                "name = \"hybrid\"\nexperiment = { kind = \"agent\", agent = \"idle\", for_s = 0 }",
+                "for_s is 0",
+            ),
+            (
+                "strategy = \"hybrid\"",
+                "name = \"hybrid\"\nexperiment = { kind = \"dance\" }",
+                "dance",
+            ),
+            (
+                "strategy = \"hybrid\"",
+                "name = \"hybrid\"\npeer = \"qemu-pre-copy\"\nthere_and_back = true",
+                "no strategy to go by",
             ),
             (
                 "strategy = \"hybrid\"",

@@ -1,0 +1,51 @@
+//! Experiments with a guest that is not moved, or not only moved: what is done, and what was found.
+
+mod agent;
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::scenario::Experiment;
+use crate::error::Result;
+use crate::guards::Interrupt;
+use crate::hosts::Host;
+
+/// What an experiment found.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct ExperimentReport {
+    /// Its kind.
+    pub experiment: String,
+    /// How long it took: what clients saw *during* it is of this time, milliseconds.
+    pub total_ms: f64,
+    /// Longest time between two answers from its begin on, milliseconds, where there was a client.
+    pub perceived_downtime_ms: Option<f64>,
+    /// What it found, by name.
+    pub figures: BTreeMap<String, f64>,
+    /// What the daemons said, as they said it.
+    #[serde(default, skip_serializing_if = "Value::is_null")]
+    pub said: Value,
+}
+
+/// The hosts of an experiment, with the guest at the first of them.
+pub(super) struct Bed<'a> {
+    pub(super) hosts: &'a [Host; 2],
+    pub(super) interrupt: &'a Interrupt,
+}
+
+impl Bed<'_> {
+    /// Carries an experiment out.
+    ///
+    /// # Errors
+    /// When a daemon refuses something, or the guest does not do what it has to; or interrupted.
+    pub(super) fn carry_out(&self, experiment: &Experiment) -> Result<ExperimentReport> {
+        let report = match experiment {
+            Experiment::Agent { agent, for_s } => self.agent(*agent, *for_s)?,
+        };
+        Ok(ExperimentReport {
+            experiment: experiment.name().to_owned(),
+            ..report
+        })
+    }
+}
