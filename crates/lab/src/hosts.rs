@@ -18,7 +18,7 @@ use vmferry_guest::GuestSpec;
 use vmferry_guest_synth::Stats;
 
 use crate::error::{LabError, Result};
-use crate::forecasting::{self, ForecastWish, ForecastingError};
+use crate::forecasting::{self, ForecastWish, ForecastingError, Past};
 use crate::guards::{Interrupt, Process};
 use crate::namespace::Namespace;
 
@@ -273,7 +273,7 @@ impl Host {
     }
 
     /// Forecasts the migration of a guest to another host, where the request wants a forecast: records the guest for `record`
-    /// before. Answers the request with it, by the strategy that it chose where it was to choose.
+    /// before, and goes by what the daemon and `past` know. Answers the request with it, by the strategy that it chose where it was to choose.
     ///
     /// # Errors
     /// See [`Host::run`]; and when no forecast can be made.
@@ -283,6 +283,7 @@ impl Host {
         destination: &Self,
         request: &MigrateRequest,
         record: Duration,
+        past: &Past,
         seed: u64,
     ) -> Result<MigrateRequest> {
         let mut request = MigrateRequest {
@@ -298,6 +299,7 @@ impl Host {
             goal,
             record,
             trace: None,
+            past,
             simulations: SIMULATIONS,
             seed,
         };

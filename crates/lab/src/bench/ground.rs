@@ -15,6 +15,7 @@ use super::neighbour::Neighbour;
 use super::plan::{GUEST, PlannedRun, Request};
 use super::scenario::{Experiment, GuestKind, words};
 use crate::error::{LabError, Result};
+use crate::forecasting::Past;
 use crate::guards::{self, Interrupt};
 use crate::hosts::{Host, HostSetup};
 use crate::link::{BadLink, Link};
@@ -146,20 +147,21 @@ impl Ground {
         }
     }
 
-    /// What vmferry is asked for, with a forecast, where it is to move the guest.
-    pub(super) fn forecast(&self, seed: u64) -> Result<Option<MigrateRequest>> {
-        match &self.mover {
-            Mover::Vmferry(hosts, Asked::Move(request)) => {
-                let [source, destination] = hosts.as_ref();
-                source
-                    .forecast(GUEST, destination, request, RECORD, seed)
-                    .map(Some)
-            }
-            _ => Ok(None),
-        }
+    /// What vmferry is asked for, with a forecast where one is wanted.
+    pub(super) fn forecast(&self, past: &Past, seed: u64) -> Result<Option<MigrateRequest>> {
+        let Mover::Vmferry(hosts, asked) = &self.mover else {
+            return Ok(None);
+        };
+        let [a, b] = hosts.as_ref();
+        let (from, to, request) = match asked {
+            Asked::Move(request) => (a, b, request),
+            Asked::MoveBack(request) => (b, a, request),
+            Asked::Experiment(_) => return Ok(None),
+        };
+        from.forecast(GUEST, to, request, RECORD, past, seed).map(Some)
     }
 
-    /// Moves the guest, as it was forecast and within `limit`, or does to it what else there is to do.
+    /// Moves the guest, as it was forecast where it was, within `limit`, or does to it what else there is to do.
     pub(super) fn act(
         &self,
         forecast: Option<&MigrateRequest>,
@@ -175,7 +177,9 @@ impl Ground {
         let [a, b] = hosts;
         let report = match asked {
             Asked::Move(request) => a.migrate(GUEST, b, forecast.unwrap_or(request), Some(limit), watch)?,
-            Asked::MoveBack(request) => b.migrate(GUEST, a, request, Some(limit), watch)?,
+            Asked::MoveBack(request) => {
+                b.migrate(GUEST, a, forecast.unwrap_or(request), Some(limit), watch)?
+            }
             Asked::Experiment(experiment) => {
                 let client = self.topology.as_ref().map(|topology| &topology.client);
                 let bed = Bed {

@@ -14,6 +14,7 @@ use super::operations::{self, Counters, Moments, Operations};
 use super::plan::{CommandLine, GUEST, PlannedRun, guest_words};
 use super::scenario::{GuestKind, Scenario};
 use crate::error::{LabError, Result};
+use crate::forecasting::Past;
 use crate::guards::Interrupt;
 use crate::linux::{self, LinuxGuest, Place as _};
 use crate::relay::LinkDelay;
@@ -54,6 +55,8 @@ pub(crate) struct Workbench<'a> {
     pub(crate) command: &'a dyn CommandLine,
     pub(crate) interrupt: &'a Interrupt,
     pub(crate) scenario: &'a Scenario,
+    /// Runs that were made before, for forecasts.
+    pub(crate) past: &'a Past,
 }
 
 impl Workbench<'_> {
@@ -173,7 +176,7 @@ impl Workbench<'_> {
         let start = Instant::now();
         self.interrupt
             .sleep(Duration::from_secs_f64(self.scenario.warm_up_s))?;
-        let forecast = ground.forecast(run.seed)?;
+        let forecast = ground.forecast(self.past, run.seed)?;
         about_to_begin()?;
         ground
             .neighbour
