@@ -33,6 +33,7 @@ impl Host {
             state_dir: dir.path().to_owned(),
             api: None,
             max_streams: 64,
+            store: None,
             sampling: Some(Budget::default()),
         })
         .unwrap();

@@ -244,11 +244,6 @@ impl Source {
         }
     }
 
-    /// The bandwidth cap in force, bytes a second.
-    pub fn bandwidth_limit(&self) -> Option<u64> {
-        self.pace.bytes_per_s()
-    }
-
     /// How it ended and why, once it has.
     pub fn ended(&self) -> Option<(Outcome, Option<&str>)> {
         match &self.state {
