@@ -12,7 +12,7 @@ use vmferry_core::Strategy;
 use vmferry_core::report::Report;
 use vmferry_guest::{Backend as _, Vm};
 use vmferry_guest_qemu::QemuBackend;
-use vmferry_tests::{Pair, TestGuest, need};
+use vmferry_tests::{Ends, Pair, TestGuest, need};
 
 fn main() {
     need!(Qemu, Root, Userfaultfd);
@@ -112,14 +112,16 @@ fn note_phases(phases: &mut Vec<(String, Figures)>, report: &Report) {
 fn bare_move(vm: &Arc<dyn Vm>, dir: &Path) -> Result<[f64; 4]> {
     let dir = tempfile::tempdir_in(dir)?;
     vm.prepare_out()?;
+    // It ends also where a step fails.
     let there = QemuBackend
         .launch_incoming(vm.spec(), vm.ram().layout(), dir.path())
         .context("start the destination")?;
+    let there = Ends(there);
     let copy = || -> Result<()> {
         for run in vm.ram().data_pages()?.runs() {
             let mut data = vec![0; run.bytes() as usize];
             vm.ram().read(run, &mut data);
-            there.ram().write(run, &data);
+            there.0.ram().write(run, &data);
         }
         Ok(())
     };
@@ -133,11 +135,11 @@ fn bare_move(vm: &Arc<dyn Vm>, dir: &Path) -> Result<[f64; 4]> {
     let save = lap();
     copy()?;
     lap();
-    there.load_device_state(&state)?;
+    there.0.load_device_state(&state)?;
     let load = lap();
-    there.resume()?;
+    there.0.resume()?;
     let resume = lap();
-    there.destroy();
+    drop(there);
     vm.resume()?;
     Ok([stop, save, load, resume])
 }

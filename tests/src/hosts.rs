@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use vmferry_core::report::Report;
 use vmferry_core::{RamLayout, Strategy};
@@ -12,11 +12,28 @@ use vmferry_guest_qemu::QemuBackend;
 use vmferry_runtime::{Admitted, GuestDir, Host, Incoming, IncomingReport, Outgoing, Request};
 use vmferry_transport::{Endpoint, Listener};
 
+/// A guest that ends with its guard, also when what is done with it fails.
+pub struct Ends(pub Arc<dyn Vm>);
+
+impl Drop for Ends {
+    fn drop(&mut self) {
+        self.0.destroy();
+    }
+}
+
+/// The guests of a host.
+#[derive(Default)]
+struct Guests {
+    here: HashMap<String, Arc<dyn Vm>>,
+    /// The host is gone: what is still being started ends at once.
+    closed: bool,
+}
+
 /// A host.
 pub struct TestHost {
     backend: Box<dyn Backend>,
     root: tempfile::TempDir,
-    guests: Mutex<HashMap<String, Arc<dyn Vm>>>,
+    guests: Mutex<Guests>,
     arrived: Mutex<Vec<String>>,
     discarded: Mutex<Vec<String>>,
 }
@@ -45,17 +62,18 @@ impl TestHost {
     /// # Panics
     /// When it is not.
     pub fn guest(&self, name: &str) -> Arc<dyn Vm> {
-        self.guests
-            .lock()
-            .expect("not poisoned")
-            .get(name)
-            .expect("the guest is here")
-            .clone()
+        let guest = self.guests().here.get(name).cloned();
+        guest.unwrap_or_else(|| panic!("guest {name} is not here"))
+    }
+
+    /// Also after a test panicked: its guests have to end all the same.
+    fn guests(&self) -> MutexGuard<'_, Guests> {
+        self.guests.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether a guest was admitted here and not given up since.
     pub fn has(&self, name: &str) -> bool {
-        self.guests.lock().expect("not poisoned").contains_key(name)
+        self.guests().here.contains_key(name)
     }
 
     /// Names of the guests that ran here after a migration.
@@ -70,11 +88,9 @@ impl TestHost {
 
     /// Ends all guests of this host.
     fn destroy_all(&self) {
-        self.guests
-            .lock()
-            .expect("not poisoned")
-            .values()
-            .for_each(|vm| vm.destroy());
+        let mut guests = self.guests();
+        guests.closed = true;
+        guests.here.values().for_each(|vm| vm.destroy());
     }
 }
 
@@ -85,10 +101,12 @@ impl Host for TestHost {
             .backend
             .launch_incoming(spec, layout, dir.path())
             .map_err(|e| e.to_string())?;
-        self.guests
-            .lock()
-            .expect("not poisoned")
-            .insert(spec.name.clone(), vm.clone());
+        let mut guests = self.guests();
+        if guests.closed {
+            vm.destroy();
+            return Err("the host is gone".to_owned());
+        }
+        guests.here.insert(spec.name.clone(), vm.clone());
         Ok(Admitted { vm, dir })
     }
 
@@ -120,7 +138,7 @@ impl Host for TestHost {
     }
 
     fn discarded(&self, name: &str, reason: &str) {
-        self.guests.lock().expect("not poisoned").remove(name);
+        self.guests().here.remove(name);
         self.discarded
             .lock()
             .expect("not poisoned")
@@ -174,7 +192,7 @@ impl Pair {
     /// # Panics
     /// When its old directory cannot be removed.
     pub fn turn_round(&mut self, name: &str) {
-        self.source.guests.lock().expect("not poisoned").remove(name);
+        self.source.guests().here.remove(name);
         std::fs::remove_dir_all(self.source.dir(name).path()).expect("it is there");
         std::mem::swap(&mut self.source, &mut self.destination);
         std::mem::swap(&mut self.endpoint, &mut self.other_endpoint);
@@ -191,11 +209,8 @@ impl Pair {
             .backend
             .launch(spec, dir.path())
             .unwrap_or_else(|e| panic!("{e}"));
-        self.source
-            .guests
-            .lock()
-            .expect("not poisoned")
-            .insert(spec.name.clone(), vm.clone());
+        let mut guests = self.source.guests();
+        guests.here.insert(spec.name.clone(), vm.clone());
         vm
     }
 
@@ -241,5 +256,30 @@ impl Drop for Pair {
         self.incoming.iter().for_each(Incoming::stop);
         self.source.destroy_all();
         self.destination.destroy_all();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+
+    use vmferry_guest::GuestState;
+    use vmferry_guest_synth::{SynthBackend, SynthConfig};
+
+    use super::*;
+
+    #[test]
+    fn guests_end_with_their_hosts_whatever_happened_before() {
+        let pair = Pair::with(|| Box::new(SynthBackend::new()));
+        let vm = pair.launch(&SynthBackend::spec("vm", &SynthConfig::new(4 << 20)));
+        let looked = catch_unwind(AssertUnwindSafe(|| drop(pair.source.guest("nobody"))));
+        assert!(looked.is_err());
+        let late = SynthBackend::spec("late", &SynthConfig::new(4 << 20));
+        let destination = pair.destination.clone();
+        drop(pair);
+        assert_eq!(vm.state(), GuestState::Gone);
+        let refused = destination.admit(&late, vm.ram().layout()).err();
+        assert_eq!(refused.as_deref(), Some("the host is gone"));
+        assert!(!destination.has("late"));
     }
 }

@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 pub mod browser;
+pub mod checkpoint;
 pub mod console;
 pub mod daemon;
 pub mod guest;
@@ -18,11 +19,12 @@ pub mod network;
 pub mod require;
 pub mod turn;
 pub mod vmferry;
+pub mod witness;
 
 pub use console::Console;
 pub use daemon::{HostDaemon, Hosts};
 pub use guest::TestGuest;
-pub use hosts::{Pair, TestHost};
+pub use hosts::{Ends, Pair, TestHost};
 pub use link::Link;
 pub use network::Network;
 pub use require::Requirement;

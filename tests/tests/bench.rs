@@ -227,3 +227,117 @@ fn a_guest_leaves_its_neighbour_over_a_link_with_a_delay() {
     });
     assert_eq!(windows[0], windows[1]);
 }
+
+const BESIDE: &str = r#"
+title = "contention with a peer"
+repetitions = 1
+warm_up_s = 1
+cool_down_s = 1
+links = ["1gbit"]
+
+[[guest]]
+name = "Linux"
+kind = "qemu"
+memory = "192M"
+workload = { kind = "cpu", percent = 80 }
+neighbour = true
+
+[[guest]]
+name = "with a disk"
+kind = "qemu"
+memory = "192M"
+workload = { kind = "disk-read", mib = 32 }
+
+[[variant]]
+peer = "qemu-pre-copy"
+"#;
+
+#[test]
+fn a_peer_moves_a_guest_from_beside_another_and_one_with_a_disk() {
+    need!(Qemu, Root, Userfaultfd);
+    let _turn = turn();
+    let results = bench("beside.toml", BESIDE);
+    for (guest, unit) in [("Linux", "loops"), ("with a disk", "bytes")] {
+        let runs = results["runs"].as_array().unwrap();
+        let run = runs.iter().find(|run| run["key"]["guest"] == guest).unwrap();
+        let measured = &run["outcome"]["measured"];
+        assert_eq!(measured["account"]["qemu"]["peer"], "qemu-pre-copy", "{run:#}");
+        let seen = &measured["operations"];
+        assert_eq!(
+            (&seen["unit"], &seen["errors"]),
+            (&unit.into(), &0.into()),
+            "{seen:#}"
+        );
+        // It goes on afterwards, where it has gone.
+        assert!(seen["after_per_s"].as_f64().unwrap() > 0.0, "{seen:#}");
+        let neighbour = &measured["neighbour"];
+        assert_eq!(neighbour.is_object(), guest == "Linux", "{measured:#}");
+        if neighbour.is_object() {
+            assert_eq!(neighbour["errors"], 0, "{neighbour:#}");
+            for phase in ["before_per_s", "during_per_s", "after_per_s"] {
+                assert!(neighbour[phase].as_f64().unwrap() > 0.0, "{neighbour:#}");
+            }
+        }
+    }
+}
+
+const AGENT: &str = r#"
+title = "an experiment and a way back"
+repetitions = 1
+warm_up_s = 1
+cool_down_s = 1
+links = ["1gbit"]
+
+[[guest]]
+name = "Linux"
+kind = "qemu"
+memory = "256M"
+workload = { kind = "allocate", kib = 64 }
+
+[[variant]]
+name = "asked"
+experiment = { kind = "agent", agent = "asked", for_s = 3 }
+
+[[variant]]
+name = "back"
+strategy = "pre-copy"
+options = { verify = true, max-rounds = 5 }
+there_and_back = true
+"#;
+
+#[test]
+fn a_guest_is_asked_and_not_moved_and_another_comes_back() {
+    need!(Qemu, Root, Userfaultfd);
+    let _turn = turn();
+    let results = bench("agent.toml", AGENT);
+    let measured = |variant: &str| {
+        let runs = results["runs"].as_array().unwrap();
+        let run = runs.iter().find(|run| run["key"]["variant"] == variant).unwrap();
+        let measured = run["outcome"]["measured"].clone();
+        assert!(measured.is_object(), "{run:#}");
+        let seen = &measured["operations"];
+        assert_eq!(
+            (&seen["unit"], &seen["errors"]),
+            (&"blocks".into(), &0.into()),
+            "{seen:#}"
+        );
+        assert!(seen["after_per_s"].as_f64().unwrap() > 0.0, "{seen:#}");
+        measured
+    };
+    let asked = measured("asked");
+    let report = &asked["account"]["experiment"];
+    assert_eq!(report["experiment"], "agent", "{report:#}");
+    assert!(report["figures"]["questions"].as_f64() >= Some(1.0), "{report:#}");
+    assert!(report["figures"]["answer_ms"].as_f64() > Some(0.0), "{report:#}");
+    let back = measured("back");
+    let report = &back["account"]["vmferry"];
+    assert_eq!(
+        (&report["strategy"], &report["verified"]["mismatches"]),
+        (&"pre-copy".into(), &0.into())
+    );
+    // By the counter of the host that it comes back from.
+    assert!(
+        back["link_bytes"].as_u64() > report["bytes_on_wire"].as_u64(),
+        "{back:#}"
+    );
+}

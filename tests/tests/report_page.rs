@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::process::Command;
 
+use serde_json::{Value, json};
 use vmferry_tests::{Answer, browser, need, vmferry};
 
 /// Every kind of figure, a variant that cannot be measured, and claims that hold and that do not.
@@ -26,6 +27,9 @@ load = "write:4M,rate=20M + fill:8M"
 strategy = "pre-copy"
 [[variant]]
 strategy = "post-copy-push"
+[[variant]]
+strategy = "pre-copy-filter"
+options = { samples = 2, interval = "20ms", bandwidth = "20mbit" }
 [[variant]]
 name = "impossible"
 strategy = "pre-copy-filter"
@@ -67,6 +71,18 @@ id = "timeline"
 title = "Timeline"
 kind = "timeline"
 [[figure]]
+id = "latency"
+title = "Latency"
+kind = "latency"
+[[figure]]
+id = "distribution"
+title = "Distribution"
+kind = "distribution"
+[[figure]]
+id = "states"
+title = "States"
+kind = "states"
+[[figure]]
 id = "rounds"
 title = "Rounds"
 kind = "rounds"
@@ -88,11 +104,14 @@ variants = ["impossible"]
 const WIDTHS: [u32; 2] = [390, 1280];
 
 /// What of the page has an SVG, and how many of them at least: one for each metric and guest, or for guest and variant.
-const DRAWN: [(&str, usize); 5] = [
+const DRAWN: [(&str, usize); 8] = [
     ("small--bars", 4),
     ("small--relative", 2),
     ("small--lines", 1),
-    ("small--timeline", 4),
+    ("small--timeline", 6),
+    ("small--latency", 12),
+    ("small--distribution", 2),
+    ("small--states", 2),
     ("small--rounds", 2),
 ];
 
@@ -103,6 +122,23 @@ fn bench(arguments: &[&str], folder: &Path) {
     assert_eq!(answer.code, Some(0), "{answer:?}");
 }
 
+/// Synthetic guests count for themselves and wait for no answers: the file gets the latencies of a client.
+fn with_latencies(file: &Path) {
+    let mut results: Value = serde_json::from_slice(&std::fs::read(file).unwrap()).unwrap();
+    for run in results["runs"].as_array_mut().unwrap() {
+        let seen = &mut run["outcome"]["measured"]["operations"];
+        let Some(windows) = seen["windows"].as_array().map(Vec::len) else {
+            continue;
+        };
+        let latency = json!({"count": 10, "p50_ms": 0.5, "p90_ms": 2.0, "p99_ms": 30.0, "max_ms": 90.0});
+        seen["latency"] = json!({
+            "before": latency, "during": latency, "after": latency, "deciles_ms": (1..=11).collect::<Vec<_>>(),
+            "tail_ms": [11, 12, 13], "windows": vec![latency.clone(); windows]
+        });
+    }
+    std::fs::write(file, results.to_string()).unwrap();
+}
+
 #[test]
 fn a_browser_shows_every_figure_at_each_width_in_light_and_dark_and_asks_nobody() {
     need!(Chromium);
@@ -110,6 +146,7 @@ fn a_browser_shows_every_figure_at_each_width_in_light_and_dark_and_asks_nobody(
     let folder = folder.path();
     std::fs::write(folder.join("small.toml"), SMALL).unwrap();
     bench(&["./small.toml", "--json", "small.json"], folder);
+    with_latencies(&folder.join("small.json"));
     // Two files of one scenario stand beside each other, too.
     std::fs::copy(folder.join("small.json"), folder.join("again.json")).unwrap();
     bench(

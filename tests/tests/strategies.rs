@@ -175,8 +175,11 @@ fn pre_copy_filter() {
         "the guest writes what it wrote before: {filtered:?}"
     );
     for round in filtered {
-        assert!(
-            round.filter_precision.is_some() && round.filter_recall.is_some(),
+        assert!(round.filter_precision.is_some(), "{round:?}");
+        // Of nothing there is no share: a short round may see the guest write nothing.
+        assert_eq!(
+            round.filter_recall.is_some(),
+            round.pages_dirtied > 0,
             "{round:?}"
         );
         assert!(

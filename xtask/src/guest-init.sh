@@ -7,7 +7,9 @@
 #   vmferry.redis=64              run redis with so many MiB of items, on port 6379 (layer redis)
 #   vmferry.database=64           run PostgreSQL with so many MiB of buffers, on port 5432 (layer database)
 #   vmferry.work=cpu:40           one load that tells on port 7121 how far it has come: compute for 40 % of the time;
+#                read:64          read 64 MiB of memory as fast as it goes, checking every page;
 #                write:64:200     as below;
+#                allocate:4       allocate, touch and free blocks of 4 KiB, again and again;
 #                gzip:16          compress 16 MiB of text, again and again; also bzip2:16;
 #                compile          compile C files, again and again (layer compile);
 #                disk-read        read /dev/vda from beginning to end, again and again;
@@ -15,6 +17,7 @@
 #   vmferry.load=write:64:200     write 64 MiB of memory at 200 MiB/s, checking every page all the while;
 #                disk:32          write and read back the first 32 MiB of /dev/vda, and check what was read;
 #                churn:32         make and remove files in memory, up to 32 MiB of them, and check what they hold;
+#                hold:1024        write 1024 MiB of memory before anything else starts, and keep it, hardly touched;
 #                used:1024        write 1024 MiB of memory and give it back, before anything else starts;
 #                idle             nothing; several loads are joined with a comma
 #   vmferry.agent                 run the agent, which says what pages are used for
@@ -97,10 +100,19 @@ start_load() {
     esac
     shift
     case $kind in
+        read) guest-load read --mib "${first:-64}" "$@" & ;;
         write) guest-load write --mib "${first:-64}" --rate-mib-s "${second:-100}" "$@" & ;;
         disk) guest-load disk --device /dev/vda --mib "${first:-32}" & ;;
         churn) guest-load churn --folder /tmp --mib "${first:-32}" & ;;
         used) guest-load used --mib "${first:-64}" ;;
+        hold)
+            guest-load hold --mib "${first:-64}" --held /tmp/held &
+            until [ -e /tmp/held ]; do
+                usleep 20000
+                kill -0 $! 2>/dev/null || { echo "vmferry-guest: hold does not start"; break; }
+            done
+            ;;
+        allocate) guest-load allocate --kib "${first:-4}" "$@" & ;;
         cpu) guest-load cpu --percent "${first:-100}" "$@" & ;;
         gzip | bzip2) guest-load "$kind" --mib "${first:-16}" --folder /tmp "$@" & ;;
         compile) guest-load compile --sources /usr/src/build --folder /tmp "$@" & ;;

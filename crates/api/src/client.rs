@@ -13,11 +13,14 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use thiserror::Error;
 use tokio::net::UnixStream;
+use vmferry_forecast::history::Kept;
 use vmferry_guest::GuestSpec;
 
 use crate::{
-    AgentInfo, AgentRequest, AttachRequest, Done, ErrorBody, GuestInfo, HostInfo, LimitsRequest,
-    MigrateRequest, Migration, Owner, ResolveRequest, Started, StoredReport,
+    AgentInfo, AgentRequest, AttachRequest, CalibrateRequest, Calibration, CheckpointRequest,
+    CheckpointState, Done, ErrorBody, GuestInfo, HostInfo, LimitsRequest, MigrateRequest, Migration, Owner,
+    ResolveRequest, ResumeRequest, ResumeStarted, ResumeState, Started, StoredReport, TraceInfo,
+    TraceRequest,
 };
 
 /// The daemon's socket where nothing else is said.
@@ -257,6 +260,63 @@ impl Client {
             .map(drop)
     }
 
+    /// Begins to take checkpoints of a guest.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub fn checkpoint(&self, name: &str, request: &CheckpointRequest) -> Result<CheckpointState> {
+        self.post(&guest_path(name, "/checkpoint"), request)
+    }
+
+    /// The checkpoints of a guest that are being taken, else how the last ones ended.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub fn checkpoint_state(&self, name: &str) -> Result<CheckpointState> {
+        self.get(&guest_path(name, "/checkpoint"))
+    }
+
+    /// Takes no more checkpoints of a guest; one under way is cancelled.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub fn end_checkpoints(&self, name: &str) -> Result<CheckpointState> {
+        self.delete(&guest_path(name, "/checkpoint"))
+    }
+
+    /// Begins to resume a checkpoint.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub fn resume(&self, request: &ResumeRequest) -> Result<ResumeStarted> {
+        self.post("/v1/resume", request)
+    }
+
+    /// The resume of a guest that is under way, else the last one.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub fn resume_state(&self, name: &str) -> Result<ResumeState> {
+        self.get(&guest_path(name, "/resume"))
+    }
+
+    /// Lets a guest run that was resumed to stand paused.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub fn go_on(&self, name: &str) -> Result<()> {
+        self.post::<Done>(&guest_path(name, "/continue"), &Done {})
+            .map(drop)
+    }
+
+    /// Brings the rest of the pages of a guest that was resumed.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub fn fill(&self, name: &str) -> Result<()> {
+        self.post::<Done>(&guest_path(name, "/fill"), &Done {}).map(drop)
+    }
+
     /// All reports this host keeps, the newest last.
     ///
     /// # Errors
@@ -265,8 +325,70 @@ impl Client {
         self.get("/v1/reports")
     }
 
+    /// Begins to record a trace of a guest.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub fn begin_trace(&self, name: &str, request: &TraceRequest) -> Result<TraceInfo> {
+        self.post(&guest_path(name, "/trace"), request)
+    }
+
+    /// The recording of a guest that is under way, else the last one.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub fn trace(&self, name: &str) -> Result<TraceInfo> {
+        self.get(&guest_path(name, "/trace"))
+    }
+
+    /// Ends the recording of a guest, which keeps what it has.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub fn end_trace(&self, name: &str) -> Result<TraceInfo> {
+        self.request(Method::DELETE, &guest_path(name, "/trace"), Bytes::new())
+    }
+
+    /// The file of the last trace of a guest.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub fn trace_file(&self, name: &str) -> Result<Vec<u8>> {
+        let path = guest_path(name, "/trace/file");
+        let bytes = self.answer(Method::GET, &path, Bytes::new())?;
+        Ok(bytes.to_vec())
+    }
+
+    /// Measures the way to another host.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub fn calibrate(&self, request: &CalibrateRequest) -> Result<Calibration> {
+        self.post("/v1/paths", request)
+    }
+
+    /// The ways to other hosts that were measured, the newest measurement of each.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub fn paths(&self) -> Result<Vec<Calibration>> {
+        self.get("/v1/paths")
+    }
+
+    /// What migrations from this host left for the models.
+    ///
+    /// # Errors
+    /// See [`ClientError`]; refused where the history cannot be used.
+    pub fn history(&self) -> Result<Kept> {
+        self.get("/v1/history")
+    }
+
     fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T> {
         self.request(Method::GET, path, Bytes::new())
+    }
+
+    fn delete<T: DeserializeOwned>(&self, path: &str) -> Result<T> {
+        self.request(Method::DELETE, path, Bytes::new())
     }
 
     fn post<T: DeserializeOwned>(&self, path: &str, body: &impl Serialize) -> Result<T> {
@@ -275,10 +397,16 @@ impl Client {
     }
 
     fn request<T: DeserializeOwned>(&self, method: Method, path: &str, body: Bytes) -> Result<T> {
+        let answer = self.answer(method, path, body)?;
+        serde_json::from_slice(&answer)
+            .map_err(|error| self.broken(format!("its answer is not understood ({error})")))
+    }
+
+    /// The bytes of an answer, unless it is a refusal.
+    fn answer(&self, method: Method, path: &str, body: Bytes) -> Result<Bytes> {
         let (status, answer) = self.runtime.block_on(self.exchange(method, path, body))?;
         if status.is_success() {
-            return serde_json::from_slice(&answer)
-                .map_err(|error| self.broken(format!("its answer is not understood ({error})")));
+            return Ok(answer);
         }
         let body = serde_json::from_slice(&answer).unwrap_or_else(|_| ErrorBody {
             error: format!("the daemon answered {status} to {path}"),

@@ -16,21 +16,44 @@
 //! | `POST /v1/guests/{name}/limits` | [`LimitsRequest`] | [`Done`]: they hold for the migration under way |
 //! | `POST /v1/guests/{name}/cancel` | | [`Done`] |
 //! | `POST /v1/guests/{name}/resolve` | [`ResolveRequest`] | [`Done`] |
+//! | `POST /v1/guests/{name}/checkpoint` | [`CheckpointRequest`] | [`CheckpointState`] |
+//! | `GET /v1/guests/{name}/checkpoint` | | [`CheckpointState`]: of those being taken, else of the last |
+//! | `DELETE /v1/guests/{name}/checkpoint` | | [`CheckpointState`]: no more are taken, one under way is cancelled |
+//! | `POST /v1/resume` | [`ResumeRequest`] | [`ResumeStarted`] |
+//! | `GET /v1/guests/{name}/resume` | | [`ResumeState`]: the resume under way, else the last one |
+//! | `POST /v1/guests/{name}/continue` | | [`Done`]: a guest that was resumed to stand paused runs |
+//! | `POST /v1/guests/{name}/fill` | | [`Done`]: a guest that was resumed gets the rest of its pages |
 //! | `GET /v1/reports` | | list of [`StoredReport`], newest last |
+//! | `POST /v1/guests/{name}/trace` | [`TraceRequest`] | [`TraceInfo`]: a trace of it is being recorded |
+//! | `GET /v1/guests/{name}/trace` | | [`TraceInfo`]: the recording under way, else the last one |
+//! | `DELETE /v1/guests/{name}/trace` | | [`TraceInfo`]: the recording is ended, with what it has |
+//! | `GET /v1/guests/{name}/trace/file` | | the bytes of the last trace (`vmferry_trace::file`) |
+//! | `POST /v1/paths` | [`CalibrateRequest`] | [`Calibration`]: the way to another host was measured |
+//! | `GET /v1/paths` | | list of [`Calibration`], the newest of each peer |
+//! | `GET /v1/history` | | [`Kept`](vmferry_forecast::history::Kept): what migrations left for the models |
 //!
 //! An answer with a status of 400 or more carries [`ErrorBody`].
 
 #![forbid(unsafe_code)]
 
+mod checkpoint;
 pub mod client;
+mod resume;
+mod traces;
 
 use std::path::PathBuf;
 
+pub use checkpoint::{CheckpointRequest, CheckpointState};
 pub use client::{Client, ClientError};
+pub use resume::{ResumeRequest, ResumeStarted, ResumeState};
 use serde::{Deserialize, Serialize};
+use vmferry_core::hints::Class;
 use vmferry_core::report::{Progress, Report};
+use vmferry_core::resume::ResumeProgress;
 use vmferry_core::sampling::SamplingReport;
 use vmferry_guest::{GuestLoad, GuestState, ProcessRan};
+
+pub use traces::{CalibrateRequest, Calibration, TraceInfo, TraceRequest, TraceState};
 
 /// A daemon.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -75,6 +98,12 @@ pub struct GuestInfo {
     /// The migration under way.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub migration: Option<Migration>,
+    /// Checkpoints of it that are being taken.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub checkpoints: Option<CheckpointState>,
+    /// Its resume from a checkpoint, while pages of it are in the store only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resume: Option<ResumeProgress>,
     /// What was learned of it while it runs; only where one guest is asked for, is this host's and is learned about.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub learned: Option<SamplingReport>,
@@ -92,6 +121,8 @@ pub enum Role {
     Source,
     /// The guest is being moved here and is not this host's yet.
     Destination,
+    /// The guest is being resumed from a checkpoint, or runs already and pages of it are in the store only.
+    Resuming,
     /// It is being created, attached or ended.
     Busy,
     /// Its directory is there, and it could not be reached when the daemon started.
@@ -120,6 +151,9 @@ pub struct AgentRequest {
     /// Whether to say how far the guest could be ballooned down.
     #[serde(default)]
     pub balloon: bool,
+    /// Whether to say what its pages are used for, as a migration by `enlightened` asks.
+    #[serde(default)]
+    pub classes: bool,
 }
 
 /// What the agent in a guest says.
@@ -133,6 +167,18 @@ pub struct AgentInfo {
     /// what it could have without swapping. A hint, on which nothing acts.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub balloon_bytes: Option<u64>,
+    /// What its memory is used for, the most urgent first, where that was asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub classes: Option<Vec<ClassBytes>>,
+}
+
+/// How much of a guest's memory is of a class.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClassBytes {
+    /// The class.
+    pub class: Class,
+    /// Bytes.
+    pub bytes: u64,
 }
 
 /// A migration that was started.
@@ -275,6 +321,8 @@ pub enum ReportSide {
     Source,
     /// The destination: what it saw.
     Destination,
+    /// It was no migration: the guest was resumed here from a checkpoint.
+    Resume,
 }
 
 /// Why something was not done.

@@ -5,7 +5,10 @@ use std::path::PathBuf;
 use clap::{Parser, Subcommand};
 
 use crate::client::{Client, DEFAULT_SOCKET};
-use crate::commands::{agent, attach, bench, completions, host, limit, migrate, resolve, run, status, stop};
+use crate::commands::{
+    agent, attach, bench, calibrate, checkpoint, checkpoints, completions, forecast, host, limit, migrate,
+    model, resolve, resume, run, simulate, status, stop, trace,
+};
 use crate::demo::DemoArgs;
 
 /// Moves running virtual machines between hosts.
@@ -67,6 +70,10 @@ pub(crate) enum Command {
     Attach(attach::AttachArgs),
     /// Move a guest to another host
     Migrate(migrate::MigrateArgs),
+    /// Forecast a migration: what every strategy would take, and which suits a goal
+    Forecast(forecast::ForecastArgs),
+    /// Say how long migrations take, by the CPU and the bandwidth they may use
+    Model(model::ModelArgs),
     /// Show the host, or a guest and its migration
     Status(status::StatusArgs),
     /// Ask the agent in a guest how it does
@@ -77,8 +84,24 @@ pub(crate) enum Command {
     Cancel(status::CancelArgs),
     /// Settle by hand who owns a guest after a broken handover
     Resolve(resolve::ResolveArgs),
+    /// Take a checkpoint of a guest that runs, or one at every interval
+    Checkpoint(checkpoint::CheckpointArgs),
+    /// Resume a guest from a checkpoint
+    Resume(resume::ResumeArgs),
+    /// Let a guest run that was resumed to stand paused
+    Continue(resume::ResumedArgs),
+    /// Bring the rest of the pages of a guest that was resumed
+    Fill(resume::ResumedArgs),
     /// End a guest, like pulling its power cord
     Stop(stop::StopArgs),
+    /// List, verify and delete checkpoints of a store
+    Checkpoints(checkpoints::CheckpointsArgs),
+    /// Record which pages a guest writes, or show such a trace
+    Trace(trace::TraceArgs),
+    /// Measure the way to another host
+    Calibrate(calibrate::CalibrateArgs),
+    /// Simulate migrations of a guest that was recorded
+    Simulate(simulate::SimulateArgs),
     /// Print completions for a shell
     Completions(completions::CompletionsArgs),
 }

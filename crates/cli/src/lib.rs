@@ -15,7 +15,10 @@ pub mod loadspec;
 pub mod names;
 mod progress;
 pub mod report_table;
+pub mod resume_table;
+mod store_args;
 mod table;
+mod take_table;
 pub mod units;
 
 pub use failure::run;

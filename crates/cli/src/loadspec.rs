@@ -28,7 +28,7 @@ pub enum LoadSpecError {
 }
 
 const SYNTAX: &str = "write for example idle, write:64M,rate=100M, key-value:64M,rate=5000,get=90, oltp:64M,read=50, \
-                      compress:64M, joined with + for several, and fill:128M for memory that just holds data";
+                      compress:64M, read:64M, cpu:40, joined with + for several, and fill:128M for memory that just holds data";
 
 /// The configuration of a guest with `memory_bytes` of RAM and `workers` workers under the load `text`:
 /// `KIND[:SIZE[,KEY=VALUE]...]`, joined with `+`. Or the JSON of a [`SynthConfig`] without those two.
@@ -63,7 +63,17 @@ fn from_words(text: &str) -> Result<Map<String, Value>, LoadSpecError> {
             "fill" => {
                 config.insert("fill".into(), fill(part, settings)?);
             }
-            "write" | "key-value" | "oltp" | "compress" => {
+            "cpu" => {
+                let percent = settings.next().unwrap_or("100").trim_end_matches('%');
+                let percent: u8 = percent
+                    .parse()
+                    .map_err(|_| wrong(part, format!("{percent:?} is no percentage")))?;
+                if let Some(more) = settings.next() {
+                    return Err(wrong(part, format!("cpu has no setting {more:?}")));
+                }
+                loads.push(json!({"kind": "cpu", "percent": percent}));
+            }
+            "write" | "read" | "key-value" | "oltp" | "compress" => {
                 let region = settings
                     .next()
                     .ok_or_else(|| wrong(part, "its size is missing"))?;
@@ -94,7 +104,7 @@ fn load_setting(kind: &str, part: &str, setting: &str) -> Result<(&'static str, 
             .map_err(|_| wrong(part, format!("{value:?} is no number")))
     };
     Ok(match (kind, key) {
-        ("write", "rate") => (
+        ("write" | "read", "rate") => (
             "rate_mib_per_s",
             mebibytes(part, value.trim_end_matches("/s"))?.into(),
         ),
@@ -150,6 +160,23 @@ mod tests {
     use vmferry_guest_synth::{Fill, LoadConfig};
 
     use super::*;
+
+    #[test]
+    fn reading_and_computing_are_loads() {
+        let config = parse("read:32M,rate=100M + cpu:40% + cpu", 256 * MIB, 1).unwrap();
+        let expected = [
+            LoadConfig::Read {
+                region_mib: 32,
+                rate_mib_per_s: Some(100),
+            },
+            LoadConfig::Cpu { percent: 40 },
+            LoadConfig::Cpu { percent: 100 },
+        ];
+        assert_eq!(config.loads, expected);
+        for bad in ["cpu:x", "cpu:40,rate=5", "cpu:101", "read"] {
+            assert!(parse(bad, 256 * MIB, 1).is_err(), "{bad}");
+        }
+    }
 
     #[test]
     fn loads_are_read() {

@@ -5,6 +5,7 @@ use std::time::Duration;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use vmferry_core::PAGE_SIZE;
 use vmferry_core::report::Progress;
+use vmferry_core::resume::ResumeProgress;
 
 use crate::api::Arrival;
 use crate::units;
@@ -30,7 +31,11 @@ impl ProgressLine {
     }
 
     pub(crate) fn show(&self, progress: &Progress) {
-        self.bar.set_message(line(progress));
+        self.show_text(&line(progress));
+    }
+
+    pub(crate) fn show_text(&self, text: &str) {
+        self.bar.set_message(text.to_owned());
     }
 
     /// A line that stays, above the live one.
@@ -94,6 +99,26 @@ pub(crate) fn line(progress: &Progress) -> String {
     }
     if let Some(eta_ms) = progress.eta_ms {
         parts.push(format!("ETA {}", units::millis(eta_ms)));
+    }
+    parts.push(format!("after {}", units::millis(progress.elapsed_ms)));
+    parts.join(", ")
+}
+
+/// A resume under way.
+pub(crate) fn resume_line(progress: &ResumeProgress) -> String {
+    let mut parts = vec![progress.phase.clone()];
+    match (progress.start_ms, progress.missing_before_start_pages) {
+        (Some(start_ms), _) => parts.push(format!("started after {}", units::millis(start_ms))),
+        (None, 0) => {}
+        (None, pages) => parts.push(format!("{} before the start", units::size(pages * PAGE_SIZE))),
+    }
+    parts.push(format!(
+        "{} of {} in the store only",
+        units::size(progress.missing_pages * PAGE_SIZE),
+        units::size(progress.data_pages * PAGE_SIZE)
+    ));
+    if progress.store_faults > 0 {
+        parts.push(format!("{} faults", units::count(progress.store_faults)));
     }
     parts.push(format!("after {}", units::millis(progress.elapsed_ms)));
     parts.join(", ")

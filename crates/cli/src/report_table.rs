@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 
 use serde_json::Value;
 use vmferry_core::PAGE_SIZE;
+use vmferry_core::filter::FilterReport;
 use vmferry_core::report::{LimitsReport, Outcome, PageCounts, Report, Verified};
 
 use crate::units::{bandwidth, count, millis, rate, size};
@@ -91,6 +92,9 @@ fn summary(report: &Report) -> String {
     if let Some(kept_back) = kept_back(&report.pages) {
         row("not sent", kept_back);
     }
+    if let Some(reused) = reused(report) {
+        row("reused", reused);
+    }
     if let Some(encoding) = encoding_table::summary(&report.encoding) {
         row("encoding", encoding);
     }
@@ -114,11 +118,27 @@ fn summary(report: &Report) -> String {
     if let Some(limits) = limits(&report.limits) {
         row("limits", limits);
     }
+    if let Some(filter) = &report.filter {
+        row("data filter", data_filter(filter));
+    }
     if let Some(moved) = &report.disks {
         disk_table::summary(moved, &mut row);
     }
     row("verified", verified(report.verified));
     table::render(table)
+}
+
+/// What its model knows, and what it cost.
+fn data_filter(filter: &FilterReport) -> String {
+    format!(
+        "{} of {} states seen in {} samples, {} transitions, {}; a sample took {} to take in",
+        filter.states_seen,
+        filter.regions + 1,
+        count(filter.samples),
+        count(filter.transitions_seen),
+        size(filter.memory_bytes),
+        millis(filter.cost.sample_ms)
+    )
 }
 
 fn on_the_wire(report: &Report) -> String {
@@ -146,6 +166,26 @@ fn pages(pages: &PageCounts) -> String {
         (pages.resent, "sent again"),
     ];
     listed(format!("{} sent", count(pages.sent)), &kinds)
+}
+
+fn reused(report: &Report) -> Option<String> {
+    let reuse = report.reuse.as_ref()?;
+    let spared = match u64::try_from(reuse.bytes_spared) {
+        Ok(spared) => format!("{} spared", size(spared)),
+        Err(_) => format!("{} more", size(reuse.bytes_spared.unsigned_abs())),
+    };
+    let pages = count(reuse.pages);
+    let missed = match reuse.missed_pages {
+        0 => String::new(),
+        missed => format!(", {} missing there after all", count(missed)),
+    };
+    Some(match reuse.offered_pages {
+        0 => "the destination has no checkpoint to use".to_owned(),
+        offered => format!(
+            "{pages} pages of {} that the destination had, {spared}{missed}",
+            count(offered)
+        ),
+    })
 }
 
 fn kept_back(pages: &PageCounts) -> Option<String> {
@@ -204,6 +244,9 @@ fn limits(limits: &LimitsReport) -> Option<String> {
     if let Some(percent) = limits.cpu_percent {
         let by = limits.cpu_by.as_deref().unwrap_or("own pacing");
         parts.push(format!("CPU {percent}% of a core by {by}"));
+    }
+    if let Some(percent) = limits.cpu_destination_percent {
+        parts.push(format!("CPU {percent}% of a core at the destination"));
     }
     if limits.cpu_waited_ms > 0.0 {
         parts.push(format!("waited {} for CPU", millis(limits.cpu_waited_ms)));
@@ -323,7 +366,7 @@ mod tests {
     use super::*;
 
     fn report() -> Report {
-        serde_json::from_value(json!({
+        let mut report = json!({
             "vm": "web-1", "strategy": "pre-copy", "backend": "qemu", "outcome": "completed",
             "total_ms": 1234.5, "execution_transfer_ms": 1200.25, "downtime_ms": 6.789,
             "perceived_downtime_ms": 9.5, "micro_stops_ms": 1.25,
@@ -352,8 +395,14 @@ mod tests {
             "memory_bytes": {"source": 2097152, "destination": 1048576},
             "verified": {"pages": 131072, "mismatches": 0},
             "notes": ["the guest has no disk"]
-        }))
-        .unwrap()
+        });
+        report["filter"] = json!({
+            "regions": 256, "interval_ms": 50.0, "samples": 412, "states_seen": 37, "states": [], "frequent_share": 0.9,
+            "transitions": 400, "transitions_seen": 80, "memory_bytes": 1048576, "fits": true, "tests": 20,
+            "tests_failed": 1, "last_test": null, "rebuilt": 0, "forecasts": 60,
+            "cost": {"scans": 415, "scan_ms": 415.0, "decide_ms": 83.0, "decide_max_ms": 1.5, "sample_ms": 1.2}
+        });
+        serde_json::from_value(report).unwrap()
     }
 
     #[test]

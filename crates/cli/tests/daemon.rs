@@ -122,6 +122,7 @@ fn options(dir: &TempDir, listen: Endpoint) -> Options {
         api: None,
         max_streams: 64,
         sampling: Some(Budget::default()),
+        store: None,
     }
 }
 
@@ -502,4 +503,75 @@ fn only_the_owner_reaches_the_api_and_only_one_daemon_the_state() {
     host.client.host().unwrap();
     drop(host.daemon);
     assert!(!socket.exists());
+}
+
+#[test]
+fn a_migration_leaves_a_record_for_the_models_and_a_damaged_history_harms_nobody() {
+    let (mut a, b) = (Host::tcp(), Host::tcp());
+    a.run("web", "write:4M,rate=50M + fill:8M");
+    let asked = MigrateRequest {
+        workload: Some("memory-write:50".parse().unwrap()),
+        limits: Limits {
+            cpu_percent: Some(40),
+            cpu_destination_percent: Some(60),
+            ..Limits::default()
+        },
+        ..request(&b.listens_at(), Strategy::PostCopyPush)
+    };
+    let report = a.migrate("web", &asked);
+    assert_eq!(report.outcome, Outcome::Completed);
+    a.restart();
+    let kept = a.client.history().unwrap();
+    let [record] = kept.records.as_slice() else {
+        panic!("{kept:?}")
+    };
+    assert_eq!(
+        (record.vm.as_str(), record.strategy.as_str(), record.together),
+        ("web", "post-copy-push", 1)
+    );
+    assert_eq!(
+        (record.setting.source_percent, record.setting.destination_percent),
+        (Some(40.0), Some(60.0))
+    );
+    assert_eq!(
+        record.kind().to_string(),
+        "memory-write:50, post-copy-push, synth, auto"
+    );
+    assert!((record.total_ms, record.data_bytes) == (report.total_ms, report.data_bytes));
+    assert_eq!(b.client.history().unwrap().records, [], "the source keeps it");
+
+    a.daemon.take().unwrap().stop();
+    fs::write(a.dir.path().join("state/history"), "no database").unwrap();
+    a.daemon = Some(Daemon::start(&options(&a.dir, Endpoint::tcp("127.0.0.1", 0))).unwrap());
+    let notes = a.client.host().unwrap().notes.join("; ");
+    assert!(
+        notes.contains("history") && notes.contains("move it away"),
+        "{notes}"
+    );
+    let (status, why) = a.status_of(a.client.history());
+    assert!(status == 409 && why.contains("damaged"), "{why}");
+    a.run("db", "write:4M");
+    let report = a.migrate("db", &request(&b.listens_at(), Strategy::PostCopyPush));
+    assert_eq!(report.outcome, Outcome::Completed);
+}
+
+#[test]
+fn migrations_at_the_same_time_are_known_as_such() {
+    let (a, b) = (Host::tcp(), Host::tcp());
+    let names = ["one", "two", "three"];
+    let slow = |to: &str| MigrateRequest {
+        limits: Limits {
+            bandwidth_bytes_per_s: Some(8 * MIB),
+            ..Limits::default()
+        },
+        ..request(to, Strategy::PostCopyPush)
+    };
+    names.iter().for_each(|name| a.run(name, "fill:8M"));
+    let ids = names.map(|name| a.client.migrate(name, &slow(&b.listens_at())).unwrap().id);
+    for (name, id) in names.iter().zip(&ids) {
+        assert_eq!(a.report(name, id).outcome, Outcome::Completed);
+    }
+    let records = a.client.history().unwrap().records;
+    assert_eq!(records.len(), 3);
+    assert!(records.iter().all(|record| record.together == 3), "{records:?}");
 }

@@ -198,9 +198,33 @@ impl PageBitmap {
         })
     }
 
+    /// The parts of `run` that are in the set, ascending.
+    pub fn runs_in(&self, run: PageRun) -> impl Iterator<Item = PageRun> + '_ {
+        let mut from = run.first;
+        std::iter::from_fn(move || {
+            let found = self.next_run(from, u64::MAX)?;
+            let end = found.end().min(run.end());
+            from = end;
+            (found.first < end).then(|| PageRun::new(found.first, end - found.first))
+        })
+    }
+
     /// The pages in the set, ascending.
     pub fn pages(&self) -> impl Iterator<Item = u64> + '_ {
         self.runs().flat_map(PageRun::pages)
+    }
+
+    /// The pages of `run` in the set, ascending.
+    pub fn pages_in(&self, run: PageRun) -> impl Iterator<Item = u64> + '_ {
+        self.masked_words(run).flat_map(|(index, mask)| {
+            let mut bits = self.words[index] & mask;
+            std::iter::from_fn(move || {
+                let page =
+                    (bits != 0).then(|| index as u64 * WORD_BITS + u64::from(bits.trailing_zeros()))?;
+                bits &= bits - 1;
+                Some(page)
+            })
+        })
     }
 
     fn next_matching(&self, from: u64, view: impl Fn(u64) -> u64) -> Option<u64> {
@@ -338,6 +362,7 @@ mod tests {
             let mut with = left.clone();
             with.insert_run(run);
             prop_assert_eq!(with.count_in(run), run.count);
+            prop_assert!(left.pages_in(run).eq(run.pages().filter(|&page| left.contains(page))));
             with.remove_run(run);
             prop_assert_eq!(with.count_in(run), 0);
             prop_assert_eq!(with.count(), left.count() - left.count_in(run));

@@ -48,7 +48,8 @@ impl Limits {
             return Err(BadLimits::Timeout(timeout));
         }
         check_bandwidth(self.bandwidth_bytes_per_s)?;
-        check_cpu(self.cpu_percent)
+        check_cpu(self.cpu_percent)?;
+        check_cpu(self.cpu_destination_percent)
     }
 }
 

@@ -4,6 +4,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::disks::{DiskProgress, DisksReport};
 use crate::encoding::{Encoding, EncodingReport};
+use crate::filter::FilterReport;
+use crate::forecast::Forecast;
 
 /// How a migration ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -54,6 +56,9 @@ pub struct Report {
     pub device_state_bytes: u64,
     /// How pages crossed.
     pub pages: PageCounts,
+    /// What the destination had of them beforehand, where that was asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reuse: Option<ReuseReport>,
     /// In which encodings they crossed, and what that took and spared.
     #[serde(default)]
     pub encoding: EncodingReport,
@@ -70,12 +75,18 @@ pub struct Report {
     /// The limits that were set, and how long they made the migration wait.
     #[serde(default)]
     pub limits: LimitsReport,
+    /// What the data filter learned and what it cost, of a migration that had one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub filter: Option<FilterReport>,
     /// What became of the disks, where they were to move with the guest.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub disks: Option<DisksReport>,
     /// What `--verify` found; absent when it was not asked for.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub verified: Option<Verified>,
+    /// What was expected before it began, where somebody asked for a forecast.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub forecast: Option<Forecast>,
     /// What the operator should know: fall-backs taken, limits reached.
     #[serde(default)]
     pub notes: Vec<String>,
@@ -108,6 +119,19 @@ pub struct PageCounts {
     pub delta: u64,
     /// Pages that crossed as a reference to content the destination has.
     pub deduplicated: u64,
+}
+
+/// Pages that the destination had in a store of its own.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReuseReport {
+    /// Pages that the destination said it may have.
+    pub offered_pages: u64,
+    /// Crossings of pages as their hashes.
+    pub pages: u64,
+    /// Of these, pages that it turned out not to have while the guest ran at the source: they crossed once more.
+    pub missed_pages: u64,
+    /// Bytes of these crossings less than of whole pages; what pages that were missed took is taken off.
+    pub bytes_spared: i64,
 }
 
 /// One round of pre-copy, or the stop.
@@ -179,6 +203,9 @@ pub struct LimitsReport {
     pub bandwidth_waited_ms: f64,
     /// CPU cap of the source's page streams, in percent of one core.
     pub cpu_percent: Option<u32>,
+    /// CPU cap of the destination's page streams, in percent of one core, where the destination keeps to it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu_destination_percent: Option<u32>,
     /// How long page streams waited for the CPU cap, all streams added up.
     pub cpu_waited_ms: f64,
     /// What enforced the CPU cap: a control group of the kernel, or the streams themselves.

@@ -4,10 +4,13 @@ use serde::{Deserialize, Serialize};
 
 use crate::disks::DiskRequest;
 use crate::encoding::{Encoding, default_delta_cache_bytes};
+use crate::forecast::{Forecast, Goal};
 use crate::policy::Policy;
+use crate::policy::auto::Auto;
 use crate::sampling::Ready;
 use crate::strategy::{Limits, Strategy};
 use crate::tuning::Tuning;
+use crate::workload::Workload;
 
 /// A migration to make. `To` names the destination: a text where it still has to be understood, an endpoint after that.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -36,6 +39,21 @@ pub struct MigrationRequest<To> {
     /// guest's size where absent ([`default_delta_cache_bytes`]).
     #[serde(default)]
     pub delta_cache_bytes: Option<u64>,
+    /// What the migration is to be good at, where a forecast is asked for. Whoever asks makes it, before the request.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub goal: Option<Goal>,
+    /// The strategy is the forecast's choice, and left when reality leaves the forecast ([`crate::policy::auto`]).
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub auto: bool,
+    /// What is expected, where somebody made a forecast; it is kept with the report.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub forecast: Option<Box<Forecast>>,
+    /// Pages that the destination has in a store of its own cross as their hashes.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub reuse: bool,
+    /// What the guest does, where somebody knows: what the migration teaches is kept under it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub workload: Option<Workload>,
     /// How the guest's disks move with it; they stay where they are, reachable from both hosts, where absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub disks: Option<DiskRequest>,
@@ -53,6 +71,11 @@ impl<To> MigrationRequest<To> {
             verify: false,
             encoding: Encoding::default(),
             delta_cache_bytes: None,
+            goal: None,
+            auto: false,
+            forecast: None,
+            reuse: false,
+            workload: None,
             disks: None,
         }
     }
@@ -68,17 +91,31 @@ impl<To> MigrationRequest<To> {
             verify: self.verify,
             encoding: self.encoding,
             delta_cache_bytes: self.delta_cache_bytes,
+            goal: self.goal,
+            auto: self.auto,
+            forecast: self.forecast,
+            reuse: self.reuse,
+            workload: self.workload,
             disks: self.disks,
         }
     }
 
-    /// The policy of its algorithm, for a guest of `pages` pages of which `ready` is known beforehand.
+    /// The policy of its algorithm, for a guest of `pages` pages of which `ready` is known beforehand. Where a forecast chose
+    /// it, what that says of it is held to.
     pub fn policy(&self, pages: u64, ready: Option<Ready>) -> Box<dyn Policy> {
-        match ready {
+        let policy = match ready {
             Some(ready) => self
                 .strategy
                 .policy_knowing(&self.limits, &self.tuning, pages, ready),
             None => self.strategy.policy(&self.limits, &self.tuning, pages),
+        };
+        let expected = self
+            .forecast
+            .as_ref()
+            .and_then(|forecast| forecast.of(self.strategy));
+        match (self.auto, expected) {
+            (true, Some(expected)) => Box::new(Auto::new(policy, expected.clone())),
+            _ => policy,
         }
     }
 

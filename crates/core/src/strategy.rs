@@ -165,6 +165,8 @@ pub struct Limits {
     pub bandwidth_bytes_per_s: Option<u64>,
     /// Most CPU time that the page streams of the source use, in percent of one core.
     pub cpu_percent: Option<u32>,
+    /// The same for the page streams of the destination.
+    pub cpu_destination_percent: Option<u32>,
 }
 
 impl Default for Limits {
@@ -180,6 +182,7 @@ impl Default for Limits {
             timeout: None,
             bandwidth_bytes_per_s: None,
             cpu_percent: None,
+            cpu_destination_percent: None,
         }
     }
 }

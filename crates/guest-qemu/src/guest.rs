@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicU64;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::Duration;
 
 use tracing::{debug, warn};
@@ -92,13 +92,18 @@ impl QemuGuest {
         let process = QemuProcess::find(record.process)
             .map_err(|error| gone(format!("QEMU (pid {}) ended ({error})", record.process.pid)))?;
         let ram = reopen_ram(process.pid(), &record.blocks)?;
-        let qmp = Qmp::connect(&record.qmp, STATUS_TIMEOUT * 10).map_err(|error| {
-            if process.is_alive() {
-                GuestError::operation(format!("talking to QEMU (pid {}) again", process.pid()), error)
-            } else {
-                gone(process.end())
+        let (qmp, answers) = match Qmp::connect(&record.qmp, STATUS_TIMEOUT * 10) {
+            Ok(qmp) => (qmp, true),
+            Err(_) if !process.is_alive() => return Err(gone(process.end())),
+            // It was told to stop while a vCPU waits for a page: it answers nobody before that page is there, which is our business.
+            Err(QmpError::NoGreeting { .. } | QmpError::TimedOut { .. }) if record.faults.is_some() => {
+                (Qmp::connect_later(&record.qmp), false)
             }
-        })?;
+            Err(error) => {
+                let doing = format!("talking to QEMU (pid {}) again", process.pid());
+                return Err(GuestError::operation(doing, error));
+            }
+        };
         let guest = Self::with_record(
             spec,
             config,
@@ -108,10 +113,9 @@ impl QemuGuest {
             Phase::Live,
         );
         // A QEMU that waits for a page does not answer. That happens after its vCPUs have run: it is live.
-        let status = guest
-            .qmp
-            .run_within(&QueryStatus {}, STATUS_TIMEOUT)
-            .ok()
+        let status = answers.then(|| guest.qmp.run_within(&QueryStatus {}, STATUS_TIMEOUT));
+        let status = status
+            .and_then(std::result::Result::ok)
             .map(|status| status.status);
         *guest.phase() = match status.as_deref() {
             Some("inmigrate") => Phase::Incoming,
@@ -219,6 +223,16 @@ impl QemuGuest {
         }
     }
 
+    /// Whether QEMU could put anything in order before it ends. While its device state is loaded, which may wait for a page for
+    /// ever, there is nothing, and whoever loads holds on to the phase.
+    fn can_quit(&self) -> bool {
+        match self.phase.try_lock() {
+            Ok(phase) => *phase != Phase::Incoming,
+            Err(TryLockError::Poisoned(phase)) => **phase.get_ref() != Phase::Incoming,
+            Err(TryLockError::WouldBlock) => false,
+        }
+    }
+
     pub(crate) fn phase(&self) -> MutexGuard<'_, Phase> {
         self.phase.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -288,8 +302,7 @@ impl Guest for QemuGuest {
     fn destroy(&self) {
         // Only a live guest has anything to put in order (its disks); one that waits for pages cannot answer.
         if self.process.is_alive() {
-            let asked =
-                *self.phase() != Phase::Incoming && self.qmp.run_within(&Quit {}, STATUS_TIMEOUT).is_ok();
+            let asked = self.can_quit() && self.qmp.run_within(&Quit {}, STATUS_TIMEOUT).is_ok();
             if !(asked && self.process.wait(QUIT_TIMEOUT)) {
                 debug!(pid = self.process.pid(), "QEMU is killed");
                 self.process.kill();

@@ -26,6 +26,7 @@ mod record;
 mod rings;
 mod tracker;
 mod uffd;
+mod write_holds;
 
 pub mod physical;
 pub mod plain;

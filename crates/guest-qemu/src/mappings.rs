@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use vmferry_core::{PAGE_SIZE, PageRun};
 use vmferry_guest::{GuestError, GuestRam, Result};
-use vmferry_memory::{FileId, mappings_of};
+use vmferry_memory::{FileId, Mapping, mappings_of};
 
 /// A stretch of QEMU's address space that maps consecutive pages of the guest.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -54,6 +54,16 @@ impl Mappings {
     /// Every mapped stretch, ascending by address.
     pub(crate) fn runs(&self) -> &[MappedRun] {
         &self.runs
+    }
+
+    /// The same for the mechanisms of `vmferry-memory`: in place of offsets in each block's file, offsets in all RAM, which are
+    /// page numbers.
+    pub(crate) fn by_page_number(&self) -> Vec<Mapping> {
+        let mapping = |run: &MappedRun| Mapping {
+            addresses: run.addresses.clone(),
+            file_offset: run.pages.first * PAGE_SIZE,
+        };
+        self.runs.iter().map(mapping).collect()
     }
 
     /// The page mapped at `address`.

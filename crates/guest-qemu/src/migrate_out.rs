@@ -6,12 +6,14 @@ use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
-use std::sync::{MutexGuard, PoisonError};
+use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tracing::warn;
 use vmferry_core::{PAGE_SIZE, PageRun};
-use vmferry_guest::{DirtyTracker, Disks, Enlightened, GuestError, GuestState, MigrateOut, Result};
+use vmferry_guest::{
+    DirtyTracker, Disks, Enlightened, GuestError, GuestState, MigrateOut, Result, WriteHolds,
+};
 
 use crate::args::options;
 use crate::guest::{Phase, QemuGuest};
@@ -22,6 +24,7 @@ use crate::qmp::commands::{
 };
 use crate::qmp::{Cursor, Event, Schema};
 use crate::tracker::QemuTracker;
+use crate::write_holds::QemuWriteHolds;
 
 /// Under this name QEMU holds its end of the device state's socket.
 pub(crate) const STATE_FD_NAME: &str = "vmferry-state";
@@ -109,6 +112,10 @@ impl MigrateOut for QemuGuest {
 
     fn dirty_tracker(&self) -> Result<Box<dyn DirtyTracker>> {
         Ok(Box::new(QemuTracker::new(self)?))
+    }
+
+    fn hold_writes(&self) -> Result<Arc<dyn WriteHolds>> {
+        Ok(Arc::new(QemuWriteHolds::new(self)?))
     }
 
     fn has_pinned_io(&self) -> bool {

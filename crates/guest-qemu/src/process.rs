@@ -31,9 +31,16 @@ pub(crate) struct QemuProcess {
 impl QemuProcess {
     /// Takes over a child; it is reaped as soon as it ends.
     pub(crate) fn of_child(mut child: Child) -> io::Result<Self> {
-        let process = Self::open(child.id())?;
+        let watched = Self::open(child.id()).and_then(|process| {
+            let pidfd = process.pidfd.try_clone()?;
+            Ok((process, pidfd))
+        });
+        let (process, pidfd) = watched.inspect_err(|_| {
+            // Nobody else would know of it.
+            let _ = child.kill();
+            let _ = child.wait();
+        })?;
         let exit = Arc::clone(&process.exit);
-        let pidfd = process.pidfd.try_clone()?;
         thread::Builder::new().name("qemu-reaper".into()).spawn(move || {
             // Not in `wait`: that would also be told when a thread of QEMU is stopped to inject a call.
             while !ended(&pidfd, None) {}

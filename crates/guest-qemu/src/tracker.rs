@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use vmferry_core::{PAGE_SIZE, PageBitmap, PageRun};
 use vmferry_guest::{DirtyTracker, GuestError, Result};
-use vmferry_memory::{Features, Mapping, PagemapScanner, WpAsyncTracker};
+use vmferry_memory::{Features, PagemapScanner, WpAsyncTracker};
 
 use crate::guest::QemuGuest;
 use crate::mappings::Mappings;
@@ -19,13 +19,8 @@ impl QemuTracker {
         let pid = guest.process.pid();
         let uffd = guest.userfaultfd(Features::TRACKING)?;
         let scanner = PagemapScanner::open(pid).map_err(failed)?;
-        let mappings = Mappings::find(pid, &guest.ram)?;
-        // In place of offsets in each block's file: offsets in all RAM, which are page numbers.
-        let mappings = mappings.runs().iter().map(|run| Mapping {
-            addresses: run.addresses.clone(),
-            file_offset: run.pages.first * PAGE_SIZE,
-        });
-        let tracker = WpAsyncTracker::new(uffd, scanner, mappings.collect()).map_err(failed)?;
+        let mappings = Mappings::find(pid, &guest.ram)?.by_page_number();
+        let tracker = WpAsyncTracker::new(uffd, scanner, mappings).map_err(failed)?;
         Ok(Self { tracker })
     }
 }
@@ -33,6 +28,13 @@ impl QemuTracker {
 impl DirtyTracker for QemuTracker {
     fn arm(&mut self) -> Result<()> {
         self.tracker.arm().map_err(failed)
+    }
+
+    fn arm_running_only(&mut self, runs: &[PageRun]) -> Result<()> {
+        let ranges = runs
+            .iter()
+            .map(|run| run.first * PAGE_SIZE..run.end() * PAGE_SIZE);
+        self.tracker.arm_only(ranges).map_err(failed)
     }
 
     fn scan(&mut self, dirty: &mut PageBitmap) -> Result<()> {

@@ -70,27 +70,46 @@ impl QemuGuest {
         }
     }
 
-    fn remote(&self) -> Result<RemoteProcess> {
+    pub(crate) fn remote(&self) -> Result<RemoteProcess> {
         RemoteProcess::open(self.process.pid()).map_err(|error| match error {
             Error::ProcessGone => self.gone(),
             error => cannot("reaching into QEMU's process", error),
         })
     }
 
-    /// Has QEMU make a userfaultfd, by the system call or, where QEMU's rights do not suffice for that, out of
-    /// a `/dev/userfaultfd` that we open for it.
+    /// A new userfaultfd of QEMU's process of which QEMU keeps no copy: what was registered with it ends with us.
+    pub(crate) fn own_userfaultfd(&self) -> Result<Userfaultfd> {
+        self.make(&self.remote()?, RemoteProcess::take_userfaultfd)
+    }
+
+    /// Has QEMU make the userfaultfd that it keeps a copy of.
     fn inject(&self, remote: &RemoteProcess) -> Result<Userfaultfd> {
-        let made = match remote.steal_userfaultfd(UffdRequest::Full) {
-            Err(Error::InjectedCall { .. }) => self.inject_by_device(remote),
-            made => made,
-        };
-        let (uffd, _) = made.map_err(|error| cannot("making a userfaultfd in QEMU's process", error))?;
+        let steal = |remote: &RemoteProcess, request| remote.steal_userfaultfd(request).map(|(uffd, _)| uffd);
+        let uffd = self.make(remote, steal)?;
         uffd.handshake(wanted_features())
             .map_err(|error| cannot("setting up the userfaultfd in QEMU", error))?;
         Ok(uffd)
     }
 
-    fn inject_by_device(&self, remote: &RemoteProcess) -> vmferry_memory::Result<(Userfaultfd, RawFd)> {
+    /// Has QEMU make a userfaultfd, by the system call or, where QEMU's rights do not suffice for that, out of
+    /// a `/dev/userfaultfd` that we open for it.
+    fn make(
+        &self,
+        remote: &RemoteProcess,
+        fetch: impl Fn(&RemoteProcess, UffdRequest) -> vmferry_memory::Result<Userfaultfd>,
+    ) -> Result<Userfaultfd> {
+        let made = match fetch(remote, UffdRequest::Full) {
+            Err(Error::InjectedCall { .. }) => self.make_by_device(remote, fetch),
+            made => made,
+        };
+        made.map_err(|error| cannot("making a userfaultfd in QEMU's process", error))
+    }
+
+    fn make_by_device(
+        &self,
+        remote: &RemoteProcess,
+        fetch: impl Fn(&RemoteProcess, UffdRequest) -> vmferry_memory::Result<Userfaultfd>,
+    ) -> vmferry_memory::Result<Userfaultfd> {
         let forbidden = |source| Error::UserfaultfdForbidden { source };
         let device = Path::new("/dev/userfaultfd");
         let opened = OpenOptions::new()
@@ -104,7 +123,7 @@ impl QemuGuest {
             .map_err(|error| forbidden(std::io::Error::other(error)))?;
         let made = fd_open_at(remote.pid(), device)
             .ok_or_else(|| forbidden(std::io::Error::other("QEMU did not take /dev/userfaultfd")))
-            .and_then(|remote_fd| remote.steal_userfaultfd(UffdRequest::Device { remote_fd }));
+            .and_then(|remote_fd| fetch(remote, UffdRequest::Device { remote_fd }));
         if let Err(error) = self.qmp.run(&CloseFd { fdname: name() }) {
             warn!(%error, "QEMU keeps /dev/userfaultfd open");
         }

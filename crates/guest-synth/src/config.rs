@@ -88,6 +88,19 @@ pub enum LoadConfig {
         #[serde(default)]
         operations_per_s: Option<u64>,
     },
+    /// Reads page after page of the region, again and again. An operation is a page.
+    Read {
+        /// Size of the region in MiB.
+        region_mib: u64,
+        /// MiB read a second.
+        #[serde(default)]
+        rate_mib_per_s: Option<u64>,
+    },
+    /// Computes, and touches no memory. An operation is what is done of it in 2 ms.
+    Cpu {
+        /// Share of each worker's time.
+        percent: u8,
+    },
     /// Nothing.
     Idle,
 }
@@ -225,21 +238,24 @@ impl LoadConfig {
     pub fn region_bytes(&self) -> u64 {
         match self {
             Self::Write { region_mib, .. }
+            | Self::Read { region_mib, .. }
             | Self::KeyValue { region_mib, .. }
             | Self::Oltp { region_mib, .. }
             | Self::Compress { region_mib, .. } => region_mib * MIB,
-            Self::Idle => 0,
+            Self::Cpu { .. } | Self::Idle => 0,
         }
     }
 
     /// Operations a second over all workers; `None` for as fast as it goes.
     pub(crate) fn operations_per_s(&self) -> Option<u64> {
         match *self {
-            Self::Write { rate_mib_per_s, .. } => rate_mib_per_s.map(|rate| rate * (MIB / PAGE_SIZE)),
+            Self::Write { rate_mib_per_s, .. } | Self::Read { rate_mib_per_s, .. } => {
+                rate_mib_per_s.map(|rate| rate * (MIB / PAGE_SIZE))
+            }
             Self::KeyValue { operations_per_s, .. }
             | Self::Oltp { operations_per_s, .. }
             | Self::Compress { operations_per_s, .. } => operations_per_s,
-            Self::Idle => None,
+            Self::Cpu { .. } | Self::Idle => None,
         }
     }
 
@@ -250,12 +266,15 @@ impl LoadConfig {
             Self::KeyValue { .. } => "key-value",
             Self::Oltp { .. } => "oltp",
             Self::Compress { .. } => "compress",
+            Self::Read { .. } => "read",
+            Self::Cpu { .. } => "cpu",
             Self::Idle => "idle",
         }
     }
 
     fn check(&self, workers: u32) -> Result<(), ConfigError> {
         if let Self::Write { region_mib, .. }
+        | Self::Read { region_mib, .. }
         | Self::KeyValue { region_mib, .. }
         | Self::Oltp { region_mib, .. }
         | Self::Compress { region_mib, .. } = self
@@ -264,7 +283,12 @@ impl LoadConfig {
             within("region_mib", *region_mib, least..=MAX_MEMORY_BYTES / MIB)?;
         }
         match *self {
+            Self::Cpu { percent } => within("percent", u64::from(percent), 0..=100),
             Self::Write {
+                rate_mib_per_s: Some(rate),
+                ..
+            }
+            | Self::Read {
                 rate_mib_per_s: Some(rate),
                 ..
             } => within("rate_mib_per_s", rate, 1..=1 << 20),

@@ -1,17 +1,18 @@
 //! The synthetic guest and both directions of its migration.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use vmferry_core::{PAGE_SIZE, PageBitmap, PageRun, RamLayout};
 use vmferry_guest::{
     DirtyTracker, FaultMode, Guest, GuestError, GuestRam, GuestSpec, GuestState, MigrateIn, MigrateOut,
-    PageFaults, Result,
+    PageFaults, Result, WriteHolds,
 };
 use vmferry_memory::{SharedMemory, WpAsyncTracker};
 
 use crate::config::{FaultMechanism, LoadConfig, SynthConfig};
 use crate::fill::{in_parallel, populate};
+use crate::holding::{HoldLife, KernelHolds, SoftwareHolds};
 use crate::kernel::{self, KernelFaults};
 use crate::loads::Checks;
 use crate::memory::GuestMemory;
@@ -39,6 +40,8 @@ pub struct SynthGuest {
     counters: Vec<Arc<WorkerCounters>>,
     vcpus: Arc<Vcpus>,
     faults: Mutex<Option<Arc<dyn PageFaults>>>,
+    /// Whoever holds up its writes: they go on when the guest is to end.
+    held_by: Mutex<Option<Weak<dyn WriteHolds>>>,
     /// Whether a tracker exists.
     tracked: Arc<AtomicBool>,
 }
@@ -82,6 +85,7 @@ impl SynthGuest {
             counters,
             vcpus: Arc::new(vcpus),
             faults: Mutex::new(None),
+            held_by: Mutex::new(None),
             tracked: Arc::new(AtomicBool::new(false)),
             config,
         })
@@ -148,6 +152,10 @@ impl SynthGuest {
         let mut data = self.ram.data_pages()?;
         data.remove_run(PageRun::new(0, self.plan.configured_pages()));
         Ok(data.pages().collect())
+    }
+
+    fn held_by(&self) -> MutexGuard<'_, Option<Weak<dyn WriteHolds>>> {
+        self.held_by.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn faults(&self) -> MutexGuard<'_, Option<Arc<dyn PageFaults>>> {
@@ -274,6 +282,10 @@ impl Guest for SynthGuest {
             if let Some(faults) = self.faults().take() {
                 let _ = faults.release();
             }
+            let held_by = self.held_by().take().and_then(|holds| holds.upgrade());
+            if let Some(holds) = held_by {
+                let _ = holds.end();
+            }
         });
         if was_there {
             // Whoever still holds the guest does not hold its memory.
@@ -321,6 +333,24 @@ impl MigrateOut for SynthGuest {
                 }))
             }
         }
+    }
+
+    fn hold_writes(&self) -> Result<Arc<dyn WriteHolds>> {
+        self.prepare_out()?;
+        let claim = TrackerClaim::new(&self.spec.name, &self.tracked)?;
+        let life = HoldLife {
+            vcpus: self.vcpus.clone(),
+            _claim: claim,
+        };
+        let holds: Arc<dyn WriteHolds> = match &self.software {
+            Some(paging) => Arc::new(SoftwareHolds::begin(paging.clone(), life)),
+            None => {
+                let holds = KernelHolds::begin(self.memory.mapping().clone(), life);
+                Arc::new(holds.map_err(|e| GuestError::operation("preparing to hold up writes", e))?)
+            }
+        };
+        *self.held_by() = Some(Arc::downgrade(&holds));
+        Ok(holds)
     }
 
     fn has_pinned_io(&self) -> bool {
@@ -402,7 +432,7 @@ impl MigrateIn for SynthGuest {
 }
 
 /// That there is one tracker at most.
-struct TrackerClaim(Arc<AtomicBool>);
+pub(crate) struct TrackerClaim(Arc<AtomicBool>);
 
 impl TrackerClaim {
     fn new(name: &str, tracked: &Arc<AtomicBool>) -> Result<Self> {
@@ -487,6 +517,15 @@ impl DirtyTracker for KernelTracker {
         self.tracker
             .arm()
             .map_err(|e| GuestError::operation("arming the dirty tracker of a running guest", e))
+    }
+
+    fn arm_running_only(&mut self, runs: &[PageRun]) -> Result<()> {
+        let ranges = runs
+            .iter()
+            .map(|run| run.first * PAGE_SIZE..run.end() * PAGE_SIZE);
+        self.tracker
+            .arm_only(ranges)
+            .map_err(|e| GuestError::operation("arming the dirty tracker for some pages", e))
     }
 
     fn scan(&mut self, dirty: &mut PageBitmap) -> Result<()> {

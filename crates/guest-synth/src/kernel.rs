@@ -7,7 +7,7 @@ use vmferry_core::{PAGE_SIZE, PageRun};
 use vmferry_guest::{FaultMode, GuestError, Installed, PageFaults, Result};
 use vmferry_memory::{
     Capabilities, CopyMode, Event, Features, Mapping, Mode, Outcome, PagemapScanner, SharedMemory, Stopped,
-    Userfaultfd, WpAsyncTracker,
+    Userfaultfd, WpAsyncTracker, WriteGate,
 };
 
 /// Why the kernel cannot do it here; `None`: it can.
@@ -33,6 +33,17 @@ pub(crate) fn tracker(mapping: &SharedMemory) -> vmferry_memory::Result<WpAsyncT
         file_offset: 0,
     };
     WpAsyncTracker::new(Arc::new(uffd), scanner, vec![whole])
+}
+
+/// A gate at which the writes that go through `mapping` are held up.
+pub(crate) fn gate(mapping: &SharedMemory) -> vmferry_memory::Result<WriteGate> {
+    let (uffd, _) = Userfaultfd::open()?;
+    let scanner = PagemapScanner::open(std::process::id())?;
+    let whole = Mapping {
+        addresses: mapping.addresses(),
+        file_offset: 0,
+    };
+    WriteGate::new(uffd, scanner, vec![whole], false)
 }
 
 /// The faults of accesses through one mapping.

@@ -14,6 +14,7 @@ mod backend;
 mod config;
 mod fill;
 mod guest;
+mod holding;
 mod kernel;
 mod loads;
 mod memory;

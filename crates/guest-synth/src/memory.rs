@@ -47,9 +47,10 @@ impl GuestMemory {
 
     /// Copies bytes in; waits while a page is missing.
     pub(crate) fn write(&self, offset: u64, bytes: &[u8]) {
-        if let Some(software) = &self.software {
-            software.before_access(offset, bytes.len());
-        }
+        let _held = self
+            .software
+            .as_ref()
+            .map(|software| software.before_write(offset, bytes.len()));
         self.mapping.write_at(offset, bytes);
         if let Some(software) = &self.software {
             software.after_write(offset, bytes.len());
@@ -66,9 +67,10 @@ impl GuestMemory {
 
     /// Sets the aligned word at `offset`.
     pub(crate) fn store(&self, offset: u64, value: u64) {
-        if let Some(software) = &self.software {
-            software.before_access(offset, 8);
-        }
+        let _held = self
+            .software
+            .as_ref()
+            .map(|software| software.before_write(offset, 8));
         self.mapping.store_u64(offset, value);
         if let Some(software) = &self.software {
             software.after_write(offset, 8);

@@ -7,12 +7,14 @@ use std::collections::VecDeque;
 use std::io;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLockReadGuard};
 use std::time::Duration;
 
 use vmferry_core::{PAGE_SIZE, PageBitmap, PageRun};
 use vmferry_guest::{FaultMode, GuestError, Installed, PageFaults, Result};
 use vmferry_memory::SharedMemory;
+
+use crate::holding::Holds;
 
 /// Nothing is known of the page yet: its first access asks the memory file and, where that is not enough, faults.
 const UNKNOWN: u8 = 0;
@@ -25,6 +27,7 @@ const VISIBLE: u8 = 2;
 pub(crate) struct SoftwarePaging {
     log: DirtyLog,
     faults: FaultGate,
+    holds: Holds,
 }
 
 impl SoftwarePaging {
@@ -34,6 +37,7 @@ impl SoftwarePaging {
         Self {
             log: DirtyLog::new(pages),
             faults: FaultGate::new(memory),
+            holds: Holds::new(pages),
         }
     }
 
@@ -44,6 +48,19 @@ impl SoftwarePaging {
                 self.faults.wait_for(page);
             }
         }
+        self.holds.note_touch(pages_of(offset, len));
+    }
+
+    /// Called by a vCPU before it writes: waits as for any access, and while writes to the range are held up. While what it
+    /// gives back lives, nobody can protect the range.
+    pub(crate) fn before_write(&self, offset: u64, len: usize) -> Option<RwLockReadGuard<'_, ()>> {
+        self.before_access(offset, len);
+        self.holds.enter(pages_of(offset, len))
+    }
+
+    /// The writes that are held up.
+    pub(crate) fn holds(&self) -> &Holds {
+        &self.holds
     }
 
     /// Called by a vCPU once it has written.

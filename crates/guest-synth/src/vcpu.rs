@@ -10,7 +10,7 @@ use rand_xoshiro::Xoshiro256PlusPlus;
 use vmferry_guest::{GuestError, GuestState, Result};
 
 use crate::config::LoadConfig;
-use crate::loads::{Checks, Context, Load};
+use crate::loads::{COMPUTE_PERIOD, Checks, Context, Load};
 use crate::memory::GuestMemory;
 use crate::state::{LoadState, VcpuState};
 use crate::stats::WorkerCounters;
@@ -71,7 +71,8 @@ impl Vcpu {
         counters: Arc<WorkerCounters>,
     ) -> Self {
         let pace = |config: &LoadConfig| match (config, config.operations_per_s()) {
-            (LoadConfig::Idle, _) => Pace::Idle,
+            (LoadConfig::Idle | LoadConfig::Cpu { percent: 0 }, _) => Pace::Idle,
+            (LoadConfig::Cpu { percent: ..100 }, _) => Pace::Every(COMPUTE_PERIOD),
             (_, None) => Pace::Unlimited,
             (_, Some(rate)) => Pace::Every(Duration::from_nanos(u64::from(workers) * 1_000_000_000 / rate)),
         };

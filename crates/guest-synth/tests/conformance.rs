@@ -109,6 +109,15 @@ fn broken_backends_are_found_out() {
             "pages that are out of date fault before they are seen",
         ),
         (Mistake::WakingIsForgotten, "faults survive whoever serves them"),
+        (
+            Mistake::ProtectsTheSecondHalf,
+            "a protected page stays as it was until it is released",
+        ),
+        (
+            Mistake::ReleasesFirst,
+            "a protected page stays as it was until it is released",
+        ),
+        (Mistake::TouchesGoUnseen, "pages that were touched are told apart"),
     ] {
         let subject = BrokenSubject {
             sound: Synth::new(FaultMechanism::Software),

@@ -50,7 +50,7 @@ fn legs() -> impl Strategy<Value = Vec<Leg>> {
 }
 
 fn loads() -> impl Strategy<Value = Vec<LoadConfig>> {
-    let load = (1..3u64, 0..=100u8, 0..5u8).prop_map(|(region_mib, percent, kind)| match kind {
+    let load = (1..3u64, 0..=100u8, 0..7u8).prop_map(|(region_mib, percent, kind)| match kind {
         0 => LoadConfig::Write {
             region_mib,
             rate_mib_per_s: (percent > 50).then_some(1 + u64::from(percent)),
@@ -70,6 +70,13 @@ fn loads() -> impl Strategy<Value = Vec<LoadConfig>> {
         3 => LoadConfig::Compress {
             region_mib,
             operations_per_s: (percent > 70).then_some(500),
+        },
+        4 => LoadConfig::Read {
+            region_mib,
+            rate_mib_per_s: (percent > 50).then_some(1 + u64::from(percent)),
+        },
+        5 => LoadConfig::Cpu {
+            percent: percent.max(1),
         },
         _ => LoadConfig::Idle,
     });

@@ -5,6 +5,7 @@
 //! What the suite asks is what the traits promise, no more.
 
 mod faults;
+mod holding;
 mod life;
 mod moving;
 mod snapshot;
@@ -87,6 +88,7 @@ pub fn checks() -> Vec<Check> {
         tracking::checks(),
         moving::checks(),
         faults::checks(),
+        holding::checks(),
     ]
     .into_iter()
     .flatten()

@@ -12,6 +12,7 @@ use crate::disks::Disks;
 use crate::enlightened::Enlightened;
 use crate::error::{GuestError, Result};
 use crate::ram::GuestRam;
+use crate::write_holds::WriteHolds;
 
 /// What a guest is doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -65,6 +66,17 @@ pub trait MigrateOut: Guest {
     /// # Errors
     /// When this host cannot track.
     fn dirty_tracker(&self) -> Result<Box<dyn DirtyTracker>>;
+    /// Gets ready to hold up the guest's writes; nothing is protected yet. Where a [`DirtyTracker`] is armed it has to let go
+    /// first.
+    ///
+    /// # Errors
+    /// When this host does not permit it, or the backend cannot do it.
+    fn hold_writes(&self) -> Result<Arc<dyn WriteHolds>> {
+        Err(GuestError::Unsupported {
+            what: format!("a checkpoint of {} while it runs", self.spec().name),
+            mend: format!("guests of {} cannot hold up their writes", self.spec().backend),
+        })
+    }
     /// Whether devices may write to RAM through pages pinned earlier (disks opened with O_DIRECT), so that a
     /// live scan can miss the write: see `vmferry_core::tracking`.
     fn has_pinned_io(&self) -> bool;
@@ -129,6 +141,15 @@ pub trait DirtyTracker: Send {
     /// As [`DirtyTracker::arm`].
     fn arm_running(&mut self) -> Result<()> {
         self.arm()
+    }
+    /// As [`DirtyTracker::arm_running`], for the pages of `runs` only (ascending): what is written elsewhere may go unreported,
+    /// and costs the guest nothing where the tracker can tell the difference.
+    ///
+    /// # Errors
+    /// As [`DirtyTracker::arm`].
+    fn arm_running_only(&mut self, runs: &[PageRun]) -> Result<()> {
+        let _ = runs;
+        self.arm_running()
     }
     /// Adds to `dirty` the pages written since `arm` or the last scan, and re-arms them.
     ///

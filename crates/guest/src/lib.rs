@@ -14,6 +14,7 @@ pub mod enlightened;
 pub mod error;
 pub mod guest;
 pub mod ram;
+pub mod write_holds;
 
 pub use backend::{Backend, GuestSpec};
 pub use disks::{DiskInfo, DiskPlan, DiskSnapshot, Disks, PlacedDisk};
@@ -23,3 +24,4 @@ pub use guest::{
     DirtyTracker, FaultMode, Guest, GuestState, Installed, MigrateIn, MigrateOut, PageFaults, Vm,
 };
 pub use ram::GuestRam;
+pub use write_holds::{HeldEvent, WriteHolds};

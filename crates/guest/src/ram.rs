@@ -164,6 +164,31 @@ impl GuestRam {
         Ok(())
     }
 
+    /// The parts of `run` that hold nothing.
+    ///
+    /// # Errors
+    /// When the memory file cannot be asked.
+    pub fn holes_in(&self, run: PageRun) -> io::Result<Vec<PageRun>> {
+        let mut holes = Vec::new();
+        for part in self.layout.split(run) {
+            let start = self.layout.block_run(part.block).first;
+            let end = part.offset_bytes + part.len_bytes;
+            let mut at = part.offset_bytes / PAGE_SIZE;
+            let mut add = |from: u64, to: u64| {
+                if from < to {
+                    holes.push(PageRun::new(start + from, to - from));
+                }
+            };
+            for extent in self.blocks[part.block].data_extents(part.offset_bytes..end) {
+                let extent = extent.map_err(io::Error::other)?;
+                add(at, extent.start / PAGE_SIZE);
+                at = extent.end.div_ceil(PAGE_SIZE);
+            }
+            add(at, end / PAGE_SIZE);
+        }
+        Ok(holes)
+    }
+
     /// Turns the pages of `run` into holes.
     ///
     /// # Errors
@@ -216,6 +241,9 @@ mod tests {
         write(&[4, 7, 40, 62, 64, 79]);
         ram.punch(PageRun::single(5)).unwrap();
         ram.add_new_data(&mut pages).unwrap();
+        let run = |first, count| PageRun::new(first, count);
+        let holes = ram.holes_in(run(3, 64)).unwrap();
+        assert_eq!(holes, [run(3, 1), run(5, 1), run(8, 32), run(41, 21), run(65, 2)]);
         let mut expected = ram.data_pages().unwrap();
         assert!(expected.insert(5), "it was punched");
         assert_eq!(pages, expected);

@@ -54,6 +54,16 @@ pub enum Workload {
         #[serde(default)]
         mib_per_s: Option<u64>,
     },
+    /// Reads memory, page after page, as fast as it goes.
+    Read {
+        /// So much of it.
+        mib: u64,
+    },
+    /// Allocates, touches and frees memory, block after block, as fast as it goes.
+    Allocate {
+        /// Size of a block.
+        kib: u64,
+    },
     /// Computes.
     Cpu {
         /// For this share of the time.
@@ -113,7 +123,8 @@ impl Workload {
             Self::Idle => return None,
             Self::Memcached(_) | Self::Redis(_) => "operations",
             Self::Tpcc { .. } => "transactions",
-            Self::Write { .. } => "pages",
+            Self::Write { .. } | Self::Read { .. } => "pages",
+            Self::Allocate { .. } => "blocks",
             Self::Cpu { .. } => "loops",
             Self::Compile {} => "files",
             Self::Gzip { .. }
@@ -156,6 +167,8 @@ impl Workload {
             Self::Redis(server) => Some(format!("vmferry.redis={}", server.mib)),
             Self::Tpcc { mib, .. } => Some(format!("vmferry.database={mib}")),
             Self::Write { mib, mib_per_s } => work(format!("write:{mib}:{}", mib_per_s.unwrap_or(0))),
+            Self::Read { mib } => work(format!("read:{mib}")),
+            Self::Allocate { kib } => work(format!("allocate:{kib}")),
             Self::Cpu { percent } => work(format!("cpu:{percent}")),
             Self::Gzip { mib } => work(format!("gzip:{mib}")),
             Self::Bzip2 { mib } => work(format!("bzip2:{mib}")),
@@ -207,7 +220,10 @@ impl Workload {
                 more_than_0("mib", *mib)?;
                 more_than_0("mib_per_s", mib_per_s.unwrap_or(1))
             }
-            Self::Gzip { mib } | Self::Bzip2 { mib } | Self::DiskRead { mib } => more_than_0("mib", *mib),
+            Self::Read { mib } | Self::Gzip { mib } | Self::Bzip2 { mib } | Self::DiskRead { mib } => {
+                more_than_0("mib", *mib)
+            }
+            Self::Allocate { kib } => more_than_0("kib", *kib),
             Self::NetReceive { mib_per_s } => more_than_0("mib_per_s", mib_per_s.unwrap_or(1)),
             Self::Cpu { percent } if *percent > 100 => {
                 Err(format!("percent of its workload is {percent}, expected 0 to 100"))
@@ -233,7 +249,7 @@ impl Workload {
         };
         interrupt.wait_for("the guest's load to answer", START_LIMIT, || {
             alive()?;
-            Ok(namespace.enter(|| self.ask(address))?.ok())
+            Ok(namespace.enter(|| self.ask(address, PATIENCE))?.ok())
         })?;
         let mib_to_bytes = |mib: u64| mib << 20;
         let stream = match self {
@@ -260,17 +276,17 @@ impl Workload {
         Load::follow(stream, guest(address, WORK_PORT), unit, Some(namespace)).map(Some)
     }
 
-    /// Whether it answers.
-    fn ask(&self, address: Ipv4Addr) -> io::Result<()> {
+    /// Whether it answers within so long.
+    pub(crate) fn ask(&self, address: Ipv4Addr, patience: Duration) -> io::Result<()> {
         match self {
-            Self::Memcached(_) => memcached::Connection::open(guest(address, MEMCACHED_PORT), PATIENCE)?
+            Self::Memcached(_) => memcached::Connection::open(guest(address, MEMCACHED_PORT), patience)?
                 .version()
                 .map(drop),
-            Self::Redis(_) => redis::Connection::open(guest(address, REDIS_PORT), PATIENCE)?.ping(),
+            Self::Redis(_) => redis::Connection::open(guest(address, REDIS_PORT), patience)?.ping(),
             Self::Tpcc { .. } => {
-                postgres::Connection::open(guest(address, POSTGRES_PORT), PATIENCE).map(drop)
+                postgres::Connection::open(guest(address, POSTGRES_PORT), patience).map(drop)
             }
-            _ => TcpStream::connect_timeout(&guest(address, WORK_PORT), PATIENCE).map(drop),
+            _ => TcpStream::connect_timeout(&guest(address, WORK_PORT), patience).map(drop),
         }
     }
 }
@@ -354,6 +370,7 @@ mod tests {
                 "pages",
             ),
             ("kind = \"cpu\", percent = 40", "cpu:40", "-", "loops"),
+            ("kind = \"allocate\", kib = 4", "allocate:4", "-", "blocks"),
             ("kind = \"gzip\", mib = 8", "gzip:8", "-", "bytes"),
             ("kind = \"bzip2\", mib = 8", "bzip2:8", "-", "bytes"),
             ("kind = \"compile\"", "compile", "compile", "files"),
@@ -372,6 +389,7 @@ mod tests {
             ("kind = \"mine\"", "mine"),
             ("kind = \"gzip\"", "mib"),
             ("kind = \"gzip\", mib = 0", "mib"),
+            ("kind = \"allocate\", kib = 0", "kib"),
             ("kind = \"gzip\", mib = 1, level = 9", "level"),
             ("kind = \"cpu\", percent = 101", "101"),
             (

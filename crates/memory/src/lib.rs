@@ -5,6 +5,7 @@
 //! * [`RemoteProcess`]: a userfaultfd made inside a process that already runs, and found again later.
 //! * [`PagemapScanner`], [`mappings_of`]: which pages of a process were written, and where it maps a file.
 //! * [`WpAsyncTracker`]: the three together: the pages of a RAM file that a process writes.
+//! * [`WriteGate`]: writes to a RAM file held up until somebody has seen to the page.
 //! * [`SharedPageStates`]: one state byte a page in a file, so that a restarted daemon finds it again.
 //!
 //! Offsets and lengths are bytes; pages are [`PAGE_SIZE`] bytes. Addresses are `u64`, never pointers: most of
@@ -17,6 +18,7 @@ mod error;
 mod fault_cost;
 mod mapping;
 mod maps;
+mod page_costs;
 mod page_states;
 mod pagemap;
 mod racy;
@@ -24,12 +26,14 @@ mod ram;
 mod spawn;
 mod tracker;
 mod uffd;
+mod write_gate;
 
 pub use attach::{RemoteProcess, Syscall, UffdRequest};
 pub use doctor::{Capabilities, Check};
 pub use error::{Error, Result};
 pub use fault_cost::WriteFaultCost;
 pub use maps::{FileId, MapEntry, Mapping, mappings_of, read_maps};
+pub use page_costs::PageCosts;
 pub use page_states::SharedPageStates;
 pub use pagemap::PagemapScanner;
 pub use ram::{DataExtents, SharedMemory, TransferPipe};
@@ -38,6 +42,7 @@ pub use tracker::WpAsyncTracker;
 pub use uffd::{
     CopyMode, Event, FaultFlags, Features, Ioctls, Mode, Outcome, Permission, Stopped, UffdInfo, Userfaultfd,
 };
+pub use write_gate::{Held, WriteGate};
 
 /// Bytes in a page: the unit of tracking, of faults and of transfer. x86_64 has this one base size.
 pub const PAGE_SIZE: usize = 4096;

@@ -346,6 +346,20 @@ impl SharedMemory {
             .map_err(|e| Error::system("populate guest memory", e))
     }
 
+    /// Drops our process's page table entries for `range` (whole pages): the next touch of each page maps it again. The
+    /// file keeps what it holds.
+    ///
+    /// # Errors
+    /// The range is not whole pages of the memory.
+    pub fn forget_touches(&self, range: Range<u64>) -> Result<()> {
+        self.check_pages(&range)?;
+        let len = (range.end - range.start) as usize;
+        let start = self.pointer(range.start, len);
+        // SAFETY: the range is inside our mapping of a shared file, which keeps the content: what it reads as stays.
+        unsafe { rustix::mm::madvise(start.cast(), len, Advice::LinuxDontNeed) }
+            .map_err(|e| Error::system("drop the mapping of guest memory", e))
+    }
+
     /// Bytes the host has allocated for the whole file.
     ///
     /// # Errors

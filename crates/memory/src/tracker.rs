@@ -25,6 +25,8 @@ pub struct WpAsyncTracker {
     uffd: Arc<Userfaultfd>,
     scanner: PagemapScanner,
     mappings: Vec<Mapping>,
+    /// The parts of them that are tracked, where it is not all.
+    parts: Option<Vec<Mapping>>,
     armed: bool,
 }
 
@@ -43,6 +45,7 @@ impl WpAsyncTracker {
             uffd,
             scanner,
             mappings,
+            parts: None,
             armed: false,
         })
     }
@@ -65,14 +68,53 @@ impl WpAsyncTracker {
     /// [`crate::RemoteProcess::find_userfaultfds`]); the process is gone or has changed its mappings. Nothing
     /// is tracked then.
     pub fn arm(&mut self) -> Result<()> {
-        let armed = self.mappings.iter().try_for_each(|mapping| {
+        self.parts = None;
+        self.protect()
+    }
+
+    /// The same for the pages of these ranges of the file (bytes) only: writes to others are not reported, and cost the
+    /// writer nothing.
+    ///
+    /// # Errors
+    /// As [`WpAsyncTracker::arm`].
+    pub fn arm_only(&mut self, ranges: impl IntoIterator<Item = Range<u64>>) -> Result<()> {
+        let ranges: Vec<Range<u64>> = ranges.into_iter().collect();
+        let within = |mapping: &Mapping, range: &Range<u64>| {
+            let from = mapping.file_offset;
+            let start = range.start.max(from);
+            let end = range
+                .end
+                .min(from + (mapping.addresses.end - mapping.addresses.start));
+            (start < end).then(|| Mapping {
+                addresses: mapping.addresses.start + (start - from)..mapping.addresses.start + (end - from),
+                file_offset: start,
+            })
+        };
+        let of = |mapping| ranges.iter().filter_map(move |range| within(mapping, range));
+        self.parts = Some(self.mappings.iter().flat_map(of).collect());
+        self.protect()
+    }
+
+    fn protect(&mut self) -> Result<()> {
+        let mut registered = 0;
+        let whole = self.mappings.iter().try_for_each(|mapping| {
             self.uffd.register(mapping.addresses.clone(), Mode::WP)?;
-            self.uffd.write_protect(mapping.addresses.clone(), true)
+            registered += 1;
+            Ok(())
         });
-        self.armed = true;
+        let armed = whole.and_then(|()| {
+            self.tracked()
+                .iter()
+                .try_for_each(|part| self.uffd.write_protect(part.addresses.clone(), true))
+        });
+        let had_all = std::mem::replace(&mut self.armed, armed.is_ok());
         if armed.is_err() {
-            // What was registered before the mapping that failed.
-            let _ = self.disarm();
+            // What is its own, and nothing else: kernels before 6.17 also let go what another userfaultfd has, and a guest whose
+            // pages still arrive would read zeros.
+            let own = if had_all { self.mappings.len() } else { registered };
+            for mapping in &self.mappings[..own] {
+                let _ = self.uffd.unregister(mapping.addresses.clone());
+            }
         }
         armed
     }
@@ -98,10 +140,11 @@ impl WpAsyncTracker {
 
     fn scan_mappings(&mut self, rearm: bool, found: &mut impl FnMut(Range<u64>)) -> Result<u64> {
         let mut pages = 0;
+        let tracked = self.parts.as_deref().unwrap_or(&self.mappings);
         for Mapping {
             addresses,
             file_offset,
-        } in &self.mappings
+        } in tracked
         {
             if !self.armed {
                 return Err(Error::NotTracked {
@@ -133,9 +176,14 @@ impl WpAsyncTracker {
         results.fold(Ok(()), std::result::Result::and)
     }
 
+    /// The mappings, or the parts of them, that are tracked.
+    fn tracked(&self) -> &[Mapping] {
+        self.parts.as_deref().unwrap_or(&self.mappings)
+    }
+
     /// Bytes of guest memory that are tracked, counting each mapping.
     pub fn tracked_bytes(&self) -> u64 {
-        self.mappings
+        self.tracked()
             .iter()
             .map(|m| m.addresses.end - m.addresses.start)
             .sum()

@@ -1,7 +1,10 @@
 //! A figure on the page: what is said of it, plots, table, verdict.
 
+mod latency;
+mod models;
 mod over_time;
 mod panels;
+mod states;
 
 use maud::{Markup, html};
 use vmferry_lab::bench::scenario::{Figure, FigureKind};
@@ -10,15 +13,6 @@ use vmferry_lab::bench::{Outcome, Results, papers};
 use crate::estimate::Case;
 use crate::table;
 use crate::verdict::{self, Reading};
-
-/// What a timeline's table has where the scenario does not say.
-const OF_TIMELINES: [&str; 5] = [
-    "operations_before_per_s",
-    "operations_during_per_s",
-    "operations_kept",
-    "perceived_downtime_ms",
-    "total_ms",
-];
 
 /// The figure; `anchor` is its name on the page.
 pub(crate) fn figure(results: &Results, figure: &Figure, anchor: &str) -> Markup {
@@ -29,9 +23,14 @@ pub(crate) fn figure(results: &Results, figure: &Figure, anchor: &str) -> Markup
         true => verdict::together(&judged),
         false => Some(Reading::NotMeasured),
     };
-    let metrics = match (figure.kind, figure.metrics.is_empty()) {
-        (FigureKind::Timeline, true) => OF_TIMELINES.map(str::to_owned).to_vec(),
-        _ => figure.metrics.clone(),
+    let metrics = match figure.metrics.is_empty() {
+        true => figure
+            .kind
+            .usual_metrics()
+            .iter()
+            .map(ToString::to_string)
+            .collect(),
+        false => figure.metrics.clone(),
     };
     let plots = match figure.kind {
         FigureKind::Bars => panels::count(figure, &cases),
@@ -60,6 +59,8 @@ pub(crate) fn figure(results: &Results, figure: &Figure, anchor: &str) -> Markup
                 div class=(if plots == 1 { "single" } else { "several" }) {
                     (plots_of(results, figure, &cases, anchor))
                     @match figure.kind {
+                        FigureKind::Model => {}
+                        FigureKind::Trial => (models::trials(results, figure)),
                         FigureKind::Rounds => (over_time::rounds_tables(results, figure, &cases)),
                         _ => (table::figures(results, &cases, &metrics, figure.relative_to.as_deref())),
                     }
@@ -92,8 +93,12 @@ fn plots_of(results: &Results, figure: &Figure, cases: &[Case<'_>], anchor: &str
         FigureKind::Bars => panels::bars(results, figure, cases, anchor),
         FigureKind::Lines => panels::lines(results, figure, cases, anchor),
         FigureKind::Timeline => over_time::timelines(results, cases, anchor),
+        FigureKind::Latency => latency::over_time(results, cases, anchor),
+        FigureKind::Distribution => latency::distributions(results, cases, anchor),
+        FigureKind::States => states::plots(results, cases, anchor),
         FigureKind::Rounds => over_time::rounds(results, figure, cases, anchor),
-        FigureKind::Table => html! {},
+        FigureKind::Table | FigureKind::Trial => html! {},
+        FigureKind::Model => models::models(results, figure, anchor),
     }
 }
 

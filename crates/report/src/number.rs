@@ -72,7 +72,7 @@ pub(crate) fn ratio(number: f64) -> String {
 }
 
 /// Whole, with its thousands set apart; small ones with their digits.
-fn grouped(number: f64) -> String {
+pub(crate) fn grouped(number: f64) -> String {
     if number.abs() < 100.0 {
         return digits_small(number);
     }

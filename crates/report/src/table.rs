@@ -29,7 +29,14 @@ pub(crate) fn figures(
 fn of_group(results: &Results, cases: &[Case<'_>], metrics: &[String], relative_to: Option<&str>) -> Markup {
     let what = cases
         .first()
-        .map(|case| format!("{}, {}", case.guest, case.link))
+        .map(|case| {
+            format!(
+                "{}, {}{}",
+                case.guest,
+                case.link,
+                counted(results, *case, metrics)
+            )
+        })
         .unwrap_or_default();
     html! {
         div class="scroll" tabindex="0" role="region" aria-label={ "figures of " (what) } {
@@ -60,6 +67,18 @@ fn of_group(results: &Results, cases: &[Case<'_>], metrics: &[String], relative_
                 }
             }
         }
+    }
+}
+
+/// What an operation of the guest's client is, where one is shown and it is not one.
+fn counted(results: &Results, case: Case<'_>, metrics: &[String]) -> String {
+    let mut runs = results.runs.iter().filter(|run| run.key.guest == case.guest);
+    let unit = runs.find_map(|run| Some(run.outcome.measured()?.operations.as_ref()?.unit.as_str()));
+    match unit {
+        Some(unit) if unit != "operations" && metrics.iter().any(|name| name.contains("operations")) => {
+            format!("; operations are {unit}")
+        }
+        _ => String::new(),
     }
 }
 

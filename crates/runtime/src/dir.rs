@@ -37,6 +37,11 @@ impl GuestDir {
         self.path.join("learned")
     }
 
+    /// The resume from a checkpoint that a restarted daemon has to take up again.
+    pub fn resume(&self) -> PathBuf {
+        self.path.join("resume.json")
+    }
+
     /// The session that a restarted daemon has to take up again.
     pub(crate) fn session(&self) -> PathBuf {
         self.path.join("session.json")
@@ -44,7 +49,10 @@ impl GuestDir {
 }
 
 /// Writes `value` so that after a crash either the old or the new file is there, whole.
-pub(crate) fn store_json(path: &Path, value: &impl Serialize) -> Result<(), RuntimeError> {
+///
+/// # Errors
+/// When the file cannot be written.
+pub fn store_json(path: &Path, value: &impl Serialize) -> Result<(), RuntimeError> {
     let failed = |what| {
         move |source| RuntimeError::File {
             what,
@@ -62,7 +70,10 @@ pub(crate) fn store_json(path: &Path, value: &impl Serialize) -> Result<(), Runt
 }
 
 /// Reads what [`store_json`] wrote; none where there is no file.
-pub(crate) fn load_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, RuntimeError> {
+///
+/// # Errors
+/// When the file cannot be read, or holds something else.
+pub fn load_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, RuntimeError> {
     let Some(bytes) = read(path)? else {
         return Ok(None);
     };
@@ -87,7 +98,7 @@ pub(crate) fn read(path: &Path) -> Result<Option<Vec<u8>>, RuntimeError> {
 }
 
 /// Removes a file that may not be there.
-pub(crate) fn remove(path: &Path) {
+pub fn remove(path: &Path) {
     if let Err(error) = fs::remove_file(path)
         && error.kind() != ErrorKind::NotFound
     {

@@ -8,9 +8,9 @@ use rustix::time::{ClockId, clock_gettime};
 /// How often memory is looked at.
 const SAMPLE_EVERY: Duration = Duration::from_millis(50);
 
-/// Shared by all threads of a migration.
+/// Shared by all threads of a migration or a resume.
 #[derive(Debug)]
-pub(crate) struct Usage {
+pub struct Usage {
     cpu_ns: AtomicU64,
     /// Private memory of the process when the migration began.
     base_bytes: u64,
@@ -18,7 +18,8 @@ pub(crate) struct Usage {
 }
 
 impl Usage {
-    pub(crate) fn start() -> Self {
+    /// Begins to count.
+    pub fn start() -> Self {
         Self {
             cpu_ns: AtomicU64::new(0),
             base_bytes: private_bytes(),
@@ -27,14 +28,15 @@ impl Usage {
     }
 
     /// Counts the CPU time of the calling thread until the answer is dropped.
-    pub(crate) fn thread(&self) -> ThreadUsage<'_> {
+    pub fn thread(&self) -> ThreadUsage<'_> {
         ThreadUsage {
             usage: self,
             from_ns: thread_cpu_ns(),
         }
     }
 
-    pub(crate) fn cpu_seconds(&self) -> f64 {
+    /// CPU time that was counted, of threads that flushed or ended.
+    pub fn cpu_seconds(&self) -> f64 {
         self.cpu_ns.load(Ordering::Relaxed) as f64 / 1e9
     }
 
@@ -68,14 +70,14 @@ impl MemorySampler {
 }
 
 /// See [`Usage::thread`].
-pub(crate) struct ThreadUsage<'a> {
+pub struct ThreadUsage<'a> {
     usage: &'a Usage,
     from_ns: u64,
 }
 
 impl ThreadUsage<'_> {
     /// Counts what was used so far.
-    pub(crate) fn flush(&mut self) {
+    pub fn flush(&mut self) {
         let now_ns = thread_cpu_ns();
         self.usage
             .cpu_ns

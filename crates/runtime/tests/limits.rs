@@ -207,6 +207,26 @@ fn page_streams_stay_within_their_cpu() {
 }
 
 #[test]
+fn the_destination_keeps_to_the_cpu_it_was_told() {
+    let pair = Pair::new();
+    for strategy in [Strategy::PreCopy, Strategy::PostCopyPush] {
+        let name = strategy.name();
+        let (vm, dir) = pair.launch(name, &still());
+        let limits = Limits {
+            cpu_destination_percent: Some(5),
+            ..Limits::default()
+        };
+        let report = pair.migrate(vm, dir, limited(&pair, strategy, limits));
+        completed(&report);
+        assert_eq!(report.limits.cpu_destination_percent, Some(5));
+        // Without the cap it would be no less: what all streams may use, a burst, and the rest of the migration beside them.
+        let (used, wall) = (report.cpu_seconds.destination, report.total_ms / 1e3);
+        println!("{name}: destination {used} s in {wall} s");
+        assert!(wall > 2.0 * used, "{name}: {used} s in {wall} s");
+    }
+}
+
+#[test]
 fn a_migration_that_takes_too_long_is_given_up() {
     let pair = Pair::new();
     let (vm, dir) = pair.launch("vm", &busy());

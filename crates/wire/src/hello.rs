@@ -7,7 +7,7 @@
 //! | 0..8 | `VMFERRY\0` |
 //! | 8..10, 10..12 | lowest and highest protocol version the source speaks |
 //! | 12..28 | session token |
-//! | 28 | role: 1 control, 2 pages, 3 faults, 4 disk (since version 3) |
+//! | 28 | role: 1 control, 2 pages, 3 faults, 4 disk (since version 3), 5 probe |
 //! | 29 | flags of the role: bit 0 *resume* (control only) |
 //! | 30..32 | index of the page stream or disk (pages and disk only) |
 //! | 32..36 | reserved: sent as zero, ignored |
@@ -69,6 +69,8 @@ pub enum StreamRole {
     },
     /// Requests for single pages and their answers.
     Faults,
+    /// Measures the way, and belongs to no session ([`crate::probe`]). Who does not know it refuses the hello, and says so.
+    Probe,
     /// What the mirror of a disk writes, and the answers.
     Disk {
         /// Number of the disk in the plan, from 0.
@@ -135,6 +137,7 @@ impl Hello {
             StreamRole::Control { resume } => (1, if resume { FLAG_RESUME } else { 0 }, 0),
             StreamRole::Pages { index } => (2, 0, index),
             StreamRole::Faults => (3, 0, 0),
+            StreamRole::Probe => (5, 0, 0),
             StreamRole::Disk { index } => (4, 0, index),
         };
         let mut layout = HelloLayout {
@@ -168,6 +171,7 @@ impl Hello {
                 index: layout.index.get(),
             },
             3 => StreamRole::Faults,
+            5 => StreamRole::Probe,
             4 => StreamRole::Disk {
                 index: layout.index.get(),
             },
@@ -175,7 +179,7 @@ impl Hello {
                 return Err(WireError::UnknownKind {
                     what: "role of a stream",
                     came: other.to_string(),
-                    expected: "1 (control), 2 (pages), 3 (faults) or 4 (disk)".into(),
+                    expected: "1 (control), 2 (pages), 3 (faults), 4 (disk) or 5 (probe)".into(),
                 });
             }
         };

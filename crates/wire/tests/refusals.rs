@@ -67,6 +67,16 @@ fn hello() -> Hello {
 }
 
 #[test]
+fn a_cpu_cap_that_nobody_can_keep_to_is_refused() {
+    for percent in [0, 6401, u32::MAX] {
+        let cap = ToDestination::CpuCap {
+            percent: Some(percent),
+        };
+        assert!(write_control(&mut Vec::new(), &cap).is_err(), "{percent}");
+    }
+}
+
+#[test]
 fn another_protocol_is_found_out_with_its_first_bytes() {
     // The peers wait for an answer and keep the connection open.
     for garbage in [
@@ -98,7 +108,7 @@ fn hellos_with_wrong_fields_are_refused() {
         Hello::decode(&bytes),
         &[
             "unknown role of a stream 9",
-            "1 (control), 2 (pages), 3 (faults) or 4 (disk)",
+            "1 (control), 2 (pages), 3 (faults), 4 (disk) or 5 (probe)",
         ],
     );
 }
@@ -261,12 +271,12 @@ fn control_frames_with_wrong_headers_are_refused() {
 fn messages_that_do_not_decode_are_refused_by_name() {
     says(decode_control::<ToSource>(&[]), &["without a number"]);
     says(
-        decode_control::<ToSource>(&[11]),
-        &["unknown control message 11", "0 (Accept) to 10 (Pong)"],
+        decode_control::<ToSource>(&[14]),
+        &["unknown control message 14", "0 (Accept) to 13 (Missed)"],
     );
     says(
         decode_control::<ToDestination>(&[0xff, 0xff, 0xff, 0xff, 0x0f]),
-        &["4294967295", "0 (Offer) to 10 (Ping)"],
+        &["4294967295", "0 (Offer) to 13 (AskHeld)"],
     );
     says(
         decode_control::<ToSource>(&[2, 1]),
@@ -502,7 +512,7 @@ fn page_frames_with_wrong_fields_are_refused() {
         ),
         (
             page_header(19, 0, 0, 0, 1, 100, 0),
-            ["19 (hash, reserved)", "expected"],
+            ["payload length", "expected 32"],
         ),
         (
             page_header(1, 0, 0, 0, 1025, 1025 * 4096, 0),

@@ -6,6 +6,7 @@
 
 #![forbid(unsafe_code)]
 
+mod allocate;
 mod churn;
 mod compile;
 mod compress;
@@ -29,9 +30,12 @@ use std::process::ExitCode;
 use progress::Progress;
 
 const USAGE: &str = "usage: guest-load write --mib N --rate-mib-s R (0: as fast as it goes) [--progress PORT]
+       guest-load read --mib N [--progress PORT]
        guest-load disk --device PATH --mib N
        guest-load churn --folder PATH --mib N
        guest-load used --mib N
+       guest-load hold --mib N --held PATH
+       guest-load allocate --kib N [--progress PORT]
        guest-load cpu --percent N [--progress PORT]
        guest-load gzip|bzip2 --mib N --folder PATH [--progress PORT]
        guest-load compile --sources PATH --folder PATH [--progress PORT]
@@ -69,6 +73,9 @@ enum Load {
         mib: usize,
         rate_mib_s: usize,
     },
+    Read {
+        mib: usize,
+    },
     Disk {
         device: String,
         mib: usize,
@@ -79,6 +86,13 @@ enum Load {
     },
     Used {
         mib: usize,
+    },
+    Hold {
+        mib: usize,
+        held: PathBuf,
+    },
+    Allocate {
+        kib: usize,
     },
     Cpu {
         percent: u32,
@@ -111,8 +125,11 @@ impl Command {
         }
         match self.load {
             Load::Memory { mib, rate_mib_s } => memory::run(mib, rate_mib_s, &progress),
+            Load::Read { mib } => memory::read(mib, &progress),
             Load::Disk { device, mib } => disk::run(&device, mib),
             Load::Churn { folder, mib } => churn::run(mib, &folder),
+            Load::Hold { mib, held } => used::hold(mib, &held),
+            Load::Allocate { kib } => allocate::run(kib, &progress),
             Load::Cpu { percent } => cpu::run(percent, &progress),
             Load::Compress { program, mib, folder } => compress::run(&program, mib, &folder, &progress),
             Load::Compile { sources, folder } => compile::run(&sources, &folder, &progress),
@@ -152,12 +169,22 @@ impl Load {
                 mib: positive("--mib")?,
                 rate_mib_s: number("--rate-mib-s")?,
             },
+            "read" => Self::Read {
+                mib: positive("--mib")?,
+            },
             "disk" => Self::Disk {
                 device: values.get("--device")?.to_string(),
                 mib: positive("--mib")?,
             },
             "used" => Self::Used {
                 mib: positive("--mib")?,
+            },
+            "hold" => Self::Hold {
+                mib: positive("--mib")?,
+                held: path("--held")?,
+            },
+            "allocate" => Self::Allocate {
+                kib: positive("--kib")?,
             },
             "churn" => Self::Churn {
                 folder: path("--folder")?,
@@ -210,6 +237,7 @@ mod tests {
                 rate_mib_s: 0
             })
         );
+        assert_eq!(parse("read --mib 8"), Some(Load::Read { mib: 8 }));
         let disk = Load::Disk {
             device: "/dev/vda".to_owned(),
             mib: 8,
@@ -221,6 +249,12 @@ mod tests {
         };
         assert_eq!(parse("churn --folder /tmp --mib 8"), Some(churn));
         assert_eq!(parse("used --mib 8"), Some(Load::Used { mib: 8 }));
+        let hold = Load::Hold {
+            mib: 8,
+            held: "/tmp/held".into(),
+        };
+        assert_eq!(parse("hold --mib 8 --held /tmp/held"), Some(hold));
+        assert_eq!(parse("allocate --kib 4"), Some(Load::Allocate { kib: 4 }));
         let bzip2 = Load::Compress {
             program: "bzip2".into(),
             mib: 8,
@@ -252,8 +286,11 @@ mod tests {
             "write",
             "write --mib 0 --rate-mib-s 1",
             "write --mib 1",
+            "read --mib 0",
             "disk --mib 1",
             "churn --mib 1",
+            "allocate --kib 0",
+            "hold --mib 1",
             "sleep --mib 1",
             "disk --mib",
             "cpu --percent 101",

@@ -54,6 +54,23 @@ pub(crate) fn run(mib: usize, rate_mib_s: usize, progress: &Progress) -> Result<
     }
 }
 
+/// Reads `mib` MiB of memory, as fast as it goes, and checks it, for ever. Nothing is written once it has begun. Units of
+/// progress are pages.
+pub(crate) fn read(mib: usize, progress: &Progress) -> Result<Infallible, String> {
+    let mut sweep = Sweep::new(mib * PAGES_PER_MIB);
+    let mut report_at = Instant::now() + REPORT_EVERY;
+    loop {
+        for _ in 0..PAGES_PER_MIB {
+            sweep.check_one();
+        }
+        progress.add(PAGES_PER_MIB as u64);
+        if Instant::now() >= report_at {
+            println!("guest-load: {}", sweep.status());
+            report_at = Instant::now() + REPORT_EVERY;
+        }
+    }
+}
+
 /// The pages and where the sweeps stand. Which version a page must have follows from the writer's position alone: a page that
 /// fell back to an older state is found even where that older page is whole.
 struct Sweep {

@@ -26,12 +26,16 @@ pub(crate) struct AgentArgs {
     /// Also say how much memory a balloon could take; nothing is ballooned
     #[arg(long)]
     balloon: bool,
+    /// Also say what the guest's memory is used for, as a migration by `enlightened` asks
+    #[arg(long)]
+    classes: bool,
 }
 
 pub(super) fn run(common: &Common, args: &AgentArgs) -> Result<ExitCode> {
     let request = AgentRequest {
         timeout_ms: args.timeout.as_millis() as u64,
         balloon: args.balloon,
+        classes: args.classes,
     };
     let info = common.client()?.agent(&args.name, &request)?;
     match common.json {
@@ -61,6 +65,9 @@ fn render(info: &AgentInfo) -> String {
     if let Some(bytes) = info.balloon_bytes {
         about.add_row(["balloon", &format!("could take {}", units::size(bytes))]);
     }
+    for found in info.classes.iter().flatten().filter(|found| found.bytes > 0) {
+        about.add_row([found.class.name(), &units::size(found.bytes)]);
+    }
     let mut processes = table::list(&["pid", "last ran", "name"]);
     for ran in info.last_runs.iter().take(SHOWN) {
         let ago = format!("{:.3} s ago", ran.ago_ms as f64 / 1e3);
@@ -76,7 +83,10 @@ fn render(info: &AgentInfo) -> String {
 
 #[cfg(test)]
 mod tests {
+    use vmferry_core::hints::Class;
     use vmferry_guest::{GuestLoad, ProcessRan};
+
+    use crate::api::ClassBytes;
 
     use super::*;
 
@@ -96,12 +106,17 @@ mod tests {
             },
             last_runs: (1..=12).map(ran).collect(),
             balloon_bytes: Some(115 << 20),
+            classes: Some(vec![ClassBytes {
+                class: Class::PageTables,
+                bytes: 3 << 20,
+            }]),
         };
         let text = render(&info);
         for part in [
             "1.50 0.25 0.00",
             "64 MiB of 256",
             "could take 115",
+            "page tables  3 MiB",
             "0.500 s ago  p1",
             "and 2 more",
         ] {

@@ -52,6 +52,9 @@ pub(crate) struct HostArgs {
     /// Learn nothing about guests before they are moved
     #[arg(long, conflicts_with = "sampling_budget")]
     no_sampling: bool,
+    /// Where checkpoints are: a folder, or s3://BUCKET/PREFIX [default: checkpoints in the state directory]
+    #[arg(long, value_name = "STORE", env = "VMFERRY_STORE")]
+    store: Option<String>,
 }
 
 fn budget(text: &str) -> Result<Budget> {
@@ -67,6 +70,7 @@ pub(super) fn run(common: &Common, args: &HostArgs) -> Result<ExitCode> {
         api: args.api.clone(),
         max_streams: args.max_streams,
         sampling: (!args.no_sampling).then_some(args.sampling_budget),
+        store: args.store.clone(),
     })?;
     let info = daemon.info();
     match common.json {

@@ -9,10 +9,10 @@ use vmferry_core::sampling::{SamplingReport, SamplingState};
 use vmferry_guest::GuestState;
 
 use super::output;
-use crate::api::{GuestInfo, HostInfo, Migration, Role, Stage};
+use crate::api::{GuestInfo, HostInfo, Migration, ResumeState, Role, Stage};
 use crate::cli::Common;
 use crate::client::{Client, ClientError};
-use crate::{names, progress, report_table, table, units};
+use crate::{names, progress, report_table, resume_table, table, take_table, units};
 
 #[derive(Debug, Args)]
 pub(crate) struct StatusArgs {
@@ -67,11 +67,15 @@ fn host_status(common: &Common, client: &Client) -> Result<()> {
 fn guest_status(common: &Common, client: &Client, name: &str) -> Result<()> {
     let guest = known(client.guest(name))?;
     let migration = known(client.migration(name))?;
-    if guest.is_none() && migration.is_none() {
+    let resume = known(client.resume_state(name))?;
+    let checkpoints = known(client.checkpoint_state(name))?;
+    if guest.is_none() && migration.is_none() && resume.is_none() {
         bail!("there is no guest {name} on this host and no report of one; see `vmferry list`");
     }
     if common.json {
-        return output::json(&json!({"guest": guest, "migration": migration}));
+        let status =
+            json!({"guest": guest, "migration": migration, "resume": resume, "checkpoints": checkpoints});
+        return output::json(&status);
     }
     let guest = guest.map_or_else(
         || format!("{name} is not on this host\n"),
@@ -83,7 +87,13 @@ fn guest_status(common: &Common, client: &Client, name: &str) -> Result<()> {
     let migration = migration
         .map(|migration| format!("\n{}", describe(&migration)))
         .unwrap_or_default();
-    output::text(&(guest + &migration))
+    let resume = resume
+        .map(|resume| format!("\n{}", describe_resume(&resume)))
+        .unwrap_or_default();
+    let checkpoints = checkpoints
+        .map(|checkpoints| format!("\n{}", take_table::render_state(&checkpoints)))
+        .unwrap_or_default();
+    output::text(&(guest + &migration + &resume + &checkpoints))
 }
 
 /// None for what the daemon does not know.
@@ -104,6 +114,14 @@ fn describe(migration: &Migration) -> String {
             format!("arrived by migration:\n{}", report_table::render_received(report))
         }
     }
+}
+
+fn describe_resume(resume: &ResumeState) -> String {
+    let under_way = match &resume.progress {
+        Some(progress) => format!("being resumed: {}\n", progress::resume_line(progress)),
+        None => "last resume:\n".into(),
+    };
+    under_way + &resume_table::render(&resume.report)
 }
 
 fn host_table(host: &HostInfo) -> String {
@@ -245,6 +263,13 @@ fn remark(guest: &GuestInfo) -> String {
             )
         }
         (Role::Busy, _) => "busy".into(),
-        _ => String::new(),
+        _ => {
+            let resume = guest.resume.as_ref().map(progress::resume_line);
+            let checkpoints = guest.checkpoints.as_ref().map(|state| match state.every_ms {
+                Some(every_ms) => format!("a checkpoint every {}", units::millis(every_ms as f64)),
+                None => "a checkpoint is being taken".into(),
+            });
+            resume.or(checkpoints).unwrap_or_default()
+        }
     }
 }

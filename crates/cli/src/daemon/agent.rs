@@ -2,12 +2,14 @@
 
 use std::time::{Duration, Instant};
 
+use vmferry_core::hints::Class;
 use vmferry_core::tuning::MAX_AGENT_TIMEOUT;
+use vmferry_core::{Hints, PAGE_SIZE, Tuning};
 
 use super::host::{LocalHost, of_guest};
 use super::refusal::Refusal;
 use super::registry::Slot;
-use crate::api::{AgentInfo, AgentRequest};
+use crate::api::{AgentInfo, AgentRequest, ClassBytes};
 
 impl LocalHost {
     /// What the agent in a guest that runs here says.
@@ -20,8 +22,10 @@ impl LocalHost {
                 MAX_AGENT_TIMEOUT.as_millis()
             )));
         }
-        let (Slot::Here(member) | Slot::Leaving { member, .. } | Slot::Receiving { member, .. }) =
-            self.registry.get(name)?
+        let (Slot::Here(member)
+        | Slot::Leaving { member, .. }
+        | Slot::Receiving { member, .. }
+        | Slot::Resuming { member, .. }) = self.registry.get(name)?
         else {
             return Err(Refusal::conflict(format!("guest {name} does not run here"))
                 .mend(format!("`vmferry status {name}` shows what it does")));
@@ -32,14 +36,35 @@ impl LocalHost {
         })?;
         let deadline = Instant::now() + timeout;
         let load = guest.load(timeout).map_err(of_guest)?;
-        let left = deadline.saturating_duration_since(Instant::now());
-        let last_runs = guest
-            .last_runs(left.max(Duration::from_millis(1)))
-            .map_err(of_guest)?;
+        let left = || {
+            deadline
+                .saturating_duration_since(Instant::now())
+                .max(Duration::from_millis(1))
+        };
+        let last_runs = guest.last_runs(left()).map_err(of_guest)?;
+        let classes = match request.classes {
+            false => None,
+            true => {
+                guest.calibrate(left()).map_err(of_guest)?;
+                let active_within = Tuning::default().active_within;
+                let hints = guest.enlighten(active_within, left()).map_err(of_guest)?;
+                Some(classes(&hints))
+            }
+        };
         Ok(AgentInfo {
             balloon_bytes: request.balloon.then(|| load.memory_available_bytes / 10 * 9),
             load,
             last_runs,
+            classes,
         })
     }
+}
+
+fn classes(hints: &Hints) -> Vec<ClassBytes> {
+    let counts = Class::ALL.into_iter().zip(hints.counts());
+    let bytes = |(class, pages)| ClassBytes {
+        class,
+        bytes: pages * PAGE_SIZE,
+    };
+    counts.map(bytes).collect()
 }

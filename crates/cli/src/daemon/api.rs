@@ -17,14 +17,16 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use tokio::sync::oneshot;
+use vmferry_forecast::history::Kept;
 use vmferry_guest::GuestSpec;
 use vmferry_guest_synth::Stats;
 
 use super::host::LocalHost;
 use super::refusal::Refusal;
 use crate::api::{
-    AgentInfo, AgentRequest, AttachRequest, Done, GuestInfo, HostInfo, LimitsRequest, MigrateRequest,
-    Migration, ResolveRequest, Started, StoredReport,
+    AgentInfo, AgentRequest, AttachRequest, CalibrateRequest, Calibration, CheckpointRequest,
+    CheckpointState, Done, GuestInfo, HostInfo, LimitsRequest, MigrateRequest, Migration, ResolveRequest,
+    ResumeRequest, ResumeStarted, ResumeState, Started, StoredReport, TraceInfo, TraceRequest,
 };
 
 /// What handlers answer.
@@ -162,7 +164,22 @@ fn routes(api: Api) -> Router {
         .route("/v1/guests/{name}/limits", post(limit))
         .route("/v1/guests/{name}/cancel", post(cancel))
         .route("/v1/guests/{name}/resolve", post(resolve))
+        .route(
+            "/v1/guests/{name}/checkpoint",
+            get(checkpoint_state).post(checkpoint).delete(end_checkpoints),
+        )
+        .route("/v1/resume", post(resume))
+        .route("/v1/guests/{name}/resume", get(resume_state))
+        .route("/v1/guests/{name}/continue", post(go_on))
+        .route("/v1/guests/{name}/fill", post(fill))
         .route("/v1/reports", get(reports))
+        .route(
+            "/v1/guests/{name}/trace",
+            get(trace).post(begin_trace).delete(end_trace),
+        )
+        .route("/v1/guests/{name}/trace/file", get(trace_file))
+        .route("/v1/paths", get(paths).post(calibrate))
+        .route("/v1/history", get(history))
         .fallback(nowhere)
         .with_state(api)
 }
@@ -252,8 +269,76 @@ async fn resolve(
     blocking(move || api.host.resolve(&name, request.owner).map(|()| Done {})).await
 }
 
+async fn checkpoint(
+    State(api): State<Api>,
+    UrlPath(name): UrlPath<String>,
+    Body(request): Body<CheckpointRequest>,
+) -> Answer<CheckpointState> {
+    blocking(move || api.host.checkpoint(&name, &request)).await
+}
+
+async fn checkpoint_state(State(api): State<Api>, UrlPath(name): UrlPath<String>) -> Answer<CheckpointState> {
+    blocking(move || api.host.checkpoint_state(&name)).await
+}
+
+async fn end_checkpoints(State(api): State<Api>, UrlPath(name): UrlPath<String>) -> Answer<CheckpointState> {
+    blocking(move || api.host.end_checkpoints(&name)).await
+}
+
+async fn resume(State(api): State<Api>, Body(request): Body<ResumeRequest>) -> Answer<ResumeStarted> {
+    blocking(move || api.host.resume(&request)).await
+}
+
+async fn resume_state(State(api): State<Api>, UrlPath(name): UrlPath<String>) -> Answer<ResumeState> {
+    blocking(move || api.host.resume_state(&name)).await
+}
+
+async fn go_on(State(api): State<Api>, UrlPath(name): UrlPath<String>) -> Answer<Done> {
+    blocking(move || api.host.go_on(&name).map(|()| Done {})).await
+}
+
+async fn fill(State(api): State<Api>, UrlPath(name): UrlPath<String>) -> Answer<Done> {
+    blocking(move || api.host.fill(&name).map(|()| Done {})).await
+}
+
 async fn reports(State(api): State<Api>) -> Answer<Vec<StoredReport>> {
     blocking(move || Ok(api.host.reports.all())).await
+}
+
+async fn begin_trace(
+    State(api): State<Api>,
+    UrlPath(name): UrlPath<String>,
+    Body(request): Body<TraceRequest>,
+) -> Answer<TraceInfo> {
+    blocking(move || api.host.begin_trace(&name, &request)).await
+}
+
+async fn trace(State(api): State<Api>, UrlPath(name): UrlPath<String>) -> Answer<TraceInfo> {
+    blocking(move || api.host.trace(&name)).await
+}
+
+async fn end_trace(State(api): State<Api>, UrlPath(name): UrlPath<String>) -> Answer<TraceInfo> {
+    blocking(move || api.host.end_trace(&name)).await
+}
+
+async fn trace_file(
+    State(api): State<Api>,
+    UrlPath(name): UrlPath<String>,
+) -> Result<([(&'static str, &'static str); 1], Vec<u8>), Refusal> {
+    let bytes = api.host.trace_file(&name)?;
+    Ok(([("content-type", "application/octet-stream")], bytes.to_vec()))
+}
+
+async fn history(State(api): State<Api>) -> Answer<Kept> {
+    blocking(move || api.host.history.all()).await
+}
+
+async fn paths(State(api): State<Api>) -> Answer<Vec<Calibration>> {
+    Ok(Json(api.host.paths.all()))
+}
+
+async fn calibrate(State(api): State<Api>, Body(request): Body<CalibrateRequest>) -> Answer<Calibration> {
+    blocking(move || api.host.calibrate(&request)).await
 }
 
 async fn nowhere(request: Request) -> Refusal {

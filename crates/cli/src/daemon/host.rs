@@ -9,10 +9,14 @@ use vmferry_guest_qemu::QemuBackend;
 use vmferry_guest_synth::{Stats, SynthBackend, SynthGuest};
 use vmferry_runtime::Incoming;
 
+use super::checkpoints::Checkpoints;
 use super::disks;
+use super::history::Histories;
+use super::paths::Paths;
 use super::refusal::Refusal;
 use super::registry::{Member, Registry, Slot};
 use super::reports::Reports;
+use super::resuming::lack;
 use super::samplers::Samplers;
 use super::state_dir::{self, StateDir};
 use crate::api::{Arrival, AttachRequest, GuestInfo, Migration, Role, Stage};
@@ -24,6 +28,11 @@ pub(super) struct LocalHost {
     pub(super) registry: Arc<Registry>,
     pub(super) reports: Reports,
     pub(super) samplers: Samplers,
+    pub(super) history: Histories,
+    pub(super) checkpoints: Checkpoints,
+    /// Where checkpoints are, unless a request says otherwise.
+    pub(super) store: String,
+    pub(super) paths: Paths,
     /// Set once, right after it was made: it refers to this host in turn.
     pub(super) incoming: OnceLock<Weak<Incoming>>,
     synth: SynthBackend,
@@ -32,11 +41,15 @@ pub(super) struct LocalHost {
 }
 
 impl LocalHost {
-    pub(super) fn new(state: StateDir, samplers: Samplers) -> anyhow::Result<Self> {
+    pub(super) fn new(state: StateDir, samplers: Samplers, store: Option<String>) -> anyhow::Result<Self> {
         let synth = SynthBackend::new();
         Ok(Self {
             reports: Reports::load(state.reports())?,
             samplers,
+            checkpoints: Checkpoints::default(),
+            history: Histories::open(&state.history()),
+            store: store.unwrap_or_else(|| state.path().join("checkpoints").to_string_lossy().into_owned()),
+            paths: Paths::load(state.path().join("paths.json")),
             state,
             registry: Arc::default(),
             incoming: OnceLock::new(),
@@ -153,7 +166,9 @@ impl LocalHost {
                 _ => Ok(slot.clone()),
             }
         })?;
+        self.checkpoints.forget(name);
         self.samplers.forget(name);
+        self.give_back_checkpoint(name);
         match slot {
             Slot::Here(Member { vm, dir })
             | Slot::Receiving {
@@ -162,6 +177,11 @@ impl LocalHost {
             } => {
                 vm.destroy();
                 state_dir::remove_guest(&dir);
+            }
+            Slot::Resuming { member, resuming, .. } => {
+                resuming.release();
+                member.vm.destroy();
+                state_dir::remove_guest(&member.dir);
             }
             Slot::Stuck { dir, vm, .. } => {
                 if let Some(vm) = vm {
@@ -205,7 +225,7 @@ impl LocalHost {
         Ok(())
     }
 
-    fn synthetic(&self, name: &str) -> Result<Arc<SynthGuest>, Refusal> {
+    pub(super) fn synthetic(&self, name: &str) -> Result<Arc<SynthGuest>, Refusal> {
         self.registry.get(name)?;
         self.synth.find(name).ok_or_else(|| {
             Refusal::conflict(format!(
@@ -237,7 +257,7 @@ impl LocalHost {
                     stage: Stage::Incoming { progress },
                 })
             }
-            Slot::Busy { .. } | Slot::Here(_) | Slot::Stuck { .. } => None,
+            Slot::Busy { .. } | Slot::Here(_) | Slot::Stuck { .. } | Slot::Resuming { .. } => None,
         }
     }
 
@@ -248,10 +268,17 @@ impl LocalHost {
             Slot::Leaving { .. } => (Role::Source, None),
             Slot::Arriving { .. } => (Role::Destination, None),
             Slot::Receiving { .. } => (Role::Receiving, None),
+            Slot::Resuming { resuming, .. } => (Role::Resuming, lack(&resuming.progress())),
             Slot::Stuck { why, .. } => (Role::Unreachable, Some(why.clone())),
         };
         let vm = slot.member().map(|member| &member.vm);
-        let state = vm.map(|vm| vm.state());
+        let state = match slot {
+            // A vCPU that waits for a page keeps QEMU from saying so.
+            Slot::Resuming { resuming, .. } if resuming.progress().stalled.is_some() => {
+                Some(GuestState::Paused)
+            }
+            _ => vm.map(|vm| vm.state()),
+        };
         let ended = (role == Role::Owner && state == Some(GuestState::Gone))
             .then(|| format!("it ended; `vmferry stop {name}` forgets it"));
         let backend = match slot {
@@ -267,6 +294,11 @@ impl LocalHost {
             ram_bytes: vm.map_or(0, |vm| vm.ram().layout().bytes()),
             problem: problem.or(ended),
             migration: self.migration_under_way(name, slot),
+            checkpoints: self.checkpoints.state(name).filter(|state| !state.ended),
+            resume: match slot {
+                Slot::Resuming { resuming, .. } => Some(resuming.progress()),
+                _ => None,
+            },
             learned: None,
         }
     }

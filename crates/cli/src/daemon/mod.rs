@@ -5,14 +5,20 @@
 
 mod agent;
 mod api;
+mod checkpoints;
 mod disks;
+mod history;
+mod holdings;
 mod host;
 mod incoming;
 mod outgoing;
+mod paths;
+mod recordings;
 mod recovery;
 mod refusal;
 mod registry;
 mod reports;
+mod resuming;
 mod samplers;
 pub mod shutdown;
 mod state_dir;
@@ -44,6 +50,8 @@ pub struct Options {
     pub max_streams: u16,
     /// The share of its guests' time that learning about them may cost; absent: nothing is learned.
     pub sampling: Option<Budget>,
+    /// Where checkpoints are: a folder or a URL; `store` in the state directory where absent.
+    pub store: Option<String>,
 }
 
 /// A daemon that runs. Dropping it stops it.
@@ -72,13 +80,18 @@ impl Daemon {
         // Whoever connects from now on waits until everything is recovered.
         let api = api::bind(&socket)?;
 
-        let host = Arc::new(LocalHost::new(state, Samplers::new(options.sampling))?);
+        let host = Arc::new(LocalHost::new(
+            state,
+            Samplers::new(options.sampling),
+            options.store.clone(),
+        )?);
         let incoming = Incoming::new(listener, host.clone(), host.state.path());
         let incoming = Arc::new(incoming.context("cannot take guests in")?);
         incoming.limit_streams(options.max_streams);
         // Nobody else has set it: the host was made three lines above.
         let _ = host.incoming.set(Arc::downgrade(&incoming));
-        let notes = recovery::recover(&host, &incoming)?;
+        let mut notes = recovery::recover(&host, &incoming)?;
+        notes.extend(host.history.problem());
         let info = HostInfo {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),
@@ -121,6 +134,7 @@ impl Drop for Daemon {
         self.host.begin_stopping();
         shutdown::end_migrations(&self.host, &self.incoming);
         drop(self.server.take());
+        self.host.checkpoints.end();
         self.host.samplers.end();
         shutdown::release_guests(&self.host);
         self.host.state.unlock();

@@ -27,16 +27,26 @@ impl LocalHost {
     ) -> Result<Started, Refusal> {
         self.check_open()?;
         let destination: Endpoint = request.to.parse().map_err(Refusal::bad_request)?;
+        if request.auto && request.forecast.is_none() {
+            return Err(Refusal::bad_request(
+                "a strategy that a forecast is to choose needs that forecast in the request",
+            )
+            .mend("use `vmferry migrate --strategy auto`, which makes one first"));
+        }
         let (claim, member) = self
             .registry
             .take(name, "is about to be moved", |slot| may_leave(name, slot))?;
+        let asked = request;
+        self.checkpoints.check_off(name)?;
         let request = request.clone().directed_to(destination);
         let (id, to) = (new_id(name), request.to.to_string());
         state_dir::set_marker(&member.dir, Marker::Leaving).map_err(Refusal::failed)?;
         let dir = GuestDir::new(member.dir.clone());
         let ready = self.samplers.let_go(name);
+        self.history.begins(&id, asked);
         let started = Outgoing::start_knowing(Arc::clone(&member.vm), dir, request, ready);
         let outgoing = started.map_err(|error| {
+            self.history.ends(&id, None);
             state_dir::clear_marker(&member.dir, Marker::Leaving);
             self.samplers.begin(&member);
             of_runtime(error)
@@ -65,6 +75,7 @@ impl LocalHost {
         log_end(name, report);
         // Kept first, so that whoever sees that it is over finds it.
         self.reports.keep(id, name, ReportSide::Source, report);
+        self.history.ends(id, Some(report));
         match (report.outcome, self.registry.get(name)) {
             (Outcome::Cancelled | Outcome::Failed, Ok(Slot::Leaving { member, .. })) => {
                 self.samplers.begin(&member);
@@ -111,6 +122,12 @@ impl LocalHost {
                 Some(incoming) => incoming.cancel(name).map_err(of_runtime),
                 None => Err(Refusal::stopping()),
             },
+            Slot::Resuming { resuming, .. } => resuming.cancel().map_err(|_| {
+                Refusal::conflict(format!(
+                    "guest {name} is started already: its resume can only be completed"
+                ))
+                .mend(format!("`vmferry stop {name}` ends it"))
+            }),
             Slot::Receiving { .. } => Err(Refusal::conflict(format!(
                 "guest {name} runs here already: its migration can only be completed"
             ))),
@@ -182,7 +199,10 @@ impl LocalHost {
         {
             return Ok(under_way);
         }
-        let last = self.reports.last_of(name).and_then(of_stored);
+        let last = self
+            .reports
+            .last_of(name, |side| side != ReportSide::Resume)
+            .and_then(of_stored);
         last.ok_or_else(|| {
             Refusal::not_found(format!("no migration of a guest {name} is known on this host"))
         })
@@ -201,6 +221,12 @@ fn may_leave(name: &str, slot: &Slot) -> Result<Member, Refusal> {
         Slot::Receiving { .. } => refuse(
             "still lacks pages that its last host has",
             format!("wait until `vmferry status {name}` shows none"),
+        ),
+        Slot::Resuming { .. } => refuse(
+            "still lacks pages that are in its store",
+            format!(
+                "have them brought with `vmferry fill {name}`, and wait until `vmferry status {name}` shows none"
+            ),
         ),
         Slot::Stuck { why, .. } => refuse(
             &format!("cannot be used: {why}"),
@@ -223,6 +249,7 @@ fn of_stored(stored: StoredReport) -> Option<Migration> {
         ReportSide::Destination => Stage::Received {
             report: stored.report,
         },
+        ReportSide::Resume => return None,
     };
     Some(Migration { id: stored.id, stage })
 }

@@ -4,7 +4,7 @@
 //!
 //! | journal | then |
 //! |---|---|
-//! | owner, or none | the guest is ours: found again, and resumed where a migration had paused it; if pages still arrive, its faults are taken over |
+//! | owner, or none | the guest is ours: found again, and resumed where a migration had paused it; if pages still arrive or are in the store of its checkpoint, its faults are taken over |
 //! | handed over | the guest is the destination's: the migration is taken up again |
 //! | declined, released | leftovers are ended and removed |
 //! | none, marked as arriving | it never was ours: as above |
@@ -13,6 +13,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
+use vmferry_checkpoint::resume::Saved;
 use vmferry_core::handover::Record;
 use vmferry_guest::{GuestError, GuestSpec, GuestState, Vm};
 use vmferry_runtime::{GuestDir, Incoming, Journal, Outgoing};
@@ -142,8 +143,14 @@ fn take_back(
         vm: Arc::clone(vm),
         dir: dir.to_owned(),
     };
-    let in_migration =
-        state_dir::has_marker(dir, Marker::Leaving) || state_dir::has_marker(dir, Marker::Arriving);
+    let may_be_paused = [Marker::Leaving, Marker::Arriving, Marker::Checkpointed];
+    let may_be_paused = may_be_paused
+        .into_iter()
+        .any(|marker| state_dir::has_marker(dir, marker));
+    if let Some(saved) = Saved::load(&guest_dir)? {
+        state_dir::clear_marker(dir, Marker::Leaving);
+        return host.take_up_resume(name, member, saved).map(Some);
+    }
     disks::arrived(dir);
     let note = if guest_dir.page_states().exists() {
         host.registry.insert(
@@ -161,12 +168,13 @@ fn take_back(
         tracing::info!("{name} was found again");
         None
     };
-    // A migration had paused it, or had not come to let it run.
-    if in_migration && vm.state() == GuestState::Paused {
+    // A migration or a checkpoint had paused it, or had not come to let it run.
+    if may_be_paused && vm.state() == GuestState::Paused {
         vm.resume()?;
     }
     state_dir::clear_marker(dir, Marker::Leaving);
     state_dir::clear_marker(dir, Marker::Arriving);
+    state_dir::clear_marker(dir, Marker::Checkpointed);
     Ok(note)
 }
 

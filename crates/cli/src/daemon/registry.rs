@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use vmferry_checkpoint::resume::Resuming;
 use vmferry_guest::Vm;
 use vmferry_runtime::Outgoing;
 
@@ -21,7 +22,8 @@ pub(super) struct Member {
 /// ```text
 /// (none) -> Busy -> Here -> Leaving -> (none)   moved away
 ///    |               ^  ^------'                cancelled, failed
-///    '-> Arriving -> Receiving
+///    |-> Arriving -> Receiving
+///    '-> Busy -> Resuming                         from a checkpoint
 /// ```
 #[derive(Clone)]
 pub(super) enum Slot {
@@ -53,6 +55,13 @@ pub(super) enum Slot {
         /// Of the migration.
         id: String,
     },
+    /// The guest is being resumed from a checkpoint; once it runs it is this host's, and pages of it are in the store only.
+    Resuming {
+        member: Member,
+        /// Of the resume.
+        id: String,
+        resuming: Resuming,
+    },
     /// There is a directory, and its guest cannot be used.
     Stuck {
         dir: PathBuf,
@@ -71,7 +80,8 @@ impl Slot {
             Self::Here(member)
             | Self::Leaving { member, .. }
             | Self::Arriving { member, .. }
-            | Self::Receiving { member, .. } => Some(member),
+            | Self::Receiving { member, .. }
+            | Self::Resuming { member, .. } => Some(member),
             Self::Busy { .. } | Self::Stuck { .. } => None,
         }
     }

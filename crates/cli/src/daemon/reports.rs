@@ -67,9 +67,13 @@ impl Reports {
         }
     }
 
-    /// The newest of a guest.
-    pub(super) fn last_of(&self, vm: &str) -> Option<StoredReport> {
-        self.lock().iter().rev().find(|report| report.vm == vm).cloned()
+    /// The newest of a guest that a side of this kind wrote.
+    pub(super) fn last_of(&self, vm: &str, of: impl Fn(ReportSide) -> bool) -> Option<StoredReport> {
+        let all = self.lock();
+        let mut newest_first = all.iter().rev();
+        newest_first
+            .find(|report| report.vm == vm && of(report.side))
+            .cloned()
     }
 
     /// All, the newest last.
@@ -81,6 +85,7 @@ impl Reports {
         let side = match report.side {
             ReportSide::Source => "source",
             ReportSide::Destination => "destination",
+            ReportSide::Resume => "resume",
         };
         self.dir
             .join(format!("{:013}-{}-{side}.json", report.ended_unix_ms, report.vm))
@@ -96,7 +101,8 @@ pub(super) fn new_id(vm: &str) -> String {
     format!("{vm}-{}", unix_ms())
 }
 
-fn unix_ms() -> u64 {
+/// Now, in milliseconds since 1970.
+pub(super) fn unix_ms() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
@@ -116,7 +122,11 @@ mod tests {
         fs::write(temp.path().join("strange.json"), "{").unwrap();
         let reports = Reports::load(temp.path().to_owned()).unwrap();
         assert_eq!(reports.all().len(), 2);
-        assert_eq!(reports.last_of("web").unwrap().report, json!({"n": 1}));
-        assert_eq!(reports.last_of("nobody"), None);
+        assert_eq!(reports.last_of("web", |_| true).unwrap().report, json!({"n": 1}));
+        assert_eq!(reports.last_of("nobody", |_| true), None);
+        assert_eq!(
+            reports.last_of("web", |side| side == ReportSide::Destination),
+            None
+        );
     }
 }

@@ -11,6 +11,7 @@ use vmferry_core::Tuning;
 use vmferry_core::sampling::{Budget, Learned, Ready, SamplingReport};
 use vmferry_runtime::{GuestDir, Sampler, sampler};
 
+use super::recordings::Recordings;
 use super::registry::Member;
 use crate::failure;
 
@@ -20,6 +21,8 @@ pub(super) struct Samplers {
     budget: Option<Budget>,
     /// None once the daemon ends.
     guests: Mutex<Option<BTreeMap<String, Entry>>>,
+    /// Who has the tracker of a guest instead.
+    pub(super) recordings: Recordings,
 }
 
 /// What there is of a guest.
@@ -35,6 +38,7 @@ impl Samplers {
         Self {
             budget,
             guests: Mutex::new(Some(BTreeMap::new())),
+            recordings: Recordings::default(),
         }
     }
 
@@ -63,8 +67,9 @@ impl Samplers {
         guests.insert(name.clone(), Entry::Active(sampler, member.dir.clone()));
     }
 
-    /// The guest is to be moved: its sampler lets go of it, for what a migration can use.
+    /// The guest is to be moved: its sampler lets go of it, and whoever records it, for what a migration can use.
     pub(super) fn let_go(&self, name: &str) -> Option<Ready> {
+        self.recordings.let_go(name);
         let active = match self.lock().as_mut()?.remove(name)? {
             Entry::Active(sampler, _) => sampler,
             Entry::Known(_) => return None,
@@ -72,14 +77,30 @@ impl Samplers {
         // Outside of the lock: it may be in the middle of a scan.
         let learned = active.end();
         let ready = sampler::ready(&learned);
-        if let Some(guests) = self.lock().as_mut() {
-            guests.insert(name.to_owned(), Entry::Known(Box::new(learned)));
-        }
+        self.remember(name, Box::new(learned));
         ready
+    }
+
+    /// The guest is to be recorded: its sampler lets go of it, and goes on afterwards ([`Samplers::begin`]).
+    pub(super) fn set_aside(&self, name: &str) {
+        let active = match self.lock().as_mut().and_then(|guests| guests.remove(name)) {
+            Some(Entry::Active(sampler, _)) => sampler,
+            Some(Entry::Known(learned)) => return self.remember(name, learned),
+            None => return,
+        };
+        // Outside of the lock.
+        self.remember(name, Box::new(active.end()));
+    }
+
+    fn remember(&self, name: &str, learned: Box<Learned>) {
+        if let Some(guests) = self.lock().as_mut() {
+            guests.insert(name.to_owned(), Entry::Known(learned));
+        }
     }
 
     /// The guest is not this host's any more, or is about to be ended.
     pub(super) fn forget(&self, name: &str) {
+        self.recordings.let_go(name);
         let entry = self.lock().as_mut().and_then(|guests| guests.remove(name));
         // Outside of the lock.
         drop(entry);
@@ -94,6 +115,7 @@ impl Samplers {
 
     /// Ends all of them for good, and keeps what they learned for the next daemon.
     pub(super) fn end(&self) {
+        self.recordings.end();
         let guests = self.lock().take().unwrap_or_default();
         for (name, entry) in guests {
             let Entry::Active(sampler, dir) = entry else {

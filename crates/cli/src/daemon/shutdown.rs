@@ -85,6 +85,15 @@ fn still_moving(host: &LocalHost, incoming: &Incoming) -> bool {
                     tracing::info!("cancelled the arrival of {name}");
                 }
             }
+            Slot::Resuming { resuming, .. } => {
+                let progress = resuming.progress();
+                if !progress.ours && !progress.standing {
+                    moving = true;
+                    if resuming.cancel().is_ok() {
+                        tracing::info!("cancelled the resume of {name}");
+                    }
+                }
+            }
             _ => {}
         }
     }
@@ -95,6 +104,10 @@ fn still_moving(host: &LocalHost, incoming: &Incoming) -> bool {
 pub(super) fn release_guests(host: &LocalHost) {
     for (name, slot) in host.registry.drain() {
         let Some(member) = slot.member() else { continue };
+        if let Slot::Resuming { resuming, .. } = &slot {
+            // It waits for pages until the next daemon brings them.
+            resuming.release();
+        }
         if member.vm.spec().backend == "synth" {
             tracing::info!("{name} is synthetic: it ends with this daemon");
             member.vm.destroy();

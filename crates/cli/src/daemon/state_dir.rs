@@ -5,6 +5,8 @@
 //! STATE/api.sock              the API, unless it was put elsewhere
 //! STATE/sessions              what became of sessions that arrived (kept by the runtime)
 //! STATE/reports/*.json        reports
+//! STATE/paths.json            the ways to other hosts, as they were measured
+//! STATE/history               what migrations away leave for the models (an embedded database)
 //! STATE/guests/NAME/spec.json what the guest was made from; written before anything is started
 //! STATE/guests/NAME/arriving  there while the guest is not this host's yet
 //! STATE/guests/NAME/leaving   there while a migration away is under way
@@ -31,6 +33,8 @@ pub(super) enum Marker {
     Arriving,
     /// A migration away has begun, so the guest may be found paused.
     Leaving,
+    /// Checkpoints are being taken, so the guest may be found paused.
+    Checkpointed,
 }
 
 impl Marker {
@@ -38,6 +42,7 @@ impl Marker {
         match self {
             Self::Arriving => "arriving",
             Self::Leaving => "leaving",
+            Self::Checkpointed => "checkpointed",
         }
     }
 }
@@ -74,6 +79,10 @@ impl StateDir {
 
     pub(super) fn path(&self) -> &Path {
         &self.path
+    }
+
+    pub(super) fn history(&self) -> PathBuf {
+        self.path.join("history")
     }
 
     pub(super) fn reports(&self) -> PathBuf {

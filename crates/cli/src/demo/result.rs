@@ -197,6 +197,7 @@ mod tests {
             data_bytes: 150 << 20,
             bytes_on_wire: 151 << 20,
             device_state_bytes: 300 << 10,
+            reuse: None,
             encoding: Default::default(),
             pages: PageCounts {
                 sent: 38_400,
@@ -209,11 +210,13 @@ mod tests {
             cpu_seconds: CpuSeconds::default(),
             memory_bytes: SidesBytes::default(),
             limits: Default::default(),
+            filter: None,
             disks: None,
             verified: Some(Verified {
                 pages: 131_072,
                 mismatches: 0,
             }),
+            forecast: None,
             notes: Vec::new(),
         }
     }

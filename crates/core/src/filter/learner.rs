@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use super::fit::{self, ChiSquare};
 use super::model::Model;
+use super::report::StateCount;
 use super::states::{State, observe};
 use crate::bitmap::PageBitmap;
 use crate::tuning::Tuning;
@@ -136,6 +137,17 @@ impl Learner {
             )
         };
         of(&self.tuning) == of(tuning)
+    }
+
+    /// How often each state that occurred did, in order; also in samples whose transitions still wait for their test.
+    pub fn occurrences(&self) -> Vec<StateCount> {
+        let mut counts = self.model.arrivals();
+        for &(_, to) in &self.steps {
+            counts[usize::from(to)] += 1;
+        }
+        let seen = (0..).zip(counts).filter(|(_, samples)| *samples > 0);
+        seen.map(|(state, samples)| StateCount { state, samples })
+            .collect()
     }
 
     /// What it learns by.

@@ -16,9 +16,11 @@ pub mod forecast;
 pub mod learner;
 pub mod model;
 pub mod regions;
+pub mod report;
 pub mod states;
 pub mod trust;
 
 pub use learner::{Learner, Tested};
 pub use model::Model;
+pub use report::{FilterReport, SampleCost, StateCount};
 pub use trust::{Trust, Verdict};

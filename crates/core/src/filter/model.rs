@@ -83,6 +83,22 @@ impl Model {
         self.transitions[usize::from(from) * self.states + usize::from(to)]
     }
 
+    /// How often each pair of states that was seen was, in no order that says anything.
+    pub(super) fn all_transitions(&self) -> impl Iterator<Item = u32> {
+        self.transitions.iter().copied().filter(|&seen| seen > 0)
+    }
+
+    /// How often each state came after another one or itself.
+    pub(super) fn arrivals(&self) -> Vec<u64> {
+        let mut arrivals = vec![0; self.states];
+        for row in self.transitions.chunks_exact(self.states) {
+            for (sum, &seen) in arrivals.iter_mut().zip(row) {
+                *sum += u64::from(seen);
+            }
+        }
+        arrivals
+    }
+
     /// How often each state was entered from another: a stay counts once.
     pub fn entries(&self) -> &[u32] {
         &self.entries

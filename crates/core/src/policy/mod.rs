@@ -18,15 +18,17 @@
 use std::time::Duration;
 
 use crate::bitmap::PageBitmap;
+use crate::filter::FilterReport;
 use crate::hints::Hints;
 use crate::ledger::Ledger;
 use crate::pages::PageRun;
 use crate::rates::Rates;
 
+pub mod auto;
 pub mod enlightened;
 pub mod hybrid;
 pub mod hybrid_learning;
-mod near_faults;
+pub(crate) mod near_faults;
 pub mod post_copy;
 pub mod post_copy_push;
 pub mod pre_copy;
@@ -184,6 +186,11 @@ pub trait Policy: Send {
     /// and they would be demanded one by one.
     fn sends_ahead(&self) -> bool {
         true
+    }
+
+    /// What its data filter learned, of a policy that has one.
+    fn filter_report(&self) -> Option<FilterReport> {
+        None
     }
 
     /// What the operator should know, since this was asked last: what was learned, what was switched off.

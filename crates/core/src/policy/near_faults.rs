@@ -13,20 +13,20 @@ const MOST: usize = 7;
 
 /// The neighbourhoods of the last faults, the newest first.
 #[derive(Debug, Default)]
-pub(super) struct NearFaults {
+pub(crate) struct NearFaults {
     pivots: Vec<u64>,
 }
 
 impl NearFaults {
     /// The guest demanded `page`.
-    pub(super) fn faulted(&mut self, page: u64) {
+    pub(crate) fn faulted(&mut self, page: u64) {
         self.pivots.retain(|&pivot| pivot != page);
         self.pivots.truncate(MOST - 1);
         self.pivots.insert(0, page);
     }
 
     /// The next pages left near the newest fault that has any: first those after it, for most accesses ascend.
-    pub(super) fn next(&mut self, left: &PageBitmap, max_pages: u64) -> Option<PageRun> {
+    pub(crate) fn next(&mut self, left: &PageBitmap, max_pages: u64) -> Option<PageRun> {
         while let Some(&pivot) = self.pivots.first() {
             let low = pivot.saturating_sub(REACH_PAGES);
             let within = |run: &PageRun| run.first <= pivot + REACH_PAGES;

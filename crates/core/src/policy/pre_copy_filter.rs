@@ -12,7 +12,7 @@ use super::pre_copy::PreCopy;
 use super::{LiveStep, Needs, Policy, RoundChange, RoundPages, RoundPlan, StopPlan, View};
 use crate::bitmap::PageBitmap;
 use crate::filter::states::Sampler;
-use crate::filter::{Learner, Tested, Trust, Verdict};
+use crate::filter::{FilterReport, Learner, Tested, Trust, Verdict};
 use crate::sampling::Ready;
 use crate::strategy::Limits;
 use crate::tuning::Tuning;
@@ -33,6 +33,8 @@ pub struct PreCopyFilter {
     /// Rounds that had nothing to send because all was forecast to be dirtied.
     empty_rounds: u32,
     notes: Vec<String>,
+    /// Forecasts and tests of this migration, for its report.
+    done: FilterReport,
 }
 
 impl PreCopyFilter {
@@ -49,6 +51,7 @@ impl PreCopyFilter {
             pages,
             empty_rounds: 0,
             notes: Vec::new(),
+            done: FilterReport::default(),
         }
     }
 
@@ -77,6 +80,7 @@ impl PreCopyFilter {
     }
 
     fn learn_anew(&mut self) {
+        self.done.rebuilt += 1;
         self.learner = Learner::new(self.pages, &self.tuning);
         self.trust = Trust::default();
     }
@@ -98,6 +102,9 @@ impl PreCopyFilter {
     }
 
     fn tested(&mut self, view: &View<'_>, tested: &Tested) {
+        self.done.tests += 1;
+        self.done.tests_failed += u64::from(!tested.fits());
+        self.done.last_test = Some(*tested);
         let verdict = self.trust.tested(tested.fits(), &self.learner);
         let at_ms = view.now.as_millis();
         if std::mem::take(&mut self.on_trial) && !tested.fits() {
@@ -124,7 +131,8 @@ impl PreCopyFilter {
     }
 
     /// Lines 16 to 21: the pages to be dirtied while all that is outstanding would be sent, held back or not.
-    fn forecast(&self, view: &View<'_>) -> PageBitmap {
+    fn forecast(&mut self, view: &View<'_>) -> PageBitmap {
+        self.done.forecasts += 1;
         // 16. let sendtime := length(sendlist) / netrate()
         let send_time = view.time_to_send_pending().or_else(|| first_round(view));
         let steps = send_time.unwrap_or_default().as_nanos() / self.tuning.interval.as_nanos().max(1);
@@ -198,6 +206,26 @@ impl Policy for PreCopyFilter {
     /// Line 12.
     fn stop(&mut self, view: &View<'_>) -> StopPlan {
         self.pre_copy.stop(view)
+    }
+
+    fn filter_report(&self) -> Option<FilterReport> {
+        let FilterReport {
+            tests,
+            tests_failed,
+            last_test,
+            rebuilt,
+            forecasts,
+            ..
+        } = self.done;
+        Some(FilterReport {
+            fits: self.is_filtering(),
+            tests,
+            tests_failed,
+            last_test,
+            rebuilt,
+            forecasts,
+            ..FilterReport::of(&self.learner)
+        })
     }
 
     fn notes(&mut self) -> Vec<String> {

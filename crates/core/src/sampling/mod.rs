@@ -17,11 +17,15 @@
 //! [`Background`] is without I/O, as all of this crate: it says when to scan next and takes in what the scan found.
 
 mod background;
+pub mod coverage;
 mod learned;
+pub mod recording;
 mod schedule;
 mod status;
 
 pub use background::{Background, News};
+pub use coverage::Coverage;
 pub use learned::{Learned, NotReady, Ready};
+pub use recording::{Recorded, Recording};
 pub use schedule::{BadBudget, Budget, PAGE_COST};
 pub use status::{SamplingReport, SamplingState};

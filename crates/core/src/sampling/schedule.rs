@@ -48,7 +48,7 @@ impl Budget {
     }
 
     /// The time of which `cost` is just the budget.
-    fn time_for(self, cost: Duration) -> Duration {
+    pub(super) fn time_for(self, cost: Duration) -> Duration {
         Duration::try_from_secs_f64(cost.as_secs_f64() / self.0).unwrap_or(Duration::MAX)
     }
 }
@@ -58,6 +58,11 @@ impl Default for Budget {
     fn default() -> Self {
         Self(0.03)
     }
+}
+
+/// What a page that a scan finds is taken to cost where such a write was measured to cost `write`.
+pub(super) fn page_cost_of(write: Duration) -> Duration {
+    (write * DEARER).max(PAGE_COST)
 }
 
 /// Where it stands.
@@ -154,7 +159,7 @@ impl Schedule {
 
     /// A write to a tracked page was measured to cost this much.
     pub(super) fn measured(&mut self, write: Duration) {
-        self.page_cost = (write * DEARER).max(PAGE_COST);
+        self.page_cost = page_cost_of(write);
     }
 
     /// What is taken for the cost of a page.

@@ -11,6 +11,7 @@ mod live;
 mod pace;
 mod pushing;
 mod recorder;
+mod references;
 mod state;
 mod stop;
 
@@ -23,6 +24,7 @@ pub use state::Ownership;
 
 use crate::bitmap::PageBitmap;
 use crate::disks::Convergence;
+use crate::filter::FilterReport;
 use crate::handover::{Epoch, EpochMismatch};
 use crate::ledger::Ledger;
 use crate::pages::PageRun;
@@ -97,6 +99,8 @@ pub struct Source {
     demanded: PageBitmap,
     /// Of these, the ones to push first after a reconnect: the guest waits for them.
     urgent: PageBitmap,
+    /// Pages that crossed as references to content that the destination should have.
+    referenced: PageBitmap,
     /// What crosses between the stop and the resume.
     ahead: Ahead,
     recorder: Recorder,
@@ -144,6 +148,7 @@ impl Source {
             rounds: 0,
             demanded: PageBitmap::new(setup.pages),
             urgent: PageBitmap::new(setup.pages),
+            referenced: PageBitmap::new(setup.pages),
             ahead: Ahead::default(),
             recorder: Recorder::new(State::Offered.phase()),
             answer,
@@ -297,6 +302,7 @@ impl Source {
         Measured {
             bandwidth_bytes_per_s: self.pace.bytes_per_s(),
             bandwidth_waited: self.pace.waited(Duration::ZERO),
+            filter: self.policy.filter_report(),
             ..self.recorder.measured(&self.ledger)
         }
     }
@@ -317,6 +323,7 @@ impl Source {
             | Event::Tick) => self.live_event(now, event),
             Event::SwitchTaken => self.switch_taken(),
             event @ (Event::DisksProgress(_) | Event::DisksSettled) => self.disks_event(now, event),
+            Event::Missed(pages) => self.missed(&pages),
             event @ Event::Enlightened(_) => self.asking_event(now, event),
             event @ (Event::Stopped { .. }
             | Event::StateSent { .. }
@@ -574,6 +581,8 @@ pub struct Measured {
     pub bandwidth_bytes_per_s: Option<u64>,
     /// How long pages waited for nothing but the bandwidth cap.
     pub bandwidth_waited: Duration,
+    /// What the data filter learned.
+    pub filter: Option<FilterReport>,
 }
 
 fn view<'a>(

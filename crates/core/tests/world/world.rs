@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use vmferry_core::forecast::{Expected, StrategyForecast};
+use vmferry_core::policy::auto::Auto;
 use vmferry_core::policy::{Faults, Policy};
 use vmferry_core::report::Outcome;
 use vmferry_core::sampling::{Background, Budget, Ready};
@@ -12,6 +14,7 @@ use crate::agent::Agent;
 use crate::checks::Checks;
 use crate::chooser::Chooser;
 use crate::destination_host::DestinationHost;
+use crate::disk::Disk;
 use crate::guest::{Guest, Habits, Memory, act_at_source};
 use crate::network::Network;
 use crate::source_host::SourceHost;
@@ -35,6 +38,10 @@ pub(crate) struct Scenario {
     pub slow: bool,
     /// What sits in the guest.
     pub agent: Agent,
+    /// What was expected of it, where it is watched by `auto`.
+    pub expected: Option<StrategyForecast>,
+    /// Writes to the disk that moves with the guest, before the migration; none where no disk moves.
+    pub disk: Option<u64>,
     /// Pages that the source takes the loading of the device state to read.
     pub read_by_load: Vec<PageRun>,
 }
@@ -95,11 +102,21 @@ impl Scenario {
                 true => Agent::choose(chooser),
                 false => Agent::Silent,
             },
+            expected: (chooser.below(3) == 0).then(|| expected(algorithm, chooser)),
+            disk: (chooser.below(4) == 0).then(|| chooser.below(20)),
             read_by_load,
         }
     }
 
     pub(crate) fn policy(&self) -> Box<dyn Policy> {
+        let policy = self.unwatched_policy();
+        match &self.expected {
+            Some(expected) => Box::new(Auto::new(policy, expected.clone())),
+            None => policy,
+        }
+    }
+
+    fn unwatched_policy(&self) -> Box<dyn Policy> {
         match self.believed {
             Some(run) => {
                 self.algorithm
@@ -155,8 +172,11 @@ impl World {
         };
         let mut machine = Source::new(setup, scenario.policy()).within(&scenario.limits);
         machine.read_by_load(scenario.read_by_load.iter().copied());
+        if scenario.disk.is_some() {
+            machine = machine.with_disks(scenario.limits.downtime);
+        }
         Self {
-            source: SourceHost::new(memory, machine),
+            source: SourceHost::new(memory, machine, scenario.disk.map(Disk::new)),
             destination: DestinationHost::new(scenario.pages),
             network: Network::default(),
             now: Duration::ZERO,
@@ -191,7 +211,7 @@ impl World {
 
     /// One of the threads of the world goes on.
     fn step(&mut self) -> bool {
-        const KINDS: u64 = 18;
+        const KINDS: u64 = 19;
         let first = self.chooser.below(KINDS);
         (0..KINDS).any(|kind| match (first + kind) % KINDS {
             0 => self.source_takes_input(),
@@ -209,6 +229,7 @@ impl World {
             14 => self.destination_admits() || self.destination_responds_from_log(),
             15 => self.destination_times_out(),
             16 => self.agent_answers(),
+            17 => self.mirror_goes_on(),
             _ => self.daemons_restart(),
         })
     }
@@ -248,6 +269,9 @@ impl World {
                 scenario.habits,
                 chooser,
             );
+            if let Some(disk) = source.disk.as_mut().filter(|_| chooser.once_in(8)) {
+                disk.write();
+            }
         }
         if self.destination.running {
             self.guest_acts_at_destination();
@@ -445,4 +469,23 @@ fn divisor(pages: u64, chooser: &mut Chooser) -> u32 {
 /// Keeps bitmaps of a scenario's size in one place.
 pub(crate) fn no_pages(scenario: &Scenario) -> PageBitmap {
     PageBitmap::new(scenario.pages)
+}
+
+/// A forecast that reality leaves now and then.
+fn expected(strategy: Strategy, chooser: &mut Chooser) -> StrategyForecast {
+    let up_to = |high: f64| Expected {
+        likely: high / 2.0,
+        low: 0.0,
+        high,
+    };
+    StrategyForecast {
+        strategy,
+        total_ms: up_to(100.0),
+        execution_transfer_ms: up_to([0.0, 5.0, 1e6][chooser.below(3) as usize]),
+        downtime_ms: up_to(1.0),
+        bytes_on_wire: up_to([1e4, 1e5, 1e9][chooser.below(3) as usize]),
+        slow_down_percent: up_to(1.0),
+        rounds: up_to([0.0, 2.0, 100.0][chooser.below(3) as usize]),
+        completes: 1.0,
+    }
 }

@@ -39,7 +39,8 @@ pub type Result<T> = std::result::Result<T, QmpError>;
 pub struct Qmp {
     path: PathBuf,
     events: Arc<EventLog>,
-    connection: Mutex<Arc<Connection>>,
+    /// None before the first command, where it was left to that.
+    connection: Mutex<Option<Arc<Connection>>>,
 }
 
 impl Qmp {
@@ -54,8 +55,17 @@ impl Qmp {
         Ok(Self {
             path: path.to_owned(),
             events,
-            connection: Mutex::new(Arc::new(connection)),
+            connection: Mutex::new(Some(Arc::new(connection))),
         })
+    }
+
+    /// A client that connects when it has something to say: to a QEMU that does not answer now, because it waits for something else.
+    pub fn connect_later(path: &Path) -> Self {
+        Self {
+            path: path.to_owned(),
+            events: Arc::new(EventLog::new()),
+            connection: Mutex::default(),
+        }
     }
 
     /// Path of the socket.
@@ -155,10 +165,13 @@ impl Qmp {
     /// The connection, made anew when QEMU or a time-out ended the last one.
     fn live_connection(&self) -> Result<Arc<Connection>> {
         let mut connection = self.connection.lock().unwrap_or_else(PoisonError::into_inner);
-        if connection.is_lost() {
-            *connection = Arc::new(Connection::open(&self.path, &self.events, COMMAND_TIMEOUT)?);
+        match &*connection {
+            Some(live) if !live.is_lost() => Ok(Arc::clone(live)),
+            _ => {
+                let new = Arc::new(Connection::open(&self.path, &self.events, COMMAND_TIMEOUT)?);
+                Ok(Arc::clone(connection.insert(new)))
+            }
         }
-        Ok(Arc::clone(&connection))
     }
 }
 

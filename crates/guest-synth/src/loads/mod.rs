@@ -1,8 +1,10 @@
 //! What the vCPUs do. One file a load.
 
 mod compress;
+mod compute;
 mod key_value;
 mod oltp;
+mod read;
 mod text;
 mod tree_page;
 mod write;
@@ -14,8 +16,10 @@ use crate::config::LoadConfig;
 use crate::memory::{GuestMemory, Region};
 
 pub(crate) use compress::CompressCursor;
+pub(crate) use compute::PERIOD as COMPUTE_PERIOD;
 pub(crate) use key_value::KeyValueCursor;
 pub(crate) use oltp::OltpCursor;
+pub(crate) use read::ReadCursor;
 pub(crate) use write::WriteCursor;
 
 /// A load of one worker: where its data lies in RAM, and how far it is. All data is in RAM; what it remembers
@@ -44,6 +48,8 @@ pub(crate) enum Cursor {
     Oltp(OltpCursor),
     Compress(CompressCursor),
     Idle,
+    Read(ReadCursor),
+    Compute,
 }
 
 /// What an operation works with.
@@ -113,6 +119,8 @@ pub(crate) fn create(config: &LoadConfig, region: Region, seed: u64) -> Box<dyn 
         )),
         LoadConfig::Oltp { read_percent, .. } => Box::new(oltp::Oltp::new(region, seed, read_percent)),
         LoadConfig::Compress { .. } => Box::new(compress::Compress::new(region, seed)),
+        LoadConfig::Read { .. } => Box::new(read::ReadLoop::new(region, seed)),
+        LoadConfig::Cpu { percent } => Box::new(compute::Compute::new(percent)),
         LoadConfig::Idle => Box::new(Idle),
     }
 }

@@ -6,8 +6,8 @@ use std::time::Duration;
 use vmferry_core::{PageBitmap, PageRun};
 use vmferry_guest::conformance::Subject;
 use vmferry_guest::{
-    DirtyTracker, FaultMode, Guest, GuestRam, GuestSpec, GuestState, Installed, MigrateIn, MigrateOut,
-    PageFaults, Result, Vm,
+    DirtyTracker, FaultMode, Guest, GuestRam, GuestSpec, GuestState, HeldEvent, Installed, MigrateIn,
+    MigrateOut, PageFaults, Result, Vm, WriteHolds,
 };
 
 /// What the backend does wrong.
@@ -24,6 +24,9 @@ pub(crate) enum Mistake {
     PagesBecomeZero,
     StaleIsVisible,
     WakingIsForgotten,
+    ProtectsTheSecondHalf,
+    ReleasesFirst,
+    TouchesGoUnseen,
 }
 
 /// The guests of `sound` with a mistake.
@@ -127,6 +130,13 @@ impl MigrateOut for Broken {
         }))
     }
 
+    fn hold_writes(&self) -> Result<Arc<dyn WriteHolds>> {
+        Ok(Arc::new(BrokenHolds {
+            inner: self.inner.hold_writes()?,
+            mistake: self.mistake,
+        }))
+    }
+
     fn has_pinned_io(&self) -> bool {
         self.inner.has_pinned_io()
     }
@@ -182,6 +192,57 @@ impl MigrateIn for Broken {
 
     fn announce(&self) -> Result<()> {
         self.inner.announce()
+    }
+}
+
+struct BrokenHolds {
+    inner: Arc<dyn WriteHolds>,
+    mistake: Mistake,
+}
+
+impl WriteHolds for BrokenHolds {
+    fn protect(&self, run: PageRun) -> Result<()> {
+        match self.mistake {
+            // The guest writes the first pages of its RAM, too.
+            Mistake::ProtectsTheSecondHalf => {
+                let (_, second) = run.split_at(run.count.div_ceil(2));
+                second.map_or(Ok(()), |run| self.inner.protect(run))
+            }
+            _ => self.inner.protect(run),
+        }
+    }
+
+    fn release(&self, run: PageRun) -> Result<()> {
+        self.inner.release(run)
+    }
+
+    fn wait(&self, timeout: Duration, events: &mut Vec<HeldEvent>) -> Result<()> {
+        self.inner.wait(timeout, events)?;
+        if self.mistake == Mistake::ReleasesFirst {
+            for event in &*events {
+                if let HeldEvent::Write(page) = event {
+                    self.inner.release(PageRun::single(*page))?;
+                }
+            }
+            // Whoever was released has time to write.
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        Ok(())
+    }
+
+    fn forget_touches(&self) -> Result<()> {
+        self.inner.forget_touches()
+    }
+
+    fn touched(&self, pages: &mut PageBitmap) -> Result<()> {
+        match self.mistake {
+            Mistake::TouchesGoUnseen => Ok(()),
+            _ => self.inner.touched(pages),
+        }
+    }
+
+    fn end(&self) -> Result<()> {
+        self.inner.end()
     }
 }
 

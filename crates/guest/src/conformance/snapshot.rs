@@ -32,6 +32,14 @@ impl Snapshot {
         })
     }
 
+    /// Whether `page` holds now what it held then.
+    pub(super) fn holds(&self, ram: &GuestRam, page: u64) -> bool {
+        match self.hashes.get(&page) {
+            Some(hash) => ram.hash(page) == *hash,
+            None => ram.uniform_byte(page) == Some(0),
+        }
+    }
+
     /// Pages that differ.
     pub(super) fn changed(&self, other: &Self) -> PageBitmap {
         let mut changed = PageBitmap::new(self.pages);

@@ -1,6 +1,6 @@
 //! Dirty tracking.
 
-use vmferry_core::PageBitmap;
+use vmferry_core::{PageBitmap, PageRun};
 
 use super::snapshot::{Snapshot, some_of};
 use super::{Check, Held, Outcome, Subject, demand, demand_intact};
@@ -23,6 +23,10 @@ pub(super) fn checks() -> Vec<Check> {
         Check {
             name: "tracking can begin while the guest runs",
             check: arm_running,
+        },
+        Check {
+            name: "some pages can be tracked without the others",
+            check: arm_some,
         },
     ]
 }
@@ -132,6 +136,44 @@ fn arm_running(subject: &dyn Subject) -> Outcome {
     tracker.arm()?;
     demand_clean(&mut *tracker, &guest, "right after it was armed again")?;
     demand_intact(subject, &*guest)
+}
+
+/// As a recorder does: every second chunk is looked at, and what is written there is found.
+fn arm_some(subject: &dyn Subject) -> Outcome {
+    const CHUNK: u64 = 64;
+    let guest = Held::source(subject);
+    let pages = guest.ram().layout().pages();
+    let chunks = (0..pages).step_by(2 * CHUNK as usize);
+    let runs: Vec<PageRun> = chunks
+        .map(|first| PageRun::new(first, CHUNK.min(pages - first)))
+        .collect();
+    let mut looked_at = PageBitmap::new(pages);
+    runs.iter().for_each(|run| looked_at.insert_run(*run));
+    let mut tracker = guest.dirty_tracker()?;
+    guest.pause()?;
+    tracker.arm_running_only(&runs)?;
+    let before = Snapshot::of(guest.ram())?;
+    guest.resume()?;
+    let mut reported = PageBitmap::new(pages);
+    for _ in 0..3 {
+        subject.let_run(&*guest);
+        tracker.scan(&mut reported)?;
+    }
+    guest.pause()?;
+    tracker.scan(&mut reported)?;
+    let mut missed = Snapshot::of(guest.ram())?.changed(&before);
+    missed.intersect_with(&looked_at);
+    let changed = missed.count();
+    missed.subtract(&reported);
+    demand(missed.is_empty(), || {
+        format!("{} changed and were not reported", some_of(&missed))
+    })?;
+    demand(changed > 0 || !subject.is_busy(), || {
+        "the guest wrote to none of the pages looked at".into()
+    })?;
+    tracker.disarm()?;
+    tracker.arm()?;
+    demand_clean(&mut *tracker, &guest, "right after all pages were armed again")
 }
 
 fn demand_clean(tracker: &mut dyn DirtyTracker, guest: &Held, when: &str) -> Outcome {

@@ -6,7 +6,15 @@ use super::scenario::Scenario;
 use crate::error::{LabError, Result};
 
 /// Name and text of each.
-const SCENARIOS: [(&str, &str); 15] = [
+const SCENARIOS: [(&str, &str); 26] = [
+    (
+        "agent-allocation",
+        include_str!("../../../../benches/scenarios/agent-allocation.toml"),
+    ),
+    (
+        "checkpoint-interval",
+        include_str!("../../../../benches/scenarios/checkpoint-interval.toml"),
+    ),
     (
         "contention-database",
         include_str!("../../../../benches/scenarios/contention-database.toml"),
@@ -20,8 +28,16 @@ const SCENARIOS: [(&str, &str); 15] = [
         include_str!("../../../../benches/scenarios/contention-redis.toml"),
     ),
     (
+        "disk-tunnel",
+        include_str!("../../../../benches/scenarios/disk-tunnel.toml"),
+    ),
+    (
         "encodings",
         include_str!("../../../../benches/scenarios/encodings.toml"),
+    ),
+    (
+        "filter-model",
+        include_str!("../../../../benches/scenarios/filter-model.toml"),
     ),
     (
         "filter-states",
@@ -30,6 +46,10 @@ const SCENARIOS: [(&str, &str); 15] = [
     (
         "filter-workloads",
         include_str!("../../../../benches/scenarios/filter-workloads.toml"),
+    ),
+    (
+        "forecasts",
+        include_str!("../../../../benches/scenarios/forecasts.toml"),
     ),
     (
         "hybrid-parallel",
@@ -54,6 +74,30 @@ const SCENARIOS: [(&str, &str); 15] = [
     (
         "memory-written",
         include_str!("../../../../benches/scenarios/memory-written.toml"),
+    ),
+    (
+        "profile",
+        include_str!("../../../../benches/scenarios/profile.toml"),
+    ),
+    (
+        "profile-destination",
+        include_str!("../../../../benches/scenarios/profile-destination.toml"),
+    ),
+    (
+        "profile-intensity",
+        include_str!("../../../../benches/scenarios/profile-intensity.toml"),
+    ),
+    (
+        "profile-paper",
+        include_str!("../../../../benches/scenarios/profile-paper.toml"),
+    ),
+    (
+        "resume-configured",
+        include_str!("../../../../benches/scenarios/resume-configured.toml"),
+    ),
+    (
+        "resume-memory",
+        include_str!("../../../../benches/scenarios/resume-memory.toml"),
     ),
     (
         "server-strategies",

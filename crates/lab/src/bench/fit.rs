@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use super::plan::RunKey;
 use super::results::Run;
-use super::scenario::{Guest, Options, Scenario};
+use super::scenario::{Experiment, Guest, Options, Scenario};
 
 /// Everything of a scenario that decides what one run measures.
 #[derive(Serialize)]
@@ -15,6 +15,10 @@ struct Conditions<'a> {
     link: &'a str,
     strategy: Option<&'a str>,
     peer: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    experiment: Option<&'a Experiment>,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    there_and_back: bool,
     options: &'a Options,
     host_options: Option<&'a Options>,
     warm_up_s: f64,
@@ -42,6 +46,8 @@ pub(super) fn conditions(scenario: &Scenario, key: &RunKey) -> Option<String> {
         link,
         strategy: variant.strategy.as_deref(),
         peer: variant.peer.as_deref(),
+        experiment: variant.experiment.as_ref(),
+        there_and_back: variant.there_and_back,
         options: &variant.options,
         // A peer has no daemons.
         host_options: variant.peer.is_none().then_some(&scenario.host_options),

@@ -13,8 +13,10 @@
 //! | `aggregate_before_per_s` and the like | what the clients of both got done together |
 //! | `aggregate_10s_per_s` | the same in the ten seconds after the request, however long the migration took |
 //! | `latency_p99_during_ms` and the like | what the client waited for answers: `p50`, `p90`, `p99`, `max`; `before`, `during`, `after` |
+//! | `latency_p90_all_ms` and the like | the same of the whole run: `p0`, `p10`, ... `p100`, `p95`, `p99`, `p99.9` |
 //!
-//! Any other name is a path into the report: `faults.p99_us`, `pages.filtered`; of a peer: `figures.ram.dirty-sync-count`. A report
+//! Any other name is a path into the report: `faults.p99_us`, `pages.filtered`; of a peer: `figures.ram.dirty-sync-count`; of an
+//! experiment one of its figures: `answer_ms`. A report
 //! of the other kind does not have it.
 
 use super::measure::Measured;
@@ -25,10 +27,10 @@ pub fn of(measured: &Measured, name: &str) -> Option<f64> {
     let account = &measured.account;
     let client = |rate: fn(&Operations) -> f64| measured.operations.as_ref().map(rate);
     match name {
-        "data_bytes" => Some(account.bytes_sent() as f64),
+        "data_bytes" => account.bytes_sent().map(|bytes| bytes as f64),
         "link_bytes" => measured.link_bytes.map(|bytes| bytes as f64),
-        "pages_sent" => Some(account.pages_sent() as f64),
-        "fetched_share" => share(account.bytes_fetched() as f64, account.bytes_sent() as f64),
+        "pages_sent" => account.pages_sent().map(|pages| pages as f64),
+        "fetched_share" => share(account.bytes_fetched()? as f64, account.bytes_sent()? as f64),
         "operations_before_per_s" => client(|seen| seen.before_per_s),
         "operations_during_per_s" => client(|seen| seen.during_per_s),
         "operations_after_per_s" => client(|seen| seen.after_per_s),
@@ -75,6 +77,10 @@ fn latency_of(seen: &Operations, name: &str) -> Option<f64> {
     let name = name.strip_prefix("latency_")?.strip_suffix("_ms")?;
     let (figure, phase) = name.split_once('_')?;
     let latencies = seen.latency.as_ref()?;
+    if phase == "all" {
+        let percent: f64 = figure.strip_prefix('p')?.parse().ok()?;
+        return latencies.quantile_ms(percent / 100.0);
+    }
     let latency = match phase {
         "before" => latencies.before,
         "during" => latencies.during,
@@ -114,7 +120,8 @@ mod tests {
                 before: Some(latency(3.0)),
                 during: Some(latency(50.0)),
                 after: None,
-                deciles_ms: Vec::new(),
+                deciles_ms: (0..=10).map(f64::from).collect(),
+                tail_ms: vec![9.2, 9.4, 9.6],
                 windows: Vec::new(),
             }),
             ..serde_json::from_value(serde_json::json!({
@@ -131,6 +138,9 @@ mod tests {
             ("latency_max_during_ms", Some(90.0)),
             ("latency_p99_after_ms", None),
             ("latency_p98_during_ms", None),
+            ("latency_p50_all_ms", Some(5.0)),
+            ("latency_p99.9_all_ms", Some(9.6)),
+            ("latency_p98_all_ms", None),
             ("latency_p99_ms", None),
         ] {
             assert_eq!(latency_of(&seen, name), figure, "{name}");

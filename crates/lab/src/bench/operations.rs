@@ -64,8 +64,35 @@ pub struct Latencies {
     pub after: Option<Latency>,
     /// All operations: none of them, 10 %, 20 %, ... all took no longer than this, milliseconds.
     pub deciles_ms: Vec<f64>,
+    /// The same of 95 %, 99 % and 99.9 % of them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tail_ms: Vec<f64>,
     /// Of operations that ended in each window.
     pub windows: Vec<Option<Latency>>,
+}
+
+/// The shares that [`Latencies::tail_ms`] is of.
+const TAIL: [f64; 3] = [0.95, 0.99, 0.999];
+
+impl Latencies {
+    /// The distribution of all operations: shares, and what no longer than these took, milliseconds; both ascending.
+    pub fn distribution(&self) -> Vec<(f64, f64)> {
+        let deciles = self.deciles_ms.iter().enumerate();
+        let deciles = deciles.map(|(tenth, ms)| (tenth as f64 / 10.0, *ms));
+        let tail = TAIL.into_iter().zip(self.tail_ms.iter().copied());
+        let mut points: Vec<_> = deciles.chain(tail).collect();
+        points.sort_by(|(one, _), (other, _)| one.total_cmp(other));
+        points
+    }
+
+    /// What a share of all operations took no longer than, milliseconds; none where that was not kept.
+    pub fn quantile_ms(&self, share: f64) -> Option<f64> {
+        let points = self.distribution().into_iter();
+        points
+            .filter(|(of, _)| (of - share).abs() < 1e-9)
+            .map(|(_, ms)| ms)
+            .next()
+    }
 }
 
 fn operations() -> String {
@@ -154,6 +181,7 @@ impl Moments {
             deciles_ms: (0..=10)
                 .map(|tenth| all.quantile_ms(f64::from(tenth) / 10.0))
                 .collect(),
+            tail_ms: TAIL.map(|share| all.quantile_ms(share)).to_vec(),
             windows,
         })
     }
@@ -349,6 +377,11 @@ mod tests {
             .collect();
         assert_eq!((counts, seen.windows.len()), (vec![(0, 2), (15, 2), (20, 2)], 25));
         assert_eq!((seen.deciles_ms.len(), seen.deciles_ms[10].round()), (11, 510.0));
+        let distribution = seen.distribution();
+        assert_eq!(distribution.len(), 14);
+        assert!(distribution.is_sorted_by(|one, other| one.0 < other.0 && one.1 <= other.1));
+        assert_eq!(seen.quantile_ms(0.999), Some(seen.deciles_ms[10]));
+        assert_eq!(seen.quantile_ms(0.42), None);
         assert_eq!(moments.latencies([].into_iter()), None);
     }
 }

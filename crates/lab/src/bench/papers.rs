@@ -18,28 +18,11 @@ pub struct PaperFigure {
     pub number: &'static str,
     /// What it shows.
     pub about: &'static str,
-    /// What it waits for, where no scenario can show it yet.
-    pub waits_for: Option<&'static str>,
 }
 
 const fn figure(number: &'static str, about: &'static str) -> PaperFigure {
-    PaperFigure {
-        number,
-        about,
-        waits_for: None,
-    }
+    PaperFigure { number, about }
 }
-
-const fn later(number: &'static str, about: &'static str, waits_for: &'static str) -> PaperFigure {
-    PaperFigure {
-        number,
-        about,
-        waits_for: Some(waits_for),
-    }
-}
-
-const FORECASTS: &str = "joins with the forecasts";
-const CHECKPOINTS: &str = "joins with the checkpoints";
 
 /// All of them.
 pub const PAPERS: [Paper; 5] = [
@@ -63,16 +46,8 @@ pub const PAPERS: [Paper; 5] = [
         name: "data-filter",
         reference: "Ruan, Cao, Wang: Efficient Live Migration of Virtual Machines with a Novel Data Filter (2014)",
         figures: &[
-            later(
-                "Table 1",
-                "what the model and the filter cost",
-                "a report of the model itself; `cargo bench -p vmferry-benches --bench filter` has the cost of a forecast",
-            ),
-            later(
-                "Fig. 2",
-                "how often each memory-write state occurs",
-                "the model's states in the report of a run",
-            ),
+            figure("Table 1", "what the model and the filter cost"),
+            figure("Fig. 2", "how often each memory-write state occurs"),
             figure("Fig. 4", "downtime by number of states, and by workload"),
             figure("Fig. 5", "migration time by number of states, and by workload"),
             figure("Fig. 6", "pages sent by number of states, and by workload"),
@@ -110,36 +85,41 @@ pub const PAPERS: [Paper; 5] = [
                 "stop-and-copy and plain post-copy beside enlightened post-copy",
             ),
             figure("Table 2", "an idle guest: times, and what crosses how"),
-            later(
+            figure(
                 "allocation micro-benchmark",
                 "what keeping account of free pages costs malloc and free",
-                "an allocation loop that reports its rate",
             ),
         ],
     },
     Paper {
         name: "performance-model",
-        reference: "Sakhare: a performance model of live migration",
+        reference: "Sakhare, Vishwakarma: Evaluation of Virtualization and Live Migration techniques to Optimize Hardware and Software resources",
         figures: &[
-            later(
-                "Figs. 1 to 4",
-                "migration time of a guest that computes, by the CPU that source and destination have",
-                FORECASTS,
+            figure(
+                "Fig. 1",
+                "migration time of a guest that computes, by the source's CPU",
             ),
-            later(
-                "Figs. 5 to 8",
-                "migration time of a guest that reads or writes memory, by CPU",
-                FORECASTS,
+            figure("Fig. 2", "its model"),
+            figure(
+                "Fig. 3",
+                "migration time of the same, by the CPU of source and destination",
             ),
-            later(
-                "Figs. 9 and 10",
-                "migration time of a guest that reads its disk, by CPU",
-                FORECASTS,
+            figure("Fig. 4", "its model by the destination's CPU"),
+            figure(
+                "Fig. 5",
+                "migration time of a guest that reads or writes memory, by its intensity",
             ),
-            later(
+            figure("Fig. 6", "migration time of the same, by the source's CPU"),
+            figure("Fig. 7", "its model: memory read"),
+            figure("Fig. 8", "its model: memory write"),
+            figure(
+                "Fig. 9",
+                "migration time of a guest that reads its disk, by the source's CPU",
+            ),
+            figure("Fig. 10", "its model"),
+            figure(
                 "Table 1",
-                "time that was predicted beside time that was measured",
-                FORECASTS,
+                "time that was predicted from five points beside time that was measured",
             ),
         ],
     },
@@ -147,18 +127,18 @@ pub const PAPERS: [Paper; 5] = [
         name: "vmresume",
         reference: "Shaikh: resuming virtual machines by the context of their data",
         figures: &[
-            later(
+            figure(
+                "Fig. 1",
+                "time to resume by the size of memory, by three mechanisms",
+            ),
+            figure(
                 "Figs. 2 and 3",
                 "time to resume, by configured and by allocated memory",
-                CHECKPOINTS,
             ),
-            later(
-                "Fig. 4",
-                "migration time of three guests: all, state, memory",
-                CHECKPOINTS,
-            ),
-            later("Fig. 5", "downtime by size of memory", CHECKPOINTS),
-            later("Fig. 6", "memory and data of three guests", CHECKPOINTS),
+            figure("Fig. 4", "migration time of three guests: all, state, memory"),
+            figure("Fig. 5", "downtime by size of memory"),
+            figure("Fig. 6", "memory and data of three guests"),
+            figure("Table II", "what is measured of the migration of three guests"),
         ],
     },
 ];

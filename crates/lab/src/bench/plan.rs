@@ -7,7 +7,7 @@ use vmferry_api::MigrateRequest;
 use vmferry_guest::GuestSpec;
 
 use super::fit;
-use super::scenario::{self, Guest, GuestKind, Scenario, Variant};
+use super::scenario::{self, Experiment, Guest, GuestKind, Scenario, Variant};
 use crate::error::{LabError, Result};
 use crate::peer::PeerRequest;
 
@@ -55,8 +55,24 @@ pub struct RunKey {
 pub enum Request {
     /// By vmferry; the destination is still to be filled in.
     Vmferry(Box<MigrateRequest>),
+    /// By vmferry there and back again; the way back is what counts.
+    Back(Box<MigrateRequest>),
     /// By QEMU itself.
     Qemu(PeerRequest),
+    /// It is not: something else is done to it.
+    Experiment(Experiment),
+}
+
+impl Request {
+    /// The guest as it has to be for this; none where this cannot be done with it.
+    fn guest(&self, guest: &Guest) -> Option<Guest> {
+        match self {
+            // It has no QEMU.
+            Self::Qemu(_) if guest.kind == GuestKind::Synth => None,
+            Self::Qemu(_) | Self::Vmferry(_) | Self::Back(_) => Some(guest.clone()),
+            Self::Experiment(experiment) => experiment.guest(guest),
+        }
+    }
 }
 
 /// A run to make.
@@ -122,10 +138,9 @@ pub(super) fn plan(
         for guest in &guests {
             for link in &scenario.links {
                 for (variant, words, request) in &variants {
-                    // It has no QEMU.
-                    if guest.kind == GuestKind::Synth && matches!(request, Request::Qemu(_)) {
+                    let Some(guest) = request.guest(guest) else {
                         continue;
-                    }
+                    };
                     let key = RunKey {
                         guest: guest.name.clone(),
                         link: link.clone(),
@@ -136,7 +151,7 @@ pub(super) fn plan(
                         conditions: fit::conditions(scenario, &key).unwrap_or_default(),
                         key,
                         seed,
-                        guest: (*guest).clone(),
+                        guest,
                         request: request.clone(),
                         words: words.clone(),
                         limit_s: variant.limit_s.unwrap_or(scenario.limit_s),
@@ -179,18 +194,22 @@ fn request(
     variant: &Variant,
     command: &dyn CommandLine,
 ) -> std::result::Result<(Request, Vec<String>), String> {
-    match variant.peer_request() {
-        Some(request) => {
-            let request = request?;
-            let words = request.words();
-            Ok((Request::Qemu(request), words))
-        }
-        None => {
-            let words = migrate_words(variant)?;
-            let request = command.migration(&words)?;
-            Ok((Request::Vmferry(Box::new(request)), words))
-        }
+    if let Some(request) = variant.peer_request() {
+        let request = request?;
+        let words = request.words();
+        return Ok((Request::Qemu(request), words));
     }
+    if let Some(experiment) = &variant.experiment {
+        let words = vec![format!("experiment={}", experiment.name())];
+        return Ok((Request::Experiment(experiment.clone()), words));
+    }
+    let words = migrate_words(variant)?;
+    let request = Box::new(command.migration(&words)?);
+    let request = match variant.there_and_back {
+        true => Request::Back(request),
+        false => Request::Vmferry(request),
+    };
+    Ok((request, words))
 }
 
 /// What would follow `vmferry migrate`; the destination is filled in later.

@@ -72,6 +72,22 @@ impl Quantity {
             "faults.p50_us" => Some(("fault service time, median", Lower)),
             "faults.p99_us" => Some(("fault service time, 99th percentile", Lower)),
             "faults.max_us" => Some(("fault service time, longest", Lower)),
+            "start_ms" => Some(("time until the guest runs", Lower)),
+            "first_answer_ms" => Some(("time until it answers", Lower)),
+            "all_in_place_ms" => Some(("time until all is in place", Lower)),
+            "faults_10s" => Some(("pages waited for in the first 10 s", Lower)),
+            "store_bytes" => Some(("read from the store", Lower)),
+            "pause_ms" => Some(("pause, median", Lower)),
+            "pause_max_ms" => Some(("pause, longest", Lower)),
+            "first_pause_ms" => Some(("pause of the first, which saves everything", Lower)),
+            "stored_bytes" => Some(("added to the store", Lower)),
+            "disks.bytes_on_wire" => Some(("bytes of the disk on the link", Lower)),
+            "disks.copy_ms" => Some(("time until the disk had crossed once", Lower)),
+            "disks.settle_ms" => Some(("time from the stop until both disks were equal", Lower)),
+            "answer_ms" => Some(("time until the agent has answered", Lower)),
+            "filter.cost.sample_ms" => Some(("time to take a sample in and decide upon it", Lower)),
+            "filter.cost.decide_ms" => Some(("time to learn, forecast and filter, all samples", Lower)),
+            "filter.memory_bytes" => Some(("memory of the model", Lower)),
             "pages.resent" => Some(("pages sent again", Lower)),
             _ => None,
         };
@@ -80,6 +96,15 @@ impl Quantity {
             None if name.starts_with("latency_") => {
                 let words = name.trim_end_matches("_ms").replace('_', " ");
                 (words, Some(Lower))
+            }
+            None if name == "filter.states_seen" => ("states that occurred".to_owned(), None),
+            None if name == "filter.frequent_share" => {
+                ("samples in the ten most frequent states".to_owned(), None)
+            }
+            None if name == "filter.transitions_seen" => ("different transitions".to_owned(), None),
+            None if name.starts_with("filter.") => {
+                let words = name["filter.".len()..].replace(['_', '.'], " ");
+                (words.trim_end_matches(" ms").to_owned(), None)
             }
             None if name == "operations_before_per_s" => ("operations a second before".to_owned(), None),
             None => {

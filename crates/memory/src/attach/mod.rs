@@ -110,6 +110,24 @@ impl RemoteProcess {
     /// # Errors
     /// As [`RemoteProcess::inject`] and [`RemoteProcess::getfd`].
     pub fn steal_userfaultfd(&self, request: UffdRequest) -> Result<(Userfaultfd, RawFd)> {
+        self.with_session(|session| self.fetch_new(session, request))
+    }
+
+    /// Makes a userfaultfd in the process and takes it over wholly: the process keeps no copy. Should we die, the kernel
+    /// ends what was registered with it: right for held writes ([`crate::WriteGate`]), wrong for missing pages.
+    ///
+    /// # Errors
+    /// As [`RemoteProcess::steal_userfaultfd`].
+    pub fn take_userfaultfd(&self, request: UffdRequest) -> Result<Userfaultfd> {
+        self.with_session(|session| {
+            let (uffd, remote_fd) = self.fetch_new(session, request)?;
+            session.syscall(close(remote_fd))?;
+            Ok(uffd)
+        })
+    }
+
+    /// Has a stopped thread make a userfaultfd, and fetches a copy of it.
+    fn fetch_new(&self, session: &mut Session, request: UffdRequest) -> Result<(Userfaultfd, RawFd)> {
         let flags = (libc::O_CLOEXEC | libc::O_NONBLOCK) as u64;
         let by_syscall = |flags| Syscall {
             number: libc::SYS_userfaultfd,
@@ -123,16 +141,14 @@ impl RemoteProcess {
                 arguments: [remote_fd as u64, IOC_NEW.into(), flags, 0, 0, 0],
             },
         };
-        self.with_session(|session| {
-            let remote_fd = session.syscall(make)? as RawFd;
-            match self.getfd(remote_fd).and_then(Userfaultfd::from_fd) {
-                Ok(uffd) => Ok((uffd, remote_fd)),
-                Err(e) => {
-                    let _ = session.syscall(close(remote_fd));
-                    Err(e)
-                }
+        let remote_fd = session.syscall(make)? as RawFd;
+        match self.getfd(remote_fd).and_then(Userfaultfd::from_fd) {
+            Ok(uffd) => Ok((uffd, remote_fd)),
+            Err(e) => {
+                let _ = session.syscall(close(remote_fd));
+                Err(e)
             }
-        })
+        }
     }
 
     /// Copies the process's descriptor number `remote_fd` into ours. The process is not stopped for it.

@@ -104,6 +104,8 @@ impl Features {
     pub const TRACKING: Features = Features::WP_ASYNC
         .union(Features::WP_UNPOPULATED)
         .union(Features::WP_HUGETLBFS_SHMEM);
+    /// What holding up the writes to a guest's shared memory takes.
+    pub const HOLDING: Features = Features::PAGEFAULT_FLAG_WP.union(Features::WP_HUGETLBFS_SHMEM);
     /// What post-copy into shared memory takes.
     pub const POST_COPY: Features = Features::MISSING_SHMEM;
     /// What a hybrid (pages sent earlier and dirtied since) takes on top of post-copy.

@@ -192,8 +192,9 @@ impl Userfaultfd {
         }
     }
 
-    /// Takes the pages of `range` out of this userfaultfd's care: faults there are the kernel's again, waiting
-    /// ones are woken, and write protection is lifted. Pages that are not there read as zero.
+    /// Takes the pages of `range` out of this userfaultfd's care: faults there are the kernel's again, those that wait for
+    /// missing pages are woken (writers held up are not: [`Userfaultfd::wake`]), and write protection is lifted. Pages that
+    /// are not there read as zero.
     ///
     /// # Errors
     /// The range is not whole pages, or not mapped.

@@ -1,6 +1,7 @@
 //! Memory mechanisms across processes: a puppet process is tracked, served, stopped and taken over.
 
 mod faults;
+mod holding;
 mod injection;
 mod puppet;
 mod takeover;

@@ -3,14 +3,14 @@
 use std::borrow::Cow;
 
 use maud::{Markup, html};
-use vmferry_lab::bench::quantity::{Quantity, Unit};
+use vmferry_lab::bench::quantity::Quantity;
 use vmferry_lab::bench::scenario::{Dimension, Figure};
 use vmferry_lab::bench::statistics::{Interval, quantile};
 use vmferry_lab::bench::{Operations, Results, Run, rounds as rounds_of};
 
 use super::panels::{grouped, panel};
 use crate::estimate::{Case, Estimate};
-use crate::plot::{Line, Lines, Point, Timeline, legend};
+use crate::plot::{Axis, Line, Lines, Point, Timeline, legend};
 use crate::table;
 
 /// Points of a timeline; more cannot be told apart on a plot of this width.
@@ -18,31 +18,66 @@ const POINTS: usize = 220;
 /// Timelines of one guest and link have one axis of time, unless one is so many times longer than another.
 const ALIKE: f64 = 4.0;
 
+/// What clients got done in a case, ready to be drawn.
+pub(super) struct Drawn<'a> {
+    pub(super) case: Case<'a>,
+    /// What they count, in the plural.
+    pub(super) unit: &'a str,
+    /// Smallest, median and largest of the repetitions.
+    pub(super) points: Vec<(f64, [f64; 3])>,
+    /// Where its axis of time ends, seconds since the request.
+    pub(super) end_s: f64,
+    /// Whether all of them have one axis of time.
+    shared: bool,
+}
+
+impl Drawn<'_> {
+    /// Where its axis of time begins and ends.
+    pub(super) fn span_s(&self) -> (f64, f64) {
+        (self.points.first().map_or(0.0, |(at, _)| *at), self.end_s)
+    }
+}
+
+/// Cases of one guest and link with what their clients got done, on one axis of time unless they differ much.
+pub(super) fn aligned<'a>(results: &'a Results, cases: &[Case<'a>]) -> Vec<Drawn<'a>> {
+    let seen = cases.iter().map(|case| (*case, clients(results, *case)));
+    let seen: Vec<_> = seen.filter(|(_, clients)| !clients.is_empty()).collect();
+    let end =
+        |clients: &Vec<Cow<'_, Operations>>| clients.iter().map(|client| end_s(client)).fold(0.0, f64::max);
+    let longest = seen.iter().map(|(_, clients)| end(clients)).fold(0.0, f64::max);
+    let shared = seen.iter().all(|(_, clients)| end(clients) * ALIKE >= longest);
+    let drawn = seen.iter().map(|(case, clients)| {
+        let end_s = if shared { longest } else { end(clients) };
+        Drawn {
+            case: *case,
+            unit: unit(results, *case),
+            points: points(clients, end_s),
+            end_s,
+            shared,
+        }
+    });
+    drawn.collect()
+}
+
+/// The largest number of several timelines.
+pub(super) fn most<'a>(timelines: impl Iterator<Item = &'a [(f64, [f64; 3])]>) -> f64 {
+    let peaks = timelines.flatten().map(|(_, [_, _, most])| *most);
+    peaks.fold(0.0, f64::max)
+}
+
 /// A timeline for each case, those of one guest and link with the same axis.
 pub(super) fn timelines(results: &Results, cases: &[Case<'_>], anchor: &str) -> Markup {
     let mut plots = 0;
     let mut groups = Vec::new();
     for (group, cases) in grouped(cases, &[Dimension::Guest, Dimension::Link]) {
-        let seen = cases.iter().map(|case| (*case, clients(results, *case)));
-        let seen: Vec<_> = seen.filter(|(_, clients)| !clients.is_empty()).collect();
-        let end = |clients: &Vec<Cow<'_, Operations>>| {
-            clients.iter().map(|client| end_s(client)).fold(0.0, f64::max)
-        };
-        let longest = seen.iter().map(|(_, clients)| end(clients)).fold(0.0, f64::max);
-        let shared = seen.iter().all(|(_, clients)| end(clients) * ALIKE >= longest);
-        let drawn = seen.iter().map(|(case, clients)| {
-            let end = if shared { longest } else { end(clients) };
-            (*case, end, points(clients, end))
-        });
-        let drawn: Vec<_> = drawn.collect();
-        let peaks = drawn
-            .iter()
-            .flat_map(|(_, _, points)| points)
-            .map(|(_, [_, _, most])| *most);
-        let most = peaks.fold(0.0, f64::max);
-        let draw = |(case, end, points): (Case<'_>, f64, Vec<_>)| {
+        let drawn = aligned(results, &cases);
+        let most = most(drawn.iter().map(|drawn| drawn.points.as_slice()));
+        let shared = drawn.iter().all(|drawn| drawn.shared);
+        let draw = |drawn: Drawn<'_>| {
             plots += 1;
-            let plot = timeline(results, case, &format!("{anchor}-p{plots}"), points, end, most);
+            let (case, axis, span) = (drawn.case, Axis::Rate(drawn.unit), drawn.span_s());
+            let id = format!("{anchor}-p{plots}");
+            let plot = timeline(results, case, &id, axis, drawn.points, span, most);
             html! { div class="panel" { h5 { (case.variant) } (plot) } }
         };
         let panels: Vec<_> = drawn.into_iter().map(draw).collect();
@@ -63,30 +98,38 @@ pub(super) fn timelines(results: &Results, cases: &[Case<'_>], anchor: &str) -> 
     }
 }
 
-fn timeline(
+pub(super) fn timeline(
     results: &Results,
     case: Case<'_>,
     id: &str,
+    axis: Axis<'_>,
     points: Vec<(f64, [f64; 3])>,
-    end_s: f64,
+    span_s: (f64, f64),
     most: f64,
 ) -> Markup {
     let moment = |metric| Estimate::of(results, case, metric).map(|estimate| estimate.median / 1e3);
-    let start_s = points.first().map_or(0.0, |(at, _)| *at);
+    let what = match axis {
+        Axis::Rate(_) => "Throughput",
+        Axis::Latency => "Latency",
+    };
     let plot = Timeline {
         id,
-        title: &format!(
-            "Throughput of {} with {}, {}",
-            case.guest, case.variant, case.link
-        ),
-        unit: Unit::PerSecond,
+        title: &format!("{what} of {} with {}, {}", case.guest, case.variant, case.link),
+        axis,
         points,
         resumed_s: moment("execution_transfer_ms"),
         ended_s: moment("total_ms"),
-        span_s: (start_s, end_s),
+        span_s,
         most,
     };
     plot.draw()
+}
+
+/// What the clients of a case count.
+fn unit<'a>(results: &'a Results, case: Case<'_>) -> &'a str {
+    let runs = results.runs.iter().filter(|run| case.is_of(run));
+    let mut seen = runs.filter_map(|run| run.outcome.measured()?.operations.as_ref());
+    seen.next().map_or("operations", |seen| seen.unit.as_str())
 }
 
 /// What the clients of the guest saw; of both guests together where it has a neighbour.
@@ -116,29 +159,53 @@ fn end_s(seen: &Operations) -> f64 {
     (seen.windows_start_ms + (seen.windows.len() as u64 * seen.window_ms) as f64) / 1e3
 }
 
-/// Smallest, median and largest of the repetitions, in steps of time that all have in common.
+/// Steps of time that all repetitions have in common.
+pub(super) struct Steps {
+    start_s: f64,
+    step_s: f64,
+    count: usize,
+}
+
+impl Steps {
+    /// None of no client.
+    pub(super) fn of<'a>(seen: impl Iterator<Item = &'a Operations> + Clone, end_s: f64) -> Option<Self> {
+        let window_s = seen.clone().next()?.window_ms as f64 / 1e3;
+        let start_s = seen
+            .map(|client| client.windows_start_ms / 1e3)
+            .fold(0.0, f64::min);
+        let windows = ((end_s - start_s) / window_s).ceil().max(1.0);
+        // Whole windows: parts of one are not known.
+        let step_s = (windows / POINTS as f64).ceil() * window_s;
+        Some(Self {
+            start_s,
+            step_s,
+            count: ((end_s - start_s) / step_s).floor() as usize,
+        })
+    }
+
+    /// Where each begins and ends, seconds since the request.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (f64, f64)> {
+        let at = |step: usize| self.start_s + step as f64 * self.step_s;
+        (0..self.count).map(move |step| (at(step), at(step + 1)))
+    }
+}
+
+/// Smallest, median and largest of the repetitions, step by step.
 fn points(seen: &[Cow<'_, Operations>], end_s: f64) -> Vec<(f64, [f64; 3])> {
-    let start_s = seen
-        .iter()
-        .map(|client| client.windows_start_ms / 1e3)
-        .fold(0.0, f64::min);
-    let window_s = seen[0].window_ms as f64 / 1e3;
-    let windows = ((end_s - start_s) / window_s).ceil().max(1.0);
-    // Whole windows: parts of one are not known.
-    let step_s = (windows / POINTS as f64).ceil() * window_s;
-    let steps = ((end_s - start_s) / step_s).floor() as usize;
+    let Some(steps) = Steps::of(seen.iter().map(AsRef::as_ref), end_s) else {
+        return Vec::new();
+    };
     let mut points = Vec::new();
-    for step in 0..steps {
-        let from = start_s + step as f64 * step_s;
+    for (from, until) in steps.iter() {
         let mut rates: Vec<_> = seen
             .iter()
-            .filter_map(|client| rate(client, from, from + step_s))
+            .filter_map(|client| rate(client, from, until))
             .collect();
         // Where only some are left, they speak for themselves and not for all.
         if rates.len() * 2 >= seen.len() && !rates.is_empty() {
             rates.sort_by(f64::total_cmp);
             let spread = [rates[0], quantile(&rates, 0.5), rates[rates.len() - 1]];
-            points.push((from + step_s / 2.0, spread));
+            points.push((f64::midpoint(from, until), spread));
         }
     }
     points
@@ -146,15 +213,23 @@ fn points(seen: &[Cow<'_, Operations>], end_s: f64) -> Vec<(f64, [f64; 3])> {
 
 /// Operations a second of a client in a span of time; none where it was not there for all of it.
 fn rate(seen: &Operations, from_s: f64, until_s: f64) -> Option<f64> {
+    let windows = within(seen, &seen.windows, from_s, until_s)?;
+    let seconds = windows.len() as f64 * seen.window_ms as f64 / 1e3;
+    Some(windows.iter().sum::<f64>() / seconds)
+}
+
+/// What a client has of each window in a span of time; none where it was not there for all of it.
+pub(super) fn within<'a, T>(
+    seen: &Operations,
+    windows: &'a [T],
+    from_s: f64,
+    until_s: f64,
+) -> Option<&'a [T]> {
     let window_s = seen.window_ms as f64 / 1e3;
     let index = |at: f64| ((at - seen.windows_start_ms / 1e3) / window_s).round();
     let (first, last) = (index(from_s), index(until_s));
-    if first < 0.0 || last > seen.windows.len() as f64 {
-        return None;
-    }
-    let windows = &seen.windows[first as usize..last as usize];
-    let count = windows.len();
-    (count > 0).then(|| windows.iter().sum::<f64>() / (count as f64 * window_s))
+    let is_within = first >= 0.0 && first < last && last <= windows.len() as f64;
+    is_within.then(|| &windows[first as usize..last as usize])
 }
 
 /// A plot for each guest, link and metric, with a line for each variant.
@@ -200,6 +275,7 @@ pub(super) fn rounds(results: &Results, figure: &Figure, cases: &[Case<'_>], anc
                 label: &quantity.label,
                 unit: Some(quantity.unit),
                 log: figure.log,
+                log_x: false,
                 x_label: "round",
                 names: Vec::new(),
                 lines,

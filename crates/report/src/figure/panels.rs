@@ -132,6 +132,7 @@ pub(super) fn lines(results: &Results, figure: &Figure, cases: &[Case<'_>], anch
                 label: &heading,
                 unit: figure.relative_to.is_none().then_some(quantity.unit),
                 log: figure.log,
+                log_x: false,
                 x_label,
                 names: x_names
                     .iter()

@@ -29,6 +29,8 @@ pub(crate) struct Lines<'a> {
     pub(crate) unit: Option<Unit>,
     /// That one on a logarithmic scale.
     pub(crate) log: bool,
+    /// The axis below on a logarithmic scale, too.
+    pub(crate) log_x: bool,
     /// What the axis below counts.
     pub(crate) x_label: &'a str,
     /// Names along it, with their places; none where it is numbered by itself.
@@ -79,9 +81,12 @@ impl Lines<'_> {
             (first.min(point.x), last.max(point.x))
         });
         let room = ((last - first) * 0.04).max(0.02 * last.abs()).max(1e-9);
-        let horizontal = Scale::Linear {
-            low: first - room,
-            high: last + room,
+        let horizontal = match self.log_x {
+            true => Scale::over(first, last, true),
+            false => Scale::Linear {
+                low: first - room,
+                high: last + room,
+            },
         };
         let x = |value: f64| LEFT + horizontal.at(value) * (WIDTH - LEFT - RIGHT);
         let y = |value: f64| HEIGHT - BOTTOM - vertical.at(value) * (HEIGHT - TOP - BOTTOM);
@@ -165,7 +170,7 @@ pub(crate) fn legend<'a>(lines: impl IntoIterator<Item = (usize, &'a str)>) -> M
 }
 
 /// A disc, a square, a triangle, a diamond or a cross.
-fn mark(index: usize, x: f64, y: f64) -> String {
+pub(super) fn mark(index: usize, x: f64, y: f64) -> String {
     // Marks change faster than colours, so that lines of one colour differ.
     let kind = (index + index / COLOURS) % MARKS;
     let corners: &[(f64, f64)] = match kind {

@@ -2,15 +2,19 @@
 //! come from classes, so that light, dark and print have their own; shapes and words say the same again.
 
 mod bars;
+mod counts;
 mod lines;
+mod models;
 mod scale;
 mod timeline;
 
 use maud::{Markup, html};
 
 pub(crate) use bars::{Bar, Bars};
+pub(crate) use counts::Counts;
 pub(crate) use lines::{Line, Lines, Point, legend};
-pub(crate) use timeline::Timeline;
+pub(crate) use models::{Curve, Models};
+pub(crate) use timeline::{Axis, Timeline};
 
 /// Width of every plot.
 const WIDTH: f64 = 360.0;

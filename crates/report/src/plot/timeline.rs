@@ -1,4 +1,4 @@
-//! What a client got done, over time, across a migration.
+//! What a client got done, or waited for answers, over time, across a migration.
 
 use maud::{Markup, html};
 use vmferry_lab::bench::quantity::Unit;
@@ -19,8 +19,8 @@ pub(crate) struct Timeline<'a> {
     pub(crate) id: &'a str,
     /// What it shows.
     pub(crate) title: &'a str,
-    /// What the axis at the side counts, with its unit.
-    pub(crate) unit: Unit,
+    /// What the axis at the side counts.
+    pub(crate) axis: Axis<'a>,
     /// Smallest, median and largest of the repetitions at moments in seconds since the request.
     pub(crate) points: Vec<(f64, [f64; 3])>,
     /// When the guest ran at the destination, seconds.
@@ -33,6 +33,50 @@ pub(crate) struct Timeline<'a> {
     pub(crate) most: f64,
 }
 
+/// What a timeline shows.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Axis<'a> {
+    /// Things of this name a second, in the plural.
+    Rate(&'a str),
+    /// Milliseconds that answers took, on a logarithmic scale.
+    Latency,
+}
+
+impl Axis<'_> {
+    /// What its numbers are divided by, and what it is called then.
+    fn scaled(self, most: f64) -> (f64, String) {
+        match self {
+            Self::Rate("bytes") => {
+                let (factor, unit) = number::scaled(Unit::Bytes, most);
+                (factor, format!("{unit}/s"))
+            }
+            Self::Rate(name) => match number::scaled(Unit::PerSecond, most).0 {
+                1.0 => (1.0, format!("{name}/s")),
+                factor => (factor, format!("thousand {name}/s")),
+            },
+            Self::Latency => (1.0, "ms".to_owned()),
+        }
+    }
+
+    fn scale(self, least: f64, most: f64) -> Scale {
+        match self {
+            Self::Rate(_) => Scale::from_zero(most),
+            Self::Latency => Scale::over(least, most, true),
+        }
+    }
+
+    /// In words.
+    fn words(self) -> String {
+        match self {
+            Self::Rate(name) => format!("{name} a second of the client"),
+            Self::Latency => "what the client waited for answers".to_owned(),
+        }
+    }
+}
+
+/// Points that are further from each other than their usual distance so many times have nothing between them.
+const APART: f64 = 1.6;
+
 impl Timeline<'_> {
     /// Draws it.
     pub(crate) fn draw(&self) -> Markup {
@@ -40,13 +84,18 @@ impl Timeline<'_> {
             low: self.span_s.0,
             high: self.span_s.1.max(self.span_s.0 + 1e-3),
         };
-        let vertical = Scale::from_zero(self.most);
+        let least = self.points.iter().map(|(_, values)| values[0]);
+        let vertical = self.axis.scale(least.fold(f64::INFINITY, f64::min), self.most);
         let x = |value: f64| LEFT + horizontal.at(value) * (WIDTH - LEFT - RIGHT);
         let y = |value: f64| HEIGHT - BOTTOM - vertical.at(value) * (HEIGHT - TOP - BOTTOM);
-        let (factor, unit) = number::scaled(self.unit, self.most);
+        let (factor, label) = self.axis.scaled(self.most);
         let below = HEIGHT - BOTTOM;
-        let edge = |which: usize| self.points.iter().map(move |(at, values)| (*at, values[which]));
-        let band = edge(2).chain(edge(0).rev()).map(|(at, value)| (x(at), y(value)));
+        let edge = |points: &[(f64, [f64; 3])], which: usize| -> Vec<(f64, f64)> {
+            points
+                .iter()
+                .map(|(at, values)| (x(*at), y(values[which])))
+                .collect()
+        };
         let content = html! {
             @if let Some(ended) = self.ended_s {
                 rect class="moving" x=(place(x(0.0))) y=(TOP) width=(place((x(ended) - x(0.0)).max(1.0)))
@@ -61,14 +110,14 @@ impl Timeline<'_> {
             @for tick in horizontal.ticks(1.0, 6) {
                 text class="tick" x=(place(x(tick))) y=(place(below + 13.0)) text-anchor="middle" { (number::digits(tick)) }
             }
-            @if !self.points.is_empty() {
-                path class="band" d={ (path(band)) "Z" } {}
-                path class="trace" d=(path(edge(1).map(|(at, value)| (x(at), y(value))))) {}
+            @for points in self.pieces() {
+                path class="band" d={ (path(edge(points, 2).into_iter().chain(edge(points, 0).into_iter().rev()))) "Z" } {}
+                path class="trace" d=(path(edge(points, 1))) {}
             }
             @if let Some(resumed) = self.resumed_s {
                 line class="resumed" x1=(place(x(resumed))) x2=(place(x(resumed))) y1=(TOP) y2=(place(below)) {}
             }
-            text class="axis" x="2" y=(place(TOP - 4.0)) { "operations " (unit) }
+            text class="axis" x="2" y=(place(TOP - 4.0)) { (label) }
             text class="axis" x=(place((WIDTH + LEFT) / 2.0)) y=(place(HEIGHT - 5.0)) text-anchor="middle" {
                 "seconds since the request"
             }
@@ -76,11 +125,20 @@ impl Timeline<'_> {
         drawing(self.id, HEIGHT, self.title, &self.description(), &content)
     }
 
+    /// The points, parted where there is nothing between two of them: no answer came.
+    fn pieces(&self) -> impl Iterator<Item = &[(f64, [f64; 3])]> {
+        let distances = self.points.windows(2).map(|pair| pair[1].0 - pair[0].0);
+        let usual = distances.fold(f64::INFINITY, f64::min);
+        self.points
+            .chunk_by(move |one, next| next.0 - one.0 <= usual * APART)
+    }
+
     fn description(&self) -> String {
         let seconds =
             |moment: Option<f64>| moment.map_or("never".to_owned(), |at| format!("{} s", number::digits(at)));
         format!(
-            "Operations a second of the client over time. The guest runs at the destination after {}, the migration is over after {}.",
+            "Over time: {}. The guest runs at the destination after {}, the migration is over after {}.",
+            self.axis.words(),
             seconds(self.resumed_s),
             seconds(self.ended_s)
         )

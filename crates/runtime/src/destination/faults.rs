@@ -1,20 +1,12 @@
-//! The faults of the guest at the destination: one thread waits for them and asks the source, another takes the
-//! answers.
+//! Asking the source for pages that the guest waits for: the thread that serves its faults does, another takes the answers.
 
 use std::io::Write;
-use std::sync::atomic::Ordering;
 use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
 
-use vmferry_guest::GuestError;
 use vmferry_transport::BoxedStream;
 use vmferry_wire::FaultRequest;
 
-use super::pager::{Answer, Pager};
-use super::pages::Sink;
-
-/// How long to wait for a fault before looking whether the migration is over.
-const LOOK_UP_EVERY: Duration = Duration::from_millis(100);
+use crate::pager::Pager;
 
 /// The way to the source, while there is one.
 #[derive(Default)]
@@ -36,7 +28,7 @@ impl FaultLine {
         }
     }
 
-    fn ask(&self, page: u64) {
+    pub(super) fn ask(&self, page: u64) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).ask(page);
     }
 }
@@ -51,22 +43,4 @@ impl Line {
             self.stream = None;
         }
     }
-}
-
-/// Waits for faults until the migration is over.
-///
-/// # Errors
-/// When the kernel's mechanism broke: the guest can not go on.
-pub(super) fn serve(sink: &Sink, pager: &Pager, line: &FaultLine) -> Result<(), GuestError> {
-    let mut pages = Vec::new();
-    while !sink.closing.load(Ordering::Acquire) {
-        pages.clear();
-        pager.faults().wait(LOOK_UP_EVERY, &mut pages)?;
-        for &page in &pages {
-            if pager.fault(page)? == Answer::Demand {
-                line.ask(page);
-            }
-        }
-    }
-    Ok(())
 }

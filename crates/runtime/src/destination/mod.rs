@@ -6,9 +6,10 @@ mod connection;
 mod disks;
 mod driver;
 mod faults;
+mod holdings;
 mod opening;
-mod pager;
 mod pages;
+mod probe;
 mod session;
 mod session_log;
 mod steps;
@@ -30,11 +31,15 @@ use crate::dir::GuestDir;
 use crate::error::RuntimeError;
 use crate::link::{DIAL_TIMEOUT, chain};
 use crate::source::MAX_STREAMS;
+pub use holdings::Holdings;
 use session::Session;
 use session_log::SessionLog;
 
 /// Connections that may be without a hello at a time: each is a thread.
 const MAX_STRANGERS: usize = 128;
+
+/// Connections that may measure the way at a time.
+const MAX_PROBES: usize = 8;
 
 /// A guest created for a migration.
 pub struct Admitted {
@@ -63,6 +68,11 @@ pub trait Host: Send + Sync {
     ) -> Result<(Admitted, Vec<PlacedDisk>), String> {
         let _ = (spec, layout, plan);
         Err("this host takes no disks; migrate the guest without them".into())
+    }
+    /// The pages of a store of this host that may be pages of the guest on its way, no more than `most`; none where it has none.
+    fn holdings(&self, name: &str, most: u64) -> Option<Arc<dyn Holdings>> {
+        let _ = (name, most);
+        None
     }
     /// The guest is this host's from now on, and runs; pages may still arrive.
     fn arrived(&self, name: &str);
@@ -128,6 +138,8 @@ struct Shared {
     sessions: Mutex<HashMap<SessionToken, Arc<Session>>>,
     /// Connections that have not said who they are.
     strangers: AtomicUsize,
+    /// Connections that measure the way.
+    probes: AtomicUsize,
     /// The most page streams of a migration.
     max_streams: AtomicU16,
     log: SessionLog,
@@ -164,6 +176,7 @@ impl Incoming {
                 listener,
                 sessions: Mutex::default(),
                 strangers: AtomicUsize::new(0),
+                probes: AtomicUsize::new(0),
                 max_streams: AtomicU16::new(MAX_STREAMS),
                 log,
             }),
@@ -269,6 +282,7 @@ fn greet(shared: &Arc<Shared>, mut stream: BoxedStream) {
     }
     let session = shared.session(hello.session);
     match (hello.role, session) {
+        (StreamRole::Probe, _) => serve_probe(shared, stream, version),
         (StreamRole::Control { resume: false }, None) => {
             if welcome(&mut stream, version) {
                 opening::run(shared, hello.session, stream);
@@ -293,6 +307,19 @@ fn greet(shared: &Arc<Shared>, mut stream: BoxedStream) {
         }
         (_, None) => refuse(stream, "no such session"),
     }
+}
+
+/// Few at a time: each loads the link.
+fn serve_probe(shared: &Shared, mut stream: BoxedStream, version: u16) {
+    if shared.probes.fetch_add(1, Ordering::Relaxed) >= MAX_PROBES {
+        refuse(
+            stream,
+            "too many measurements of this host are under way; try again later",
+        );
+    } else if welcome(&mut stream, version) {
+        probe::serve(stream);
+    }
+    shared.probes.fetch_sub(1, Ordering::Relaxed);
 }
 
 fn welcome(stream: &mut BoxedStream, version: u16) -> bool {

@@ -20,16 +20,17 @@ use vmferry_wire::{
 use super::disks::{DisksIn, read_plan};
 use super::driver::Driver;
 use super::faults;
-use super::pager::Pager;
 use super::pages::{Intake, Sink};
 use super::session::{Guest, Input, Session};
 use super::session_log::{Became, Entry};
 use super::{Admitted, Shared};
 use crate::clock::Clock;
+use crate::cpu_cap::CpuCap;
 use crate::dir::{GuestDir, load_json, store_json};
 use crate::error::RuntimeError;
 use crate::journal::Journal;
 use crate::link::{chain, parse_token, token_text};
+use crate::pager::Pager;
 use crate::usage::Usage;
 
 /// How long the offer may take after the hello.
@@ -305,6 +306,11 @@ fn new_session(token: SessionToken, guest: Guest) -> (Arc<Session>, Receiver<Inp
         token,
         inputs,
         usage: Usage::start(),
+        cpu_cap: CpuCap::new(format!(
+            "vmferry-{}-in-{}",
+            std::process::id(),
+            &token_text(token)[..8]
+        )),
         faults: faults::FaultLine::default(),
         guest: OnceLock::from(guest),
         streams: Mutex::default(),

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::{self, JoinHandle};
 
 use crossbeam_channel::{Sender, bounded};
+use vmferry_core::PageRun;
 use vmferry_core::destination::Event;
 use vmferry_transport::BoxedStream;
 use vmferry_wire::{SessionToken, StreamRole};
@@ -12,7 +13,8 @@ use vmferry_wire::{SessionToken, StreamRole};
 use super::IncomingProgress;
 use super::disks::DisksIn;
 use super::faults::FaultLine;
-use super::pages::{Delivered, PageReader, Sink};
+use super::pages::{Delivered, Missed, PageReader, Sink};
+use crate::cpu_cap::{CpuCap, Member};
 use crate::error::RuntimeError;
 use crate::usage::Usage;
 
@@ -35,6 +37,13 @@ pub(super) enum Input {
         /// What the source says.
         message: vmferry_wire::ToDestination,
     },
+    /// Pages that came as hashes and are not here, before the end of their round.
+    Missed {
+        /// Number of the connection.
+        connection: u64,
+        /// Which.
+        pages: Vec<PageRun>,
+    },
     /// From this host.
     Local(Event),
     /// The source is back.
@@ -48,6 +57,8 @@ pub(super) struct Session {
     pub token: SessionToken,
     pub inputs: Sender<Input>,
     pub usage: Usage,
+    /// What the page streams may use.
+    pub cpu_cap: CpuCap,
     pub faults: FaultLine,
     /// Once a guest is admitted.
     pub guest: OnceLock<Guest>,
@@ -175,7 +186,11 @@ impl Session {
         };
         let (session, sink) = (self.clone(), guest.sink.clone());
         let connection = self.connection.load(Ordering::Acquire);
-        let read = move || session.read_pages(PageReader::new(stream, index, version), &sink, connection);
+        let capped = role != StreamRole::Faults;
+        let read = move || {
+            let reader = PageReader::new(stream, index, version);
+            session.read_pages(reader, &sink, connection, capped);
+        };
         streams.threads.push(
             thread::Builder::new()
                 .name("in pages".into())
@@ -217,10 +232,25 @@ impl Session {
         Ok(())
     }
 
-    fn read_pages(&self, mut reader: PageReader, sink: &Sink, connection: u64) {
+    /// Pages that the guest waits for come over the stream that is not `capped`.
+    fn read_pages(&self, mut reader: PageReader, sink: &Sink, connection: u64, capped: bool) {
         let mut usage = self.usage.thread();
+        let mut cpu = capped.then(|| self.cpu_cap.member());
         for frames in 1u64.. {
-            match reader.next(sink) {
+            // Holding no page: what waits are the source's own.
+            cpu.as_mut().map(Member::pace);
+            let delivered = reader.next(sink);
+            match reader.take_missed() {
+                Missed::Nothing => {}
+                Missed::InRound(pages) => {
+                    let _ = self.inputs.send(Input::Missed { connection, pages });
+                }
+                Missed::AfterSwitch(runs) => {
+                    let pages = runs.into_iter().flat_map(PageRun::pages);
+                    pages.for_each(|page| self.faults.ask(page));
+                }
+            }
+            match delivered {
                 Ok(Delivered::Pages) if frames.is_multiple_of(FRAMES_PER_FLUSH) => usage.flush(),
                 Ok(Delivered::Pages) => {}
                 Ok(Delivered::Event(event)) => {
@@ -239,12 +269,14 @@ impl Session {
         for stream in &streams.open {
             let _ = stream.shutdown();
         }
+        self.cpu_cap.close();
         if let Some(disks) = self.guest.get().and_then(|guest| guest.disks.as_ref()) {
             disks.close();
         }
         for thread in streams.threads {
             let _ = thread.join();
         }
+        self.cpu_cap.open();
     }
 
     fn streams(&self) -> MutexGuard<'_, Streams> {

@@ -8,7 +8,6 @@ use vmferry_core::destination::Event;
 use vmferry_core::handover::{Epoch, Record};
 
 use super::driver::Driver;
-use super::faults;
 use super::opening::log_entry;
 use super::pages::Intake;
 use super::session::Input;
@@ -35,7 +34,7 @@ impl Driver<'_> {
         let serve = move || {
             let _usage = session.usage.thread();
             let Some(pager) = sink.pager.get() else { return };
-            if let Err(error) = faults::serve(&sink, pager, &session.faults) {
+            if let Err(error) = pager.serve(&sink.closing, |page| session.faults.ask(page)) {
                 let reason = format!("faults of the guest cannot be served: {}", chain(&error));
                 let _ = session.inputs.send(Input::Local(Event::Failed(reason)));
             }

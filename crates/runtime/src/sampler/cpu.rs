@@ -7,7 +7,7 @@ use std::time::Duration;
 const TICK: Duration = Duration::from_millis(10);
 
 /// What process `pid` used since it was started, all its threads together; none when it is gone.
-pub(super) fn used(pid: u32) -> Option<Duration> {
+pub(crate) fn used(pid: u32) -> Option<Duration> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     ticks(&stat).map(|ticks| TICK * ticks)
 }

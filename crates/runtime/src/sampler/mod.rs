@@ -17,6 +17,8 @@ use crate::link::chain;
 
 pub use kept::{keep, load};
 
+pub(crate) use cpu::used as cpu_used;
+
 /// Learns about one guest on a thread of its own, until it is ended or dropped. It never pauses the guest, and what
 /// goes wrong is no more than a line in the log: it tries again later.
 ///

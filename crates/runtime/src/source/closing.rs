@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use vmferry_core::PAGE_SIZE;
+use vmferry_core::filter::FilterReport;
 use vmferry_core::report::{CpuSeconds, LimitsReport, Outcome, Report, SidesBytes};
 
 use super::driver::Driver;
@@ -20,9 +21,12 @@ impl Driver {
                 "pages were not compared: a daemon was restarted, and what it knew of them is gone".into(),
             );
         }
-        notes.extend(self.shared.encodings.fall_back());
-        let ms = |time: Duration| time.as_secs_f64() * 1e3;
         let limits = &self.shared.request.limits;
+        notes.extend(self.shared.encodings.fall_back());
+        if limits.cpu_destination_percent.is_some() && self.shared.destination_cpu_percent().is_none() {
+            notes.push("the destination is of an earlier version and keeps to no CPU cap".into());
+        }
+        let ms = |time: Duration| time.as_secs_f64() * 1e3;
         drop(source);
         let disks = self.disks_report(outcome);
         Report {
@@ -41,6 +45,7 @@ impl Driver {
             bytes_on_wire: measured.page_bytes + self.control_bytes + self.disk_bytes,
             device_state_bytes: measured.device_state_bytes,
             pages: measured.counts,
+            reuse: self.shared.reuse.report(),
             encoding: self.shared.encodings.report(),
             rounds: measured.rounds,
             faults: measured.summary.faults,
@@ -60,10 +65,16 @@ impl Driver {
                 bandwidth_waited_ms: ms(measured.bandwidth_waited),
                 cpu_percent: self.shared.cpu_cap.percent(),
                 cpu_waited_ms: ms(self.shared.cpu_cap.waited()),
+                cpu_destination_percent: self.shared.destination_cpu_percent(),
                 cpu_by: self.shared.cpu_cap.by(),
             },
+            filter: measured.filter.map(|filter| FilterReport {
+                cost: self.sample_cost,
+                ..filter
+            }),
             disks,
             verified: measured.summary.verified,
+            forecast: self.shared.request.forecast.as_deref().cloned(),
             notes,
         }
     }

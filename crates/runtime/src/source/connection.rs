@@ -9,7 +9,7 @@ use std::time::Duration;
 use vmferry_core::policy::Faults;
 use vmferry_core::source::Event;
 use vmferry_transport::BoxedStream;
-use vmferry_wire::{FaultModeWire, Offer, StreamRole, ToDestination, write_control};
+use vmferry_wire::{FaultModeWire, HELD_PAGES_SINCE, Offer, StreamRole, ToDestination, write_control};
 
 use super::driver::{Driver, Input};
 use super::{control, faults, pages};
@@ -38,7 +38,7 @@ impl Driver {
         let shared = self.shared.clone();
         let request = &shared.request;
         let (control, version) = dial(&request.to, shared.session, StreamRole::Control { resume: false })?;
-        shared.encodings.peer_speaks(version);
+        shared.peer_speaks(version);
         self.begin_connection(control)?;
         let faults = match self.shared.source().needs().faults {
             Faults::None => None,
@@ -57,7 +57,12 @@ impl Driver {
             faults,
             verify: request.verify,
             epoch: self.journal.epoch().next().0,
-        }))
+        }))?;
+        if shared.reuse.wanted() && version >= HELD_PAGES_SINCE {
+            shared.reuse.asked();
+            self.send(&ToDestination::AskHeld)?;
+        }
+        Ok(())
     }
 
     pub(super) fn begin_connection(&mut self, control: BoxedStream) -> Result<(), String> {
@@ -86,6 +91,11 @@ impl Driver {
 
     /// Dials the page streams and the fault stream, once the destination has agreed to take them.
     pub(super) fn open_streams(&mut self) -> Result<(), String> {
+        if let Some(percent) = self.shared.destination_cpu_percent() {
+            self.send(&ToDestination::CpuCap {
+                percent: Some(percent),
+            })?;
+        }
         let Some(connection) = &mut self.connection else {
             return Err("no connection".into());
         };
@@ -126,6 +136,7 @@ impl Driver {
         // What its threads still say does not count any more, and what arrived nobody knows.
         self.connections += 1;
         self.shared.encodings.no_more_deltas();
+        self.shared.reuse.end();
         connection.closing.store(true, Ordering::Relaxed);
         for stream in connection.streams.iter().chain([&connection.control]) {
             let _ = stream.shutdown();
@@ -161,7 +172,7 @@ impl Driver {
                 ) {
                     Ok((control, version)) => {
                         // Its daemon may be another one now.
-                        shared.encodings.peer_speaks(version);
+                        shared.peer_speaks(version);
                         let _ = inputs.send(Input::Connected(control));
                         return;
                     }

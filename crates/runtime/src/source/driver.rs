@@ -3,9 +3,10 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender};
+use vmferry_core::filter::SampleCost;
 use vmferry_core::handover::{Claim, Record};
 use vmferry_core::policy::Faults;
 use vmferry_core::report::Report;
@@ -67,6 +68,8 @@ pub(super) struct Driver {
     /// The guest was paused by this migration and not resumed.
     pub(super) paused: bool,
     pub(super) stop_reconnecting: Arc<AtomicBool>,
+    /// Of scans, and of what was decided upon them.
+    pub(super) sample_cost: SampleCost,
     /// The disks that move with the guest, once they were on offer.
     pub(super) disks: Option<DiskCopy>,
     /// Bytes of disks on the wire, both ways.
@@ -97,6 +100,7 @@ impl Driver {
             control_bytes: 0,
             paused: false,
             stop_reconnecting: Arc::default(),
+            sample_cost: SampleCost::default(),
             disks: None,
             disk_bytes: 0,
         }
@@ -197,9 +201,14 @@ impl Driver {
 
     /// Feeds the machine. An event that it has no place for ends the session like any other failure.
     fn handle(&mut self, event: Event) -> Vec<Command> {
+        let is_scan = matches!(event, Event::Scanned(_));
         let mut source = self.shared.source();
-        let now = self.shared.now();
-        match source.handle(now, event) {
+        let (now, began) = (self.shared.now(), Instant::now());
+        let handled = source.handle(now, event);
+        if is_scan {
+            self.sample_cost.decided(began.elapsed());
+        }
+        match handled {
             Ok(commands) => commands,
             Err(error) => source
                 .handle(now, Event::Failed(error.to_string()))
@@ -223,7 +232,12 @@ impl Driver {
             Command::CopyDisks => self.copy_disks().map(|()| None),
             Command::SettleDisks => self.settle_disks().map(|()| None),
             Command::Arm => self.arm().map(Some),
-            Command::Scan => self.scan().map(|dirty| Some(Event::Scanned(dirty))),
+            Command::Scan => {
+                let began = Instant::now();
+                let dirty = self.scan();
+                self.sample_cost.scanned(began.elapsed());
+                dirty.map(|dirty| Some(Event::Scanned(dirty)))
+            }
             Command::Stop { scan, free } => self.stop(scan, free).map(Some),
             Command::Retract => self.resume().map(|()| Some(Event::Resumed)),
             Command::SendSwitch { pending } => {

@@ -13,8 +13,10 @@ mod encodings;
 mod faults;
 mod page_writer;
 mod pages;
+mod reuse;
 mod steps;
 
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
@@ -28,7 +30,7 @@ use vmferry_core::source::{Event, Setup, Side, Source};
 use vmferry_core::{MigrationRequest, limits};
 use vmferry_guest::{GuestRam, PlacedDisk, Vm};
 use vmferry_transport::Endpoint;
-use vmferry_wire::SessionToken;
+use vmferry_wire::{CPU_CAP_SINCE, SessionToken};
 
 use crate::clock::Clock;
 use crate::cpu_cap::CpuCap;
@@ -39,6 +41,7 @@ use crate::link::{new_token, parse_token, token_text};
 use crate::usage::Usage;
 use driver::{Driver, Input};
 use encodings::Encodings;
+use reuse::Reuse;
 
 /// Most page streams.
 pub const MAX_STREAMS: u16 = 64;
@@ -87,8 +90,11 @@ struct Shared {
     clock: Clock,
     ram: Arc<GuestRam>,
     encodings: Arc<Encodings>,
+    reuse: Arc<Reuse>,
     usage: Usage,
     cpu_cap: CpuCap,
+    /// Version of the protocol agreed on with the destination; 0 before that.
+    version: AtomicU16,
     session: SessionToken,
     request: Request,
     /// Where the destination put the disks, once it has said so.
@@ -102,6 +108,17 @@ impl Shared {
 
     fn now(&self) -> Duration {
         self.clock.now()
+    }
+
+    fn peer_speaks(&self, version: u16) {
+        self.version.store(version, Ordering::Relaxed);
+        self.encodings.peer_speaks(version);
+    }
+
+    /// The CPU cap of the destination, where it can be told.
+    fn destination_cpu_percent(&self) -> Option<u32> {
+        let told = self.version.load(Ordering::Relaxed) >= CPU_CAP_SINCE;
+        self.request.limits.cpu_destination_percent.filter(|_| told)
     }
 
     /// Waits until woken, or until `at`.
@@ -286,6 +303,7 @@ impl Outgoing {
             source: Mutex::new(source),
             wake: Condvar::new(),
             encodings: Arc::new(Encodings::new(request.encoding, delta_cache_bytes, clock)),
+            reuse: Arc::new(Reuse::new(request.reuse, vm.ram().layout().pages())),
             clock,
             ram: vm.ram().clone(),
             usage: Usage::start(),
@@ -294,6 +312,7 @@ impl Outgoing {
                 std::process::id(),
                 &token_text(session)[..8]
             )),
+            version: AtomicU16::new(0),
             session,
             request,
             places: Mutex::default(),

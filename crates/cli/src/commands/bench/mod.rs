@@ -56,6 +56,9 @@ pub(crate) struct BenchArgs {
     /// List the scenarios
     #[arg(long)]
     list: bool,
+    /// Of the scenario profile: how much of it, small (minutes) or paper (hours) [default: small]
+    #[arg(long, value_name = "GRID")]
+    grid: Option<Grid>,
     /// Guests to measure
     #[arg(long, value_name = "KIND", default_value = "both")]
     guest: Guests,
@@ -78,6 +81,15 @@ pub(crate) struct BenchArgs {
 enum Then {
     Report(report::ReportArgs),
     Compare(compare::CompareArgs),
+}
+
+/// Grids of CPU shares.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Grid {
+    /// Nine shares, guests of 256 MiB
+    Small,
+    /// Fifteen shares, guests of 1 GiB, three times
+    Paper,
 }
 
 /// Kinds of guests.
@@ -110,6 +122,11 @@ pub(super) fn run(common: &Common, args: &BenchArgs) -> Result<ExitCode> {
     let scenario = match &args.scenario {
         Some(scenario) if !args.list => scenario,
         _ => return list(common),
+    };
+    let scenario = match (scenario.as_str(), args.grid) {
+        ("profile", Some(Grid::Paper)) => "profile-paper",
+        ("profile", _) | (_, None) => scenario,
+        _ => bail!("--grid is of the scenario profile; {scenario} has none"),
     };
     let program = std::env::current_exe().context("cannot find the program that is running")?;
     let interrupt = Interrupt::install()?;
@@ -293,12 +310,17 @@ fn title(run: &PlannedRun) -> String {
 fn ended(run: &Run) -> String {
     let what = format!("{}, {}, {}", run.key.guest, run.key.link, run.key.variant);
     match &run.outcome {
-        Outcome::Measured(measured) => format!(
-            "{what}: {} in {}, downtime {}",
-            units::size(measured.account.bytes_sent()),
-            units::millis(measured.account.total_ms()),
-            units::millis(measured.account.downtime_ms())
-        ),
+        Outcome::Measured(measured) => {
+            let (account, took) = (&measured.account, units::millis(measured.account.total_ms()));
+            match (account.bytes_sent(), account.downtime_ms()) {
+                (Some(bytes), Some(downtime_ms)) => format!(
+                    "{what}: {} in {took}, downtime {}",
+                    units::size(bytes),
+                    units::millis(downtime_ms)
+                ),
+                _ => format!("{what}: {took}"),
+            }
+        }
         Outcome::Failed { why } => format!("{what}: FAILED: {why}"),
     }
 }

@@ -6,7 +6,7 @@
 //! title = "Pages sent"
 //! source = ["data-filter Fig. 6"]   # see `papers`
 //! claim = "The filter sends far fewer pages where memory is written in a regular way."
-//! kind = "bars"                     # or "lines", "timeline", "rounds", "table"
+//! kind = "bars"                     # or "lines", "timeline", "latency", "distribution", "rounds", "states", "table"
 //! metrics = ["pages_sent"]          # see `metric`
 //! ```
 //!
@@ -63,6 +63,9 @@ pub struct Figure {
     /// Where the names along the axis stand on it; the first number in each where absent.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub at: BTreeMap<String, f64>,
+    /// What models are about; the CPU share of the source where absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub axis: Option<vmferry_forecast::model::Axis>,
     /// What the axis counts: `regions`, `MiB written`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub x_label: Option<String>,
@@ -78,10 +81,58 @@ pub enum FigureKind {
     Lines,
     /// What the client got done, over time, across the migration.
     Timeline,
+    /// The same, and below it what the client waited for answers.
+    Latency,
+    /// The distribution of what the client waited for answers, over the whole run.
+    Distribution,
     /// The rounds of pre-copy, one after the other.
     Rounds,
+    /// How often each state of the data filter's model occurred.
+    States,
     /// Numbers only.
     Table,
+    /// Total time over what a migration may use, with the regression model that fits it.
+    Model,
+    /// How a model that learned from five settings does on the others.
+    Trial,
+}
+
+impl FigureKind {
+    /// What its table has where the scenario does not say; of the others it has to.
+    pub fn usual_metrics(self) -> &'static [&'static str] {
+        match self {
+            Self::Bars | Self::Lines | Self::Rounds | Self::Table | Self::Model | Self::Trial => &[],
+            Self::Timeline => &[
+                "operations_before_per_s",
+                "operations_during_per_s",
+                "operations_kept",
+                "perceived_downtime_ms",
+                "total_ms",
+            ],
+            Self::Latency => &[
+                "latency_p90_before_ms",
+                "latency_p50_during_ms",
+                "latency_p90_during_ms",
+                "latency_p99_during_ms",
+                "latency_max_during_ms",
+            ],
+            Self::Distribution => &[
+                "latency_p10_all_ms",
+                "latency_p50_all_ms",
+                "latency_p90_all_ms",
+                "latency_p99_all_ms",
+                "latency_p100_all_ms",
+            ],
+            Self::States => &[
+                "filter.states_seen",
+                "filter.samples",
+                "filter.frequent_share",
+                "filter.transitions_seen",
+                "filter.tests",
+                "filter.tests_failed",
+            ],
+        }
+    }
 }
 
 /// What distinguishes runs.
@@ -153,7 +204,8 @@ impl Figure {
                 "the id {id:?} of a figure is no link; write small letters, digits and dashes"
             ));
         }
-        if self.metrics.is_empty() && self.kind != FigureKind::Timeline {
+        let speaks_for_itself = matches!(self.kind, FigureKind::Model | FigureKind::Trial);
+        if self.metrics.is_empty() && self.kind.usual_metrics().is_empty() && !speaks_for_itself {
             return Err(format!("figure {id:?} has no metrics: it would show nothing"));
         }
         let known: BTreeSet<_> = scenario

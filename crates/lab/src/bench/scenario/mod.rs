@@ -26,6 +26,10 @@
 //! options = { downtime-limit = 50 } # of QEMU, in milliseconds
 //! limit_s = 120                    # it may never converge
 //!
+//! [[variant]]
+//! name = "left alone"
+//! experiment = { kind = "agent", agent = "idle", for_s = 20 } # in place of a migration: see `Experiment`
+//!
 //! [[claim]]
 //! text = "what is said to hold"
 //! metric = "pages_sent"            # see `metric`
@@ -41,6 +45,7 @@
 //! ```
 
 mod claim;
+mod experiment;
 mod figure;
 mod guest;
 mod options;
@@ -51,8 +56,9 @@ use std::collections::BTreeSet;
 use serde::{Deserialize, Serialize};
 
 pub use claim::{BEST_PEER, Claim};
+pub use experiment::{AgentUse, Experiment};
 pub use figure::{Dimension, Figure, FigureKind};
-pub use guest::{Guest, GuestKind, GuestQuick};
+pub use guest::{Disk, Guest, GuestKind, GuestQuick};
 pub(crate) use options::words;
 pub use options::{OptionValue, Options};
 pub use variant::Variant;
@@ -208,7 +214,7 @@ impl Scenario {
         self.variants.iter().try_for_each(Variant::check)?;
         self.claims
             .iter()
-            .try_for_each(|claim| claim.check(&self.variants))?;
+            .try_for_each(|claim| claim.check(&self.variants, &self.guests))?;
         all_different("figure", self.figures.iter().map(|figure| figure.id.as_str()))?;
         self.figures.iter().try_for_each(|figure| figure.check(self))?;
         let named = self.claims.iter().filter_map(|claim| claim.figure.as_ref());
@@ -384,12 +390,42 @@ at_most = 0.5
             (
                 "strategy = \"hybrid\"",
                 "name = \"hybrid\"",
-                "neither strategy nor peer",
+                "neither strategy nor peer nor experiment",
             ),
             (
                 "strategy = \"hybrid\"",
                 "name = \"hybrid\"\nstrategy = \"hybrid\"\npeer = \"qemu-pre-copy\"",
-                "a strategy and a peer",
+                "more than one",
+            ),
+            (
+                "strategy = \"hybrid\"",
+                "name = \"hybrid\"\nexperiment = { kind = \"agent\", agent = \"idle\", for_s = 0 }",
+                "for_s is 0",
+            ),
+            (
+                "load = \"write:64M\"",
+                "disk = { mib = 8, filled_mib = 1 }",
+                "no disk of its own",
+            ),
+            (
+                "variant = \"hybrid\"",
+                "variant = \"hybrid\"\nrelative_to_guest = \"b\"",
+                "guest \"b\"",
+            ),
+            (
+                "variant = \"hybrid\"",
+                "variant = \"hybrid\"\nguests = [\"c\"]",
+                "guest \"c\"",
+            ),
+            (
+                "strategy = \"hybrid\"",
+                "name = \"hybrid\"\nexperiment = { kind = \"dance\" }",
+                "dance",
+            ),
+            (
+                "strategy = \"hybrid\"",
+                "name = \"hybrid\"\npeer = \"qemu-pre-copy\"\nthere_and_back = true",
+                "no strategy to go by",
             ),
             (
                 "strategy = \"hybrid\"",

@@ -3,13 +3,14 @@
 use serde::{Deserialize, Serialize};
 use vmferry_core::Strategy;
 
+use super::experiment::Experiment;
 use super::options::Options;
 use crate::peer::{self, Peer, PeerRequest};
 
 /// Stands for every strategy or peer there is.
 const ALL: &str = "all";
 
-/// One of the things that are compared: a strategy of vmferry, or a peer.
+/// One of the things that are compared: a strategy of vmferry, a peer, or an experiment.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Variant {
@@ -22,6 +23,12 @@ pub struct Variant {
     /// Peer ([`Peer`]), or `all` for each there is. Synthetic guests are not moved by peers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub peer: Option<String>,
+    /// What is done in place of a migration.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub experiment: Option<Experiment>,
+    /// The guest moves there and back again, and it is the way back that is measured.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub there_and_back: bool,
     /// Of a strategy, further options of `vmferry migrate` without their dashes; of a peer, those of [`PeerRequest`].
     #[serde(default)]
     pub options: Options,
@@ -75,14 +82,29 @@ impl Variant {
 
     pub(super) fn check(&self) -> std::result::Result<(), String> {
         let name = self.name();
-        match (&self.strategy, &self.peer) {
-            (Some(_), None) | (None, Some(_)) => {}
-            (None, None) => return Err(format!("variant {name:?} has neither strategy nor peer")),
-            (Some(_), Some(_)) => {
+        match (&self.strategy, &self.peer, &self.experiment) {
+            (Some(_), None, None) | (None, Some(_), None) => {}
+            (None, None, Some(_)) if self.name.is_none() => {
+                return Err("a variant that is an experiment has no name".to_owned());
+            }
+            (None, None, Some(experiment)) => experiment
+                .check()
+                .map_err(|why| format!("variant {name:?}: {why}"))?,
+            (None, None, None) => {
                 return Err(format!(
-                    "variant {name:?} has a strategy and a peer: one of them goes"
+                    "variant {name:?} has neither strategy nor peer nor experiment"
                 ));
             }
+            _ => {
+                return Err(format!(
+                    "variant {name:?} has more than one of a strategy, a peer and an experiment: one of them stays"
+                ));
+            }
+        }
+        if self.there_and_back && self.strategy.is_none() {
+            return Err(format!(
+                "variant {name:?} goes there and back, and has no strategy to go by"
+            ));
         }
         if let Some(limit_s) = self.limit_s
             && !(0.0..=86_400.0).contains(&limit_s)

@@ -1,4 +1,5 @@
-//! The pager: what the destination knows of every page, and how a page gets into the guest.
+//! The pager: what is known of every page of a guest whose memory is not all here, and how a page gets into the guest. At the
+//! destination of a migration pages come from the source, in a resume from the store.
 //!
 //! Before the switch pages are written straight into memory. From the switch on the guest may run, and a page
 //! must appear whole:
@@ -11,11 +12,12 @@
 //! The states live in a file, so that a restarted daemon finds them ([`SharedPageStates`]).
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use hdrhistogram::Histogram;
+use vmferry_core::report::FaultReport;
 use vmferry_core::{PAGE_SIZE, PageBitmap, PageRun};
 use vmferry_guest::{FaultMode, GuestError, GuestRam, Installed, PageFaults};
 use vmferry_memory::SharedPageStates;
@@ -41,22 +43,25 @@ const LOCAL_WINDOW: u64 = 16;
 /// The longest service time that is told from longer ones, microseconds: a fault waits while the connection is lost.
 const LONGEST_SERVICE_US: u64 = 600_000_000;
 
+/// How long to wait for a fault before looking whether it is over.
+const LOOK_UP_EVERY: Duration = Duration::from_millis(100);
+
 /// What to do about a fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Answer {
+pub enum Answer {
     /// Answered here, or on its way already.
     Local,
-    /// Ask the source.
+    /// Ask whoever has it: the source, or the store.
     Demand,
 }
 
 /// See the module.
-pub(super) struct Pager {
+pub struct Pager {
     ram: Arc<GuestRam>,
     faults: Arc<dyn PageFaults>,
     mode: FaultMode,
     states: SharedPageStates,
-    /// Pages that the source still has to send.
+    /// Pages that have not come.
     outstanding: AtomicU64,
     /// Pages the guest waits for, since when.
     demanded: Mutex<HashMap<u64, Instant>>,
@@ -71,7 +76,9 @@ pub(super) struct Pager {
 struct ArrivalHashes(Vec<OnceLock<u128>>);
 
 impl Pager {
-    pub(super) fn new(
+    /// A pager of the guest that `faults` belongs to, every page in the state that `states` has. With `verify` it keeps a hash of
+    /// each page as it came.
+    pub fn new(
         ram: Arc<GuestRam>,
         faults: Arc<dyn PageFaults>,
         mode: FaultMode,
@@ -96,7 +103,7 @@ impl Pager {
     }
 
     /// Takes over the states that an earlier daemon left: a page it was about to fill is filled anew.
-    pub(super) fn recover(&self) {
+    pub fn recover(&self) {
         let mut outstanding = 0;
         for state in self.states.as_slice() {
             let again = match state.load(Ordering::Acquire) {
@@ -112,12 +119,12 @@ impl Pager {
     }
 
     /// Pages of `run` were written into memory before the switch.
-    pub(super) fn received(&self, run: PageRun) {
+    pub fn received(&self, run: PageRun) {
         self.set(run, PRESENT);
     }
 
     /// The switch: `pending` pages follow. Answers how many.
-    pub(super) fn switch(&self, pending: &PageBitmap) -> u64 {
+    pub fn switch(&self, pending: &PageBitmap) -> u64 {
         for page in pending.pages() {
             let received = self.states.load(page as usize, Ordering::Relaxed) == PRESENT;
             self.states.store(
@@ -135,7 +142,7 @@ impl Pager {
             for page in 0..self.ram.layout().pages() {
                 match self.states.load(page as usize, Ordering::Relaxed) {
                     PRESENT => hashes.set(page, || self.ram.hash(page)),
-                    ZERO => hashes.set(page, super::compare::zero_hash),
+                    ZERO => hashes.set(page, crate::destination::compare::zero_hash),
                     _ => {}
                 }
             }
@@ -145,8 +152,29 @@ impl Pager {
         outstanding
     }
 
+    /// Serves the guest's faults until `over` is set, on the caller's thread. `ask` is told of pages that have to be asked for.
+    ///
+    /// # Errors
+    /// When the kernel's mechanism broke: the guest can not go on.
+    pub fn serve(&self, over: &AtomicBool, mut ask: impl FnMut(u64)) -> Result<(), GuestError> {
+        let mut pages = Vec::new();
+        while !over.load(Ordering::Acquire) {
+            pages.clear();
+            self.faults.wait(LOOK_UP_EVERY, &mut pages)?;
+            for &page in &pages {
+                if self.fault(page)? == Answer::Demand {
+                    ask(page);
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// The guest waits for `page`.
-    pub(super) fn fault(&self, page: u64) -> Result<Answer, GuestError> {
+    ///
+    /// # Errors
+    /// When the kernel refuses the answer.
+    pub fn fault(&self, page: u64) -> Result<Answer, GuestError> {
         match self.states.load(page as usize, Ordering::Acquire) {
             ABSENT | STALE => {
                 let new = self.demanded().insert(page, Instant::now()).is_none();
@@ -200,7 +228,10 @@ impl Pager {
     }
 
     /// Pages arrived after the switch. Answers whether these were the last ones outstanding.
-    pub(super) fn arrived(&self, run: PageRun, data: &[u8]) -> Result<bool, GuestError> {
+    ///
+    /// # Errors
+    /// When the kernel refuses to install them.
+    pub fn arrived(&self, run: PageRun, data: &[u8]) -> Result<bool, GuestError> {
         let mut at = run.first;
         let mut last = false;
         while at < run.end() {
@@ -237,7 +268,7 @@ impl Pager {
     fn fill(&self, state: u8, run: PageRun, data: &[u8]) -> Result<bool, GuestError> {
         if let Some(hashes) = &self.hashes {
             for (page, data) in run.pages().zip(data.chunks_exact(PAGE_SIZE as usize)) {
-                hashes.set(page, || super::compare::hash(data));
+                hashes.set(page, || crate::destination::compare::hash(data));
             }
         }
         if state == ABSENT {
@@ -273,17 +304,17 @@ impl Pager {
     }
 
     /// Pages that the guest waits for now: to be asked for again on a new connection.
-    pub(super) fn waiting(&self) -> Vec<u64> {
+    pub fn waiting(&self) -> Vec<u64> {
         self.demanded().keys().copied().collect()
     }
 
-    /// Pages the source still has to send.
-    pub(super) fn outstanding(&self) -> u64 {
+    /// How many pages have not come.
+    pub fn outstanding(&self) -> u64 {
         self.outstanding.load(Ordering::Acquire)
     }
 
     /// The pages that need not be sent (again).
-    pub(super) fn have(&self) -> PageBitmap {
+    pub fn have(&self) -> PageBitmap {
         let mut have = PageBitmap::new(self.ram.layout().pages());
         for (page, state) in self.states.as_slice().iter().enumerate() {
             if matches!(state.load(Ordering::Acquire), PRESENT | ZERO) {
@@ -294,21 +325,31 @@ impl Pager {
     }
 
     /// Nothing is outstanding: the guest's memory is its own.
-    pub(super) fn release(&self) -> Result<(), GuestError> {
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn release(&self) -> Result<(), GuestError> {
         self.faults.release()
     }
 
-    pub(super) fn faults(&self) -> &Arc<dyn PageFaults> {
+    /// The mechanism under it.
+    pub fn faults(&self) -> &Arc<dyn PageFaults> {
         &self.faults
     }
 
-    pub(super) fn arrival_hash(&self, page: u64) -> Option<u128> {
+    /// The hash of `page` as it came, where hashes are kept.
+    pub fn arrival_hash(&self, page: u64) -> Option<u128> {
         self.hashes
             .as_ref()
             .and_then(|hashes| hashes.0[page as usize].get().copied())
     }
 
-    pub(super) fn fault_summary(&self) -> vmferry_wire::FaultSummary {
+    /// Faults so far, and how long the guest waited for those that were asked for.
+    pub fn fault_report(&self) -> FaultReport {
+        self.fault_summary().into()
+    }
+
+    pub(crate) fn fault_summary(&self) -> vmferry_wire::FaultSummary {
         let service_us = self.service_us.lock().unwrap_or_else(PoisonError::into_inner);
         let network = self.network.load(Ordering::Relaxed);
         let local = self.local.load(Ordering::Relaxed);

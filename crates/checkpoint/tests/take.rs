@@ -1,0 +1,354 @@
+//! Checkpoints of synthetic guests that run, against their memory at the moment they were paused.
+
+#[path = "../../store/tests/support/faulty.rs"]
+#[allow(dead_code, reason = "the store's own tests use the rest")]
+mod faulty;
+mod witness;
+
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use faulty::{Fault, Faulty, Plan};
+use proptest::prelude::*;
+use proptest::test_runner::{Config, TestRunner};
+use vmferry_checkpoint::take::{Session, TakeControl, TakeOptions};
+use vmferry_core::take::{TakeOutcome, TakeReport};
+use vmferry_guest::Guest as _;
+use vmferry_guest_synth::FaultMechanism;
+use vmferry_store::{CheckpointId, Store, StoreOptions};
+use witness::{Witness, assert_same, busy, checkpoint_memory, mechanisms};
+
+const MIB: u64 = 1 << 20;
+
+fn memory() -> Store {
+    Store::open("memory:", StoreOptions::default()).unwrap()
+}
+
+fn options() -> TakeOptions {
+    TakeOptions::for_guest(32 * MIB)
+}
+
+fn session(witness: &Arc<Witness>, store: &Store) -> Session {
+    Session::begin(witness.vm(), store.clone(), options()).unwrap()
+}
+
+/// A checkpoint that has to work.
+fn take(session: &mut Session) -> TakeReport {
+    let report = session.take(&TakeControl::default());
+    assert_eq!(report.outcome, TakeOutcome::Completed, "{report:?}");
+    report
+}
+
+fn id_of(report: &TakeReport) -> CheckpointId {
+    report.id.as_deref().expect("it has a name").parse().unwrap()
+}
+
+/// That the checkpoint just taken holds the memory of its pause.
+fn check(witness: &Witness, store: &Store, report: &TakeReport) {
+    let id = id_of(report);
+    let seen = witness.seen.lock().unwrap();
+    assert_same(&checkpoint_memory(store, &id), &seen, &id.to_string());
+}
+
+#[test]
+fn each_checkpoint_is_the_memory_of_its_pause() {
+    for mechanism in mechanisms() {
+        let (witness, store) = (Witness::start(&busy(32, mechanism)), memory());
+        let mut session = session(&witness, &store);
+        session.watch().unwrap();
+        for round in 0..5 {
+            thread::sleep(Duration::from_millis(30));
+            let report = take(&mut session);
+            check(&witness, &store, &report);
+            assert!(
+                report.pause_ms > 0.0 && report.interval_ms.is_some(),
+                "{report:?}"
+            );
+            assert!(
+                report.written_pages > 0 && report.accessed_pages >= report.written_pages,
+                "{report:?}"
+            );
+            assert_eq!(
+                report.saved_pages + report.inherited_pages,
+                report.data_pages,
+                "{report:?}"
+            );
+            if round > 0 {
+                assert!(
+                    report.parent.is_some() && report.saved_pages < report.data_pages / 2,
+                    "{report:?}"
+                );
+            }
+            let manifest = store.manifest(&id_of(&report)).unwrap();
+            assert_eq!(manifest.written.count(), report.written_pages);
+            assert_eq!(manifest.accessed.count(), report.accessed_pages);
+            assert_eq!(manifest.device_state.bytes, report.device_state_bytes);
+        }
+        drop(session);
+        witness.check_guest();
+    }
+}
+
+/// A guest that writes nothing costs nothing the second time.
+#[test]
+fn what_is_not_written_is_not_saved_again() {
+    let config = vmferry_guest_synth::SynthConfig {
+        loads: Vec::new(),
+        ..busy(32, FaultMechanism::Auto)
+    };
+    let (witness, store) = (Witness::start(&config), memory());
+    let mut session = session(&witness, &store);
+    let first = take(&mut session);
+    assert_eq!((first.saved_pages, first.inherited_pages), (first.data_pages, 0));
+    let second = take(&mut session);
+    assert_eq!(
+        (second.saved_pages, second.inherited_pages),
+        (0, first.data_pages)
+    );
+    check(&witness, &store, &second);
+}
+
+/// A parent that somebody deleted is no parent: everything is saved again.
+#[test]
+fn a_parent_may_be_deleted() {
+    let (witness, store) = (Witness::start(&busy(32, FaultMechanism::Auto)), memory());
+    let mut session = session(&witness, &store);
+    let first = take(&mut session);
+    store.delete(&id_of(&first)).unwrap();
+    let second = take(&mut session);
+    assert_eq!(
+        (second.parent.as_deref(), second.saved_pages),
+        (None, second.data_pages)
+    );
+    check(&witness, &store, &second);
+}
+
+/// Two sessions of one VM, or a session beside a tracker: the second is told so, and the first does not suffer.
+#[test]
+fn one_session_at_a_time() {
+    for mechanism in mechanisms() {
+        let (witness, store) = (Witness::start(&busy(32, mechanism)), memory());
+        let mut first = session(&witness, &store);
+        let refused = Session::begin(witness.vm(), store.clone(), options());
+        assert!(refused.is_err());
+        let report = take(&mut first);
+        check(&witness, &store, &report);
+    }
+}
+
+/// Whatever goes wrong with the store, and wherever: no checkpoint, a guest that goes on, and the next one is right.
+#[test]
+fn a_store_that_fails_costs_a_checkpoint_and_nothing_else() {
+    let patience = Duration::from_millis(300);
+    let store_options = StoreOptions {
+        patience,
+        ..StoreOptions::default()
+    };
+    for fault in [Fault::Refuse, Fault::Hang, Fault::Full, Fault::LoseAnswer] {
+        for after in [0, 3, 8, 20] {
+            let objects = Faulty::new();
+            let store = Store::on("faulty", objects.clone(), store_options.clone());
+            let witness = Witness::start(&busy(32, FaultMechanism::Auto));
+            let mut session = session(&witness, &store);
+            let first = take(&mut session);
+            let count = u64::MAX / 2;
+            objects.set(Some(Plan { fault, after, count }));
+            let failed = session.take(&TakeControl::default());
+            objects.set(None);
+            assert_ne!(
+                failed.outcome,
+                TakeOutcome::Completed,
+                "{fault:?} after {after}: {failed:?}"
+            );
+            assert!(failed.error.is_some());
+            // An answer that was lost may have been that the manifest is there: then it is whole.
+            let listed = store.list(None).unwrap();
+            let fresh: Vec<_> = listed.iter().filter(|id| **id != id_of(&first)).collect();
+            assert!(
+                fresh.is_empty() || fault == Fault::LoseAnswer,
+                "{fault:?} after {after}: {fresh:?}"
+            );
+            witness.check_guest();
+            let next = take(&mut session);
+            check(&witness, &store, &next);
+        }
+    }
+}
+
+/// A store that hangs does not hang the guest: its writes wait no longer than they may.
+#[test]
+fn a_store_that_is_too_slow_is_given_up() {
+    let objects = Faulty::new();
+    let store_options = StoreOptions {
+        patience: Duration::from_secs(3),
+        in_flight: 1,
+        ..StoreOptions::default()
+    };
+    let store = Store::on("faulty", objects.clone(), store_options);
+    let witness = Witness::start(&busy(64, FaultMechanism::Auto));
+    let options = TakeOptions {
+        copies_bytes: 4096,
+        patience: Duration::from_millis(50),
+        savers: 1,
+        ..options()
+    };
+    let mut session = Session::begin(witness.vm(), store.clone(), options).unwrap();
+    // The begin asks and answers; what is put after it hangs.
+    objects.set(Some(Plan {
+        fault: Fault::Hang,
+        after: 12,
+        count: u64::MAX / 2,
+    }));
+    let failed = session.take(&TakeControl::default());
+    objects.set(None);
+    assert_eq!(failed.outcome, TakeOutcome::Failed, "{failed:?}");
+    assert!(failed.faults.max_us < 3_000_000.0, "{:?}", failed.faults);
+    assert_eq!(store.list(None).unwrap(), []);
+    witness.check_guest();
+}
+
+#[test]
+fn a_cancel_leaves_nothing() {
+    let (witness, store) = (Witness::start(&busy(256, FaultMechanism::Auto)), memory());
+    let mut session = session(&witness, &store);
+    let control = TakeControl::default();
+    let report = thread::scope(|scope| {
+        scope.spawn(|| {
+            while control.progress().copied_pages == 0 {
+                thread::sleep(Duration::from_micros(200));
+            }
+            control.cancel();
+        });
+        session.take(&control)
+    });
+    assert_eq!(report.outcome, TakeOutcome::Cancelled, "{report:?}");
+    assert_eq!(store.list(None).unwrap(), []);
+    assert_eq!(
+        session.take(&control).outcome,
+        TakeOutcome::Cancelled,
+        "it stays so"
+    );
+    let report = take(&mut session);
+    check(&witness, &store, &report);
+    drop(session);
+    witness.check_guest();
+}
+
+#[test]
+fn a_guest_that_ends_in_the_middle_ends_the_checkpoint() {
+    for mechanism in mechanisms() {
+        let (witness, store) = (Witness::start(&busy(256, mechanism)), memory());
+        let mut session = session(&witness, &store);
+        let control = TakeControl::default();
+        let report = thread::scope(|scope| {
+            scope.spawn(|| {
+                while control.progress().copied_pages == 0 {
+                    thread::sleep(Duration::from_micros(200));
+                }
+                witness.guest.destroy();
+            });
+            session.take(&control)
+        });
+        assert_eq!(report.outcome, TakeOutcome::Failed, "{report:?}");
+        assert_eq!(store.list(None).unwrap(), []);
+        assert!(session.is_broken());
+    }
+}
+
+/// Something that happens to a guest with checkpoints.
+#[derive(Clone, Copy, Debug)]
+enum Step {
+    Run(u8),
+    Watch,
+    Take,
+    TakeWithFault(Fault, u8),
+    Cancel,
+    /// The daemon dies and another one comes.
+    Crash,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let fault = prop_oneof![
+        Just(Fault::Refuse),
+        Just(Fault::LoseAnswer),
+        Just(Fault::Tear),
+        Just(Fault::Full)
+    ];
+    prop_oneof![
+        3 => (1..20u8).prop_map(Step::Run),
+        1 => Just(Step::Watch),
+        4 => Just(Step::Take),
+        3 => (fault, 0..40u8).prop_map(|(fault, after)| Step::TakeWithFault(fault, after)),
+        1 => Just(Step::Cancel),
+        1 => Just(Step::Crash),
+    ]
+}
+
+/// Any sequence of writes, checkpoints, faults of the store and crashes: every checkpoint that is listed holds exactly the
+/// memory of its pause.
+#[test]
+fn every_listed_checkpoint_is_right_whatever_happened() {
+    let mechanisms = mechanisms();
+    let steps = (prop::collection::vec(step(), 1..12), 0..mechanisms.len());
+    let mut runner = TestRunner::new(Config {
+        cases: 12,
+        failure_persistence: None,
+        ..Config::default()
+    });
+    let outcome = runner.run(&steps, |(steps, mechanism)| {
+        follow(&steps, mechanisms[mechanism]);
+        Ok(())
+    });
+    outcome.unwrap_or_else(|failure| panic!("{failure}"));
+}
+
+fn follow(steps: &[Step], mechanism: FaultMechanism) {
+    let objects = Faulty::new();
+    let store_options = StoreOptions {
+        patience: Duration::from_millis(500),
+        ..StoreOptions::default()
+    };
+    let witness = Witness::start(&busy(16, mechanism));
+    let mut store = Store::on("faulty", objects.clone(), store_options.clone());
+    let mut session = session(&witness, &store);
+    let mut expected: std::collections::BTreeMap<String, witness::Memory> = Default::default();
+    for step in steps {
+        let control = TakeControl::default();
+        match *step {
+            Step::Run(ms) => thread::sleep(Duration::from_millis(ms.into())),
+            Step::Watch => session.watch().unwrap(),
+            Step::Cancel => {
+                control.cancel();
+                session.take(&control);
+            }
+            Step::Crash => {
+                drop(session);
+                store = Store::on("faulty", objects.clone(), store_options.clone());
+                session = self::session(&witness, &store);
+            }
+            Step::Take | Step::TakeWithFault(..) => {
+                let plan = match *step {
+                    Step::TakeWithFault(fault, after) => Some(Plan {
+                        fault,
+                        after: after.into(),
+                        count: 3,
+                    }),
+                    _ => None,
+                };
+                objects.set(plan);
+                let report = session.take(&control);
+                objects.set(None);
+                if let Some(id) = report.id {
+                    expected.insert(id, witness.seen.lock().unwrap().clone());
+                }
+            }
+        }
+    }
+    drop(session);
+    witness.check_guest();
+    for id in store.list(None).unwrap() {
+        let memory = &expected[&id.to_string()];
+        assert_same(&checkpoint_memory(&store, &id), memory, &id.to_string());
+    }
+}

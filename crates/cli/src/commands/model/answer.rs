@@ -1,0 +1,194 @@
+//! `vmferry model predict` and `invert`.
+
+use anyhow::{Result, bail};
+use serde_json::json;
+use vmferry_forecast::history::Record;
+use vmferry_forecast::model::{self, Axis, Inversion, Model, Observation, Prediction, Setting, parallel};
+
+use super::chosen::Lesson;
+use super::fit::named;
+use super::{InvertArgs, PredictArgs};
+use crate::cli::Common;
+use crate::commands::output;
+use crate::units;
+
+pub(super) fn predict(common: &Common, args: &PredictArgs) -> Result<()> {
+    let records = args.chosen.records(common)?;
+    let lesson = args.chosen.lesson(&records)?;
+    let (model, mib) = (lesson.model()?, mebibytes(&lesson, args.data)?);
+    let setting = args.may_use.setting();
+    let said = scaled(model.predict(&setting)?, mib);
+    let together = args
+        .parallel
+        .map(|count| together(model, &setting, &records, &lesson, count, mib));
+    let together = together.transpose()?;
+    if common.json {
+        return output::json(&json!({
+            "kind": lesson.kind, "setting": setting, "data_bytes": (mib * f64::from(1 << 20)) as u64,
+            "total_ms": said, "findings": model.findings(), "together": together.map(|(bound, measured)| {
+                json!({"bound": bound, "measured": measured})
+            }),
+        }));
+    }
+    let mut text = format!(
+        "{}, {} of data, {}: {}, and between {} and {} in nine of ten cases\n",
+        lesson.kind,
+        units::size((mib * f64::from(1 << 20)) as u64),
+        named(&setting),
+        units::millis(said.value),
+        units::millis(said.low),
+        units::millis(said.high)
+    );
+    for beyond in &said.beyond {
+        text += &format!("{}\n", beyond.line());
+    }
+    for finding in model.findings() {
+        text += &format!("{finding}\n");
+    }
+    if let (Some((bound, measured)), Some(count)) = (together, args.parallel) {
+        let shared = bound.shared_ms.map_or_else(String::new, |ms| {
+            format!(", and {} if they share that CPU", units::millis(ms))
+        });
+        text += &format!(
+            "{count} at once take {} at least{shared} (lower bound from single migrations)\n",
+            units::millis(bound.alone_ms)
+        );
+        text += &match measured.iter().find(|measured| measured.together == count) {
+            Some(found) => format!(
+                "measured: {} migrations {count} at once took {:.2} times what one alone does\n",
+                found.measured, found.slower
+            ),
+            None => format!("measured: none of these migrations went on {count} at once yet\n"),
+        };
+    }
+    output::text(&text)
+}
+
+type Together = (parallel::Bound, Vec<parallel::Interference>);
+
+fn together(
+    model: &Model,
+    setting: &Setting,
+    records: &[Record],
+    lesson: &Lesson,
+    count: u32,
+    mib: f64,
+) -> Result<Together> {
+    let migrations: Vec<_> = (0..count).map(|_| (model, *setting)).collect();
+    let total = setting.source_percent.or_else(|| {
+        let data = model.axes.iter().find(|data| data.axis == Axis::SourceCpu);
+        data.map(|data| data.high)
+    });
+    let bound = parallel::bound(&migrations, Axis::SourceCpu, total.unwrap_or(100.0))?;
+    let crowded = records
+        .iter()
+        .filter(|record| record.together > 1 && record.kind() == lesson.kind);
+    let crowded: Vec<_> = crowded
+        .filter_map(|record| Some((record.together, record.setting, record.ms_per_mib()?)))
+        .collect();
+    let bound = parallel::Bound {
+        alone_ms: bound.alone_ms * mib,
+        shared_ms: bound.shared_ms.map(|ms| ms * mib),
+    };
+    Ok((bound, parallel::measured(model, &crowded)))
+}
+
+pub(super) fn invert(common: &Common, args: &InvertArgs) -> Result<()> {
+    let records = args.chosen.records(common)?;
+    let lesson = args.chosen.lesson(&records)?;
+    let (model, mib) = (lesson.model()?, mebibytes(&lesson, args.data)?);
+    let (axis, setting) = (Axis::from(args.of), args.may_use.setting());
+    let target_ms = args.within.as_secs_f64() * 1e3;
+    let found = model.invert(axis, target_ms / mib, &setting).map_err(|error| match error {
+        model::ModelError::Unreachable { axis, why, .. } => anyhow::anyhow!(
+            "a total time of {} cannot be met by the {axis} alone: {} (times count for each MiB of data, of which there are {mib:.0})",
+            units::millis(target_ms),
+            why
+        ),
+        error => error.into(),
+    })?;
+    let bandwidth = bandwidth(&records, &lesson, &found, &setting, mib);
+    let all = args.parallel.map(|count| found.likely * f64::from(count));
+    if common.json {
+        let prediction = scaled(found.prediction.clone(), mib);
+        return output::json(&json!({
+            "kind": lesson.kind, "within_ms": target_ms, "axis": axis, "likely": found.likely, "sure": found.sure,
+            "or_less": found.or_less, "total_ms": prediction, "bandwidth_bytes_per_s": bandwidth, "together": all,
+        }));
+    }
+    let said = scaled(found.prediction.clone(), mib);
+    let mut text = format!(
+        "{}: a {axis} of {}{} brings the total time to {} (between {} and {} in nine of ten cases)\n",
+        lesson.kind,
+        axis.show(found.likely),
+        if found.or_less { " or less" } else { "" },
+        units::millis(said.value),
+        units::millis(said.low),
+        units::millis(said.high)
+    );
+    text += &match found.sure {
+        Some(sure) => format!(
+            "to be sure of {} in 19 of 20 cases: {}\n",
+            units::millis(target_ms),
+            axis.show(sure)
+        ),
+        None => format!(
+            "no {axis} within the data makes {} sure in 19 of 20 cases\n",
+            units::millis(target_ms)
+        ),
+    };
+    if let Some(rate) = bandwidth {
+        text += &format!(
+            "at that share the migration sends {} on average: a bandwidth cap of that does the same\n",
+            units::bandwidth(rate as u64)
+        );
+    }
+    if let (Some(all), Some(count)) = (all, args.parallel) {
+        text += &format!("{count} at once need {} together at least\n", axis.show(all));
+    }
+    output::text(&text)
+}
+
+/// The bandwidth that goes with a share (paper, section 5: the network rate is steady at a share, so either cap gives the same
+/// migration): the bytes of such migrations, over their time.
+fn bandwidth(
+    records: &[Record],
+    lesson: &Lesson,
+    found: &Inversion,
+    setting: &Setting,
+    mib: f64,
+) -> Option<f64> {
+    if found.axis == Axis::Bandwidth {
+        return None;
+    }
+    let bytes = records
+        .iter()
+        .filter(|record| record.kind() == lesson.kind && record.together <= 1);
+    let bytes: Vec<_> = bytes
+        .filter(|record| record.ms_per_mib().is_some() && record.bytes_on_wire > 0)
+        .map(|record| Observation {
+            setting: record.setting,
+            value: record.bytes_on_wire as f64 * f64::from(1 << 20) / record.data_bytes as f64,
+        })
+        .collect();
+    let model = model::fit(&bytes).ok()?;
+    let at = setting.with(found.axis, found.likely);
+    let bytes = model.predict(&at).ok()?.value * mib;
+    Some(bytes / (found.prediction.value * mib / 1e3))
+}
+
+fn mebibytes(lesson: &Lesson, asked: Option<u64>) -> Result<f64> {
+    match asked.unwrap_or(lesson.data_bytes) {
+        0 => bail!("the size of the guest's data has to be more than 0"),
+        bytes => Ok(bytes as f64 / f64::from(1 << 20)),
+    }
+}
+
+fn scaled(said: Prediction, mib: f64) -> Prediction {
+    Prediction {
+        value: said.value * mib,
+        low: said.low * mib,
+        high: said.high * mib,
+        ..said
+    }
+}

@@ -1,0 +1,303 @@
+use proptest::prelude::*;
+
+use super::*;
+
+const PAGES: u64 = 40;
+
+fn run(first: u64, count: u64) -> PageRun {
+    PageRun::new(first, count)
+}
+
+fn set(pages: impl IntoIterator<Item = u64>) -> PageBitmap {
+    let mut set = PageBitmap::new(PAGES);
+    pages.into_iter().for_each(|page| {
+        set.insert(page);
+    });
+    set
+}
+
+fn protect_all(taker: &mut Taker) {
+    for run in bridged_runs(&taker.unprotected()) {
+        taker.protect(run);
+    }
+}
+
+/// Cuts with pages 0 to 29 in use.
+fn cut(taker: &mut Taker) -> Cut {
+    taker.look(set(0..30));
+    protect_all(taker);
+    taker.cut()
+}
+
+fn save_all(taker: &mut Taker) {
+    while let Some(run) = taker.next(8) {
+        taker.copied(run);
+    }
+}
+
+#[test]
+fn the_first_saves_all_that_holds_data_and_the_next_what_was_written() {
+    let mut taker = Taker::new(PAGES);
+    let first = cut(&mut taker);
+    assert_eq!(
+        (&first.save, first.inherit.count(), first.written.count()),
+        (&set(0..30), 0, 0)
+    );
+    save_all(&mut taker);
+    taker.commit();
+    assert_eq!(taker.on_write(3, true), OnWrite::Release);
+    // A page that held nothing was never protected: it counts when it holds something.
+    taker.look(set((0..30).chain([35])));
+    protect_all(&mut taker);
+    let second = taker.cut();
+    assert_eq!(second.save, set([3, 35]));
+    assert_eq!(second.written, set([3]));
+    assert_eq!(second.inherit, set((0..30).filter(|&page| page != 3)));
+}
+
+#[test]
+fn a_write_to_a_pending_page_copies_it_first() {
+    let mut taker = Taker::new(PAGES);
+    cut(&mut taker);
+    assert_eq!(taker.on_write(7, true), OnWrite::CopyFirst);
+    // What is behind it is saved next, and it not again.
+    assert_eq!(taker.next(4), Some(run(8, 4)));
+    assert_eq!(taker.on_write(9, true), OnWrite::Wait);
+    assert_eq!(taker.copied(run(8, 4)), [run(9, 1)]);
+    assert_eq!(taker.next(4), Some(run(12, 4)));
+    assert_eq!(taker.on_write(35, true), OnWrite::Release);
+    assert_eq!(taker.copied(run(12, 4)), []);
+    assert_eq!(taker.on_write(13, false), OnWrite::Release);
+    save_all(&mut taker);
+    taker.commit();
+    assert_eq!(cut(&mut taker).save, set([7, 9, 13]));
+}
+
+#[test]
+fn without_room_the_page_is_next() {
+    let mut taker = Taker::new(PAGES);
+    cut(&mut taker);
+    assert_eq!(taker.next(4), Some(run(0, 4)));
+    assert_eq!(taker.on_write(20, false), OnWrite::Wait);
+    assert_eq!(taker.on_write(20, false), OnWrite::Wait);
+    assert!(taker.has_waiting_writers());
+    assert_eq!(taker.next(4), Some(run(20, 1)));
+    assert_eq!(taker.copied(run(20, 1)), [run(20, 1)]);
+    assert!(!taker.has_waiting_writers());
+}
+
+#[test]
+fn what_was_given_up_is_saved_by_the_next() {
+    let mut taker = Taker::new(PAGES);
+    cut(&mut taker);
+    save_all(&mut taker);
+    taker.commit();
+    taker.on_write(3, true);
+    assert_eq!(cut(&mut taker).save, set([3]));
+    assert_eq!(taker.on_write(3, false), OnWrite::Wait);
+    taker.on_write(4, true);
+    assert_eq!(taker.abandon(), [run(3, 1)]);
+    assert_eq!(cut(&mut taker).save, set([3, 4]));
+    taker.abandon();
+    taker.forget_saved();
+    assert_eq!(cut(&mut taker).save, set(0..30));
+}
+
+#[test]
+fn what_is_written_again_and_again_is_saved_first() {
+    let mut taker = Taker::new(PAGES);
+    for (writes, first) in [(vec![20, 5], 0), (vec![20, 9], 5), (vec![2, 20], 20)] {
+        cut(&mut taker);
+        assert_eq!(taker.next(1).map(|run| run.first), Some(first));
+        taker.copied(run(first, 1));
+        save_all(&mut taker);
+        taker.commit();
+        writes.into_iter().for_each(|page| {
+            taker.on_write(page, true);
+        });
+    }
+}
+
+#[test]
+fn discarded_pages_are_not_inherited_and_lost_ones_are_noticed() {
+    let mut taker = Taker::new(PAGES);
+    cut(&mut taker);
+    save_all(&mut taker);
+    taker.commit();
+    taker.on_discarded(run(10, 5));
+    assert_eq!(taker.lost(), None);
+    let second = taker.cut();
+    assert_eq!((second.save.count(), second.inherit.count()), (0, 25));
+    taker.commit();
+    taker.on_write(2, true);
+    cut(&mut taker);
+    taker.on_discarded(run(20, 5));
+    assert_eq!(taker.lost(), None, "they are saved already");
+    taker.on_discarded(run(0, 5));
+    assert_eq!(taker.lost(), Some(2));
+}
+
+#[test]
+fn close_runs_are_one_request() {
+    let far = BRIDGED_PAGES + 12;
+    let runs = bridged_runs(&set([0, 1, 10, far]));
+    assert_eq!(runs, [run(0, 11), run(far, 1)]);
+}
+
+/// Something that happens to a guest whose checkpoints are taken.
+#[derive(Clone, Debug)]
+enum Step {
+    Write(u64),
+    Protect,
+    Cut,
+    Next(u64),
+    Copied,
+    Abandon,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        8 => (0..PAGES).prop_map(Step::Write),
+        2 => Just(Step::Protect),
+        2 => Just(Step::Cut),
+        4 => (1..9u64).prop_map(Step::Next),
+        4 => Just(Step::Copied),
+        1 => Just(Step::Abandon),
+    ]
+}
+
+/// A guest of versions, one a page, its driver, and the checkpoints it keeps.
+struct World {
+    taker: Taker,
+    memory: Vec<u32>,
+    protected: PageBitmap,
+    claimed: Vec<PageRun>,
+    /// Writers that wait, each for a page.
+    waiting: Vec<u64>,
+    /// Memory at the cut that is being saved, and what is saved of it.
+    moment: Option<(Vec<u32>, Vec<Option<u32>>)>,
+    last: Vec<u32>,
+    inherit: PageBitmap,
+}
+
+impl World {
+    fn write(&mut self, page: u64, room: bool) {
+        if !self.protected.contains(page) {
+            self.memory[page as usize] += 1;
+            return;
+        }
+        match self.taker.on_write(page, room) {
+            OnWrite::Wait => return self.waiting.push(page),
+            OnWrite::CopyFirst => self.save(run(page, 1)),
+            OnWrite::Release => {}
+        }
+        self.release(&[run(page, 1)]);
+        self.memory[page as usize] += 1;
+    }
+
+    fn save(&mut self, run: PageRun) {
+        let (_, saved) = self.moment.as_mut().expect("a cut is being saved");
+        run.pages()
+            .for_each(|page| saved[page as usize] = Some(self.memory[page as usize]));
+    }
+
+    fn release(&mut self, runs: &[PageRun]) {
+        for page in runs.iter().flat_map(|run| run.pages()) {
+            self.protected.remove(page);
+            let before = self.waiting.len();
+            self.waiting.retain(|&waits| waits != page);
+            self.memory[page as usize] += (before - self.waiting.len()) as u32;
+        }
+    }
+
+    fn protect(&mut self) {
+        let mut data = PageBitmap::new(PAGES);
+        (0..PAGES)
+            .filter(|&page| self.memory[page as usize] > 0)
+            .for_each(|page| {
+                data.insert(page);
+            });
+        self.taker.look(data);
+        for run in bridged_runs(&self.taker.unprotected()) {
+            self.taker.protect(run);
+            self.protected.insert_run(run);
+        }
+    }
+
+    fn copied(&mut self) {
+        if let Some(run) = self.claimed.pop() {
+            self.save(run);
+            let released = self.taker.copied(run);
+            self.release(&released);
+        }
+        if self.moment.is_some() && self.taker.left() == 0 {
+            self.taker.commit();
+            let (moment, saved) = self.moment.take().expect("there is one");
+            let inherit = &self.inherit;
+            let content = |page: u64| match saved[page as usize] {
+                Some(version) => version,
+                None if inherit.contains(page) => self.last[page as usize],
+                None => 0,
+            };
+            let checkpoint: Vec<u32> = (0..PAGES).map(content).collect();
+            assert_eq!(checkpoint, moment);
+            self.last = checkpoint;
+        }
+    }
+
+    fn cut(&mut self) {
+        if self.moment.is_none() {
+            self.protect();
+            let cut = self.taker.cut();
+            self.inherit = cut.inherit;
+            self.moment = Some((self.memory.clone(), vec![None; PAGES as usize]));
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(400))]
+
+    /// Whatever the guest writes and whenever a page is copied: what is kept is the memory of the cut, and nobody waits
+    /// for ever.
+    #[test]
+    fn a_checkpoint_is_the_memory_of_one_moment(
+        steps in prop::collection::vec((step(), any::<bool>()), 1..200),
+    ) {
+        let mut world = World {
+            taker: Taker::new(PAGES),
+            memory: vec![0; PAGES as usize],
+            protected: PageBitmap::new(PAGES),
+            claimed: Vec::new(),
+            waiting: Vec::new(),
+            moment: None,
+            last: vec![0; PAGES as usize],
+            inherit: PageBitmap::new(PAGES),
+        };
+        for (step, room) in steps {
+            match step {
+                Step::Write(page) => world.write(page, room),
+                Step::Protect => world.protect(),
+                Step::Cut => world.cut(),
+                Step::Next(max) => {
+                    let next = world.taker.next(max);
+                    world.claimed.extend(next);
+                }
+                Step::Copied => world.copied(),
+                Step::Abandon => {
+                    let released = world.taker.abandon();
+                    world.release(&released);
+                    world.claimed.clear();
+                    world.moment = None;
+                }
+            }
+        }
+        world.cut();
+        while world.moment.is_some() {
+            let next = world.taker.next(8);
+            world.claimed.extend(next);
+            world.copied();
+        }
+        prop_assert!(world.waiting.is_empty());
+    }
+}

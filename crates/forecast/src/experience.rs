@@ -1,0 +1,189 @@
+//! What earlier forecasts were worth, applied to the next one.
+//!
+//! A simulation knows only what varies in it. So where migrations with forecasts were made, a forecast is moved by the median of
+//! what they were off, and its interval is as wide as nine of ten of them would have needed (split conformal prediction, Papadopoulos et
+//! al. 2002, with the simulated width as the measure of difficulty). Of few migrations, little is taken over.
+
+use vmferry_core::Strategy;
+use vmferry_core::forecast::{Expected, StrategyForecast};
+
+use crate::history::Record;
+use crate::model::CONFIDENCE;
+
+/// Migrations with a forecast that it takes before any of it counts.
+const LEAST: usize = 5;
+/// So many migrations count as much as the belief that a forecast is right.
+const BELIEF: f64 = 4.0;
+/// A simulated interval is taken for at least this wide, as a share of the value, on either side.
+const LEAST_WIDTH: f64 = 0.01;
+
+/// A figure that is forecast and measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Quantity {
+    /// Total time.
+    TotalMs,
+    /// Execution transfer time.
+    ExecutionTransferMs,
+    /// Downtime.
+    DowntimeMs,
+    /// Bytes on the wire.
+    BytesOnWire,
+}
+
+impl Quantity {
+    /// All of them.
+    pub const ALL: [Self; 4] = [
+        Self::TotalMs,
+        Self::ExecutionTransferMs,
+        Self::DowntimeMs,
+        Self::BytesOnWire,
+    ];
+
+    /// In words.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::TotalMs => "total time",
+            Self::ExecutionTransferMs => "execution transfer time",
+            Self::DowntimeMs => "downtime",
+            Self::BytesOnWire => "bytes",
+        }
+    }
+
+    /// What was expected of it.
+    pub fn expected(self, forecast: &StrategyForecast) -> Expected {
+        match self {
+            Self::TotalMs => forecast.total_ms,
+            Self::ExecutionTransferMs => forecast.execution_transfer_ms,
+            Self::DowntimeMs => forecast.downtime_ms,
+            Self::BytesOnWire => forecast.bytes_on_wire,
+        }
+    }
+
+    /// What it was.
+    pub fn measured(self, record: &Record) -> f64 {
+        match self {
+            Self::TotalMs => record.total_ms,
+            Self::ExecutionTransferMs => record.execution_transfer_ms,
+            Self::DowntimeMs => record.downtime_ms,
+            Self::BytesOnWire => record.bytes_on_wire as f64,
+        }
+    }
+
+    fn place(self, forecast: &mut StrategyForecast) -> &mut Expected {
+        match self {
+            Self::TotalMs => &mut forecast.total_ms,
+            Self::ExecutionTransferMs => &mut forecast.execution_transfer_ms,
+            Self::DowntimeMs => &mut forecast.downtime_ms,
+            Self::BytesOnWire => &mut forecast.bytes_on_wire,
+        }
+    }
+}
+
+/// Migrations that had a forecast.
+#[derive(Clone, Debug, Default)]
+pub struct Experience {
+    past: Vec<Past>,
+}
+
+#[derive(Clone, Debug)]
+struct Past {
+    strategy: Strategy,
+    quantity: Quantity,
+    /// Logarithm of measured over expected.
+    off: f64,
+    expected: Expected,
+}
+
+impl Experience {
+    /// What these migrations, of any kind, had for forecasts.
+    pub fn of(records: &[Record]) -> Self {
+        let mut past = Vec::new();
+        for record in records {
+            let Some((strategy, forecast)) = record.expected() else {
+                continue;
+            };
+            for quantity in Quantity::ALL {
+                let (expected, measured) = (quantity.expected(forecast), quantity.measured(record));
+                if expected.likely > 0.0 && measured > 0.0 {
+                    past.push(Past {
+                        strategy,
+                        quantity,
+                        off: (measured / expected.likely).ln(),
+                        expected,
+                    });
+                }
+            }
+        }
+        Self { past }
+    }
+
+    /// How many migrations it is of.
+    pub fn migrations(&self) -> usize {
+        self.past
+            .iter()
+            .filter(|past| past.quantity == Quantity::TotalMs)
+            .count()
+    }
+
+    /// Moves and widens a forecast by what earlier ones of its strategy were off, or of all strategies where it has few.
+    pub fn apply(&self, forecast: &mut StrategyForecast) {
+        for quantity in Quantity::ALL {
+            let strategy = forecast.strategy;
+            let of = |any: bool| -> Vec<&Past> {
+                let takes = |past: &&Past| past.quantity == quantity && (any || past.strategy == strategy);
+                self.past.iter().filter(takes).collect()
+            };
+            let own = of(false);
+            let past = if own.len() >= LEAST { own } else { of(true) };
+            if past.len() >= LEAST {
+                let place = quantity.place(forecast);
+                *place = corrected(*place, &past);
+            }
+        }
+    }
+}
+
+fn corrected(expected: Expected, past: &[&Past]) -> Expected {
+    if expected.likely <= 0.0 {
+        return expected;
+    }
+    let count = past.len() as f64;
+    let off = quantile(past.iter().map(|past| past.off).collect(), 0.5) * count / (count + BELIEF);
+    // In widths of its interval on the side to which it was off.
+    let needed = past.iter().map(|past| {
+        let left = past.off - off;
+        let (down, up) = widths(past.expected);
+        (left / if left < 0.0 { -down } else { up }).abs()
+    });
+    let share = (CONFIDENCE * (count + 1.0) / count).min(1.0);
+    let factor = quantile(needed.collect(), share).max(0.5);
+    let (down, up) = widths(expected);
+    let likely = expected.likely * off.exp();
+    Expected {
+        likely,
+        low: likely * (-down * factor).exp(),
+        high: likely * (up * factor).exp(),
+    }
+}
+
+/// How far an interval reaches down and up, in logarithms.
+fn widths(expected: Expected) -> (f64, f64) {
+    let reach = |a: f64, b: f64| if b > 0.0 { (a / b).ln() } else { 1.0 };
+    (
+        reach(expected.likely, expected.low).max(LEAST_WIDTH),
+        reach(expected.high, expected.likely).max(LEAST_WIDTH),
+    )
+}
+
+/// A quantile of numbers, between neighbours by their distance; 0 of none.
+pub(crate) fn quantile(mut values: Vec<f64>, share: f64) -> f64 {
+    values.sort_by(f64::total_cmp);
+    let Some(last) = values.len().checked_sub(1) else {
+        return 0.0;
+    };
+    let place = share.clamp(0.0, 1.0) * last as f64;
+    let (below, part) = (place.floor() as usize, place.fract());
+    let above = values[(below + 1).min(last)];
+    values[below] + part * (above - values[below])
+}

@@ -1,0 +1,127 @@
+//! Forecasts by simulation: the guest's trace is replayed by every strategy, again and again with its bursts drawn anew and the path
+//! varied, and what came of it is what is expected.
+
+use thiserror::Error;
+use vmferry_core::forecast::{Expected, Forecast, Goal, StrategyForecast};
+use vmferry_core::report::Outcome as Ended;
+use vmferry_core::{MigrationRequest, Strategy};
+use vmferry_sim::{Outcome, PathModel, SimError, Simulator};
+use vmferry_trace::Trace;
+
+use crate::experience::{Experience, quantile};
+use crate::model::CONFIDENCE;
+use crate::recommend::recommend;
+
+/// Simulations of each strategy where nothing else is asked for: the ends of the intervals rest on two or three of them.
+pub const SIMULATIONS: usize = 40;
+
+/// What is to be forecast.
+#[derive(Clone, Debug)]
+pub struct Wish<'a, To> {
+    /// The migration, but for its strategy.
+    pub request: &'a MigrationRequest<To>,
+    /// What it is to be good at.
+    pub goal: Goal,
+    /// The strategies to choose from.
+    pub strategies: &'a [Strategy],
+    /// Simulations of each.
+    pub simulations: usize,
+    /// The same seed gives the same forecast.
+    pub seed: u64,
+}
+
+/// A forecast that cannot be made.
+#[derive(Debug, Error)]
+pub enum ForecastError {
+    /// The trace or the path does not allow it.
+    #[error("the migration cannot be simulated")]
+    Simulation(#[from] SimError),
+    /// Nothing to choose from.
+    #[error("a forecast needs at least one strategy and one simulation")]
+    Nothing,
+}
+
+/// Forecasts the migration of the guest of `trace` over `path`; `experience` is what earlier forecasts were worth. `begins` hears of
+/// each strategy before its turn.
+///
+/// # Errors
+/// See [`ForecastError`].
+pub fn forecast<To: Clone>(
+    trace: &Trace,
+    path: &PathModel,
+    wish: &Wish<'_, To>,
+    experience: &Experience,
+    mut begins: impl FnMut(Strategy),
+) -> Result<Forecast, ForecastError> {
+    if wish.strategies.is_empty() || wish.simulations == 0 {
+        return Err(ForecastError::Nothing);
+    }
+    let simulator = Simulator::new(trace)?;
+    let mut strategies = Vec::new();
+    for &strategy in wish.strategies {
+        begins(strategy);
+        let request = MigrationRequest {
+            strategy,
+            goal: None,
+            auto: false,
+            forecast: None,
+            ..wish.request.clone()
+        };
+        let outcomes = simulator.many(&request, path, wish.seed, wish.simulations)?;
+        let mut expected = of_outcomes(strategy, &outcomes);
+        experience.apply(&mut expected);
+        strategies.push(expected);
+    }
+    let (recommended, why) = recommend(wish.goal, &strategies).ok_or(ForecastError::Nothing)?;
+    let experienced = match experience.migrations() {
+        0 => String::new(),
+        count => format!(", corrected by {count} earlier forecasts"),
+    };
+    Ok(Forecast {
+        goal: wish.goal,
+        recommended,
+        why,
+        strategies,
+        simulations: u32::try_from(wish.simulations).unwrap_or(u32::MAX),
+        basis: format!(
+            "{:.1} s of {} in {} samples, link {:.0} Mbit/s, round trip {:.2} ms{experienced}",
+            trace.observed().as_secs_f64(),
+            trace.header.vm,
+            trace.samples.len(),
+            path.link_bytes_per_s * 8.0 / 1e6,
+            path.rtt_ms
+        ),
+    })
+}
+
+fn of_outcomes(strategy: Strategy, outcomes: &[Outcome]) -> StrategyForecast {
+    let completed: Vec<&Outcome> = outcomes
+        .iter()
+        .filter(|outcome| outcome.report.outcome == Ended::Completed)
+        .collect();
+    // Where none completes, what was reached is all there is to say.
+    let shown: Vec<&Outcome> = match completed.is_empty() {
+        true => outcomes.iter().collect(),
+        false => completed.clone(),
+    };
+    let expected = |figure: &dyn Fn(&Outcome) -> f64| {
+        let values: Vec<f64> = shown.iter().map(|outcome| figure(outcome)).collect();
+        let beyond = (1.0 - CONFIDENCE) / 2.0;
+        Expected {
+            likely: quantile(values.clone(), 0.5),
+            low: quantile(values.clone(), beyond),
+            high: quantile(values, 1.0 - beyond),
+        }
+    };
+    StrategyForecast {
+        strategy,
+        total_ms: expected(&|outcome| outcome.report.total_ms),
+        execution_transfer_ms: expected(&|outcome| outcome.report.execution_transfer_ms),
+        downtime_ms: expected(&|outcome| outcome.report.downtime_ms),
+        bytes_on_wire: expected(&|outcome| outcome.report.bytes_on_wire as f64),
+        slow_down_percent: expected(&|outcome| outcome.slow_down_percent),
+        // The stop is the last of them.
+        rounds: expected(&|outcome| outcome.report.rounds.len().saturating_sub(1) as f64),
+        completes: completed.len() as f64 / outcomes.len() as f64,
+    }
+}

@@ -1,0 +1,286 @@
+//! Forecasts by simulation, and what becomes of them.
+
+use std::time::Duration;
+
+use vmferry_core::forecast::{Expected, Forecast, Goal, StrategyForecast};
+use vmferry_core::report::{CpuSeconds, Outcome};
+use vmferry_core::sampling::Coverage;
+use vmferry_core::{Encoding, MigrationRequest, PageBitmap, PageRun, RamBlock, RamLayout, Strategy};
+use vmferry_forecast::experience::{Experience, Quantity};
+use vmferry_forecast::history::Record;
+use vmferry_forecast::model::Setting;
+use vmferry_forecast::score::Score;
+use vmferry_forecast::simulated::{ForecastError, Wish, forecast};
+use vmferry_sim::PathModel;
+use vmferry_trace::{Header, PageSet, Plan, Sample, Trace};
+
+const MIB_PAGES: u64 = 256;
+
+/// A guest of 256 MiB, of which 64 MiB hold data and the first `hot` are written in every sample.
+fn trace(hot: u64) -> Trace {
+    let pages = 256 * MIB_PAGES;
+    let block = RamBlock {
+        name: "ram".into(),
+        pages,
+    };
+    let header = Header {
+        vm: "web".into(),
+        backend: "synth".into(),
+        layout: RamLayout::new(vec![block]).unwrap(),
+        started_unix_ms: 0,
+        interval_us: 50_000,
+        plan: Plan::Full,
+        page_cost_ns: 1000,
+        processors: 1,
+        pinned_io: false,
+        device_state_bytes: None,
+    };
+    let set = |count: u64| {
+        let mut set = PageBitmap::new(pages);
+        if count > 0 {
+            set.insert_run(PageRun::new(0, count));
+        }
+        PageSet::from_bitmap(&set)
+    };
+    let mut trace = Trace::new(header, set(64 * MIB_PAGES));
+    for index in 0..40 {
+        trace.samples.push(Sample {
+            start_us: index * 50_000,
+            end_us: (index + 1) * 50_000,
+            burst: 0,
+            coverage: Coverage::ALL,
+            dirty: set(hot * MIB_PAGES),
+            cpu_us: None,
+        });
+    }
+    trace
+}
+
+fn request() -> MigrationRequest<()> {
+    MigrationRequest {
+        encoding: Encoding::RAW,
+        ..MigrationRequest::new((), Strategy::PreCopy)
+    }
+}
+
+fn forecast_of(hot: u64, goal: Goal, experience: &Experience) -> Forecast {
+    let request = request();
+    let wish = Wish {
+        request: &request,
+        goal,
+        strategies: &[
+            Strategy::StopAndCopy,
+            Strategy::PreCopy,
+            Strategy::PostCopyPush,
+            Strategy::Hybrid,
+        ],
+        simulations: 12,
+        seed: 3,
+    };
+    forecast(
+        &trace(hot),
+        &PathModel::typical(125e6, 0.2),
+        &wish,
+        experience,
+        |_| (),
+    )
+    .unwrap()
+}
+
+#[test]
+fn a_guest_that_writes_much_is_better_moved_by_post_copy_and_one_that_does_not_need_not_be() {
+    let busy = forecast_of(
+        32,
+        Goal::Downtime(Duration::from_millis(50)),
+        &Experience::default(),
+    );
+    assert!(
+        matches!(busy.recommended, Strategy::PostCopyPush | Strategy::Hybrid),
+        "{}",
+        busy.why
+    );
+    let of = |strategy| busy.of(strategy).unwrap();
+    let pre_copy = of(Strategy::PreCopy);
+    assert!(pre_copy.downtime_ms.likely > 100.0, "{pre_copy:?}");
+    let data = 64.0 * f64::from(1 << 20);
+    let stop = of(Strategy::StopAndCopy);
+    assert!((stop.bytes_on_wire.likely / data - 1.0).abs() < 0.05, "{stop:?}");
+    assert!(stop.total_ms.low < stop.total_ms.likely && stop.total_ms.likely < stop.total_ms.high);
+    assert!(pre_copy.bytes_on_wire.likely > 1.4 * data, "{pre_copy:?}");
+    let still = forecast_of(
+        0,
+        Goal::Downtime(Duration::from_millis(50)),
+        &Experience::default(),
+    );
+    assert!(still.of(Strategy::PreCopy).unwrap().downtime_ms.likely < 50.0);
+    assert!(
+        still.basis.contains("2.0 s of web") && still.basis.contains("1000 Mbit/s"),
+        "{}",
+        still.basis
+    );
+}
+
+#[test]
+fn the_same_seed_gives_the_same_forecast() {
+    let make = || forecast_of(8, Goal::Total, &Experience::default());
+    assert_eq!(make(), make());
+}
+
+#[test]
+fn what_cannot_be_simulated_is_an_error_with_its_cause() {
+    let request = request();
+    let wish = Wish {
+        request: &request,
+        goal: Goal::Total,
+        strategies: &Strategy::ALL,
+        simulations: 2,
+        seed: 1,
+    };
+    let none = Experience::default();
+    let no_link = PathModel::typical(0.0, 0.2);
+    let error = forecast(&trace(1), &no_link, &wish, &none, |_| ()).unwrap_err();
+    assert!(matches!(error, ForecastError::Simulation(_)));
+    let mut empty = trace(1);
+    empty.samples.clear();
+    assert!(forecast(&empty, &PathModel::typical(1e8, 0.2), &wish, &none, |_| ()).is_err());
+    let wish = Wish {
+        strategies: &[],
+        ..wish
+    };
+    let error = forecast(&trace(1), &PathModel::typical(1e8, 0.2), &wish, &none, |_| ()).unwrap_err();
+    assert!(matches!(error, ForecastError::Nothing));
+}
+
+fn expected(strategy: Strategy, total_ms: f64) -> StrategyForecast {
+    let about = |likely: f64| Expected {
+        likely,
+        low: likely * 0.98,
+        high: likely * 1.02,
+    };
+    StrategyForecast {
+        strategy,
+        total_ms: about(total_ms),
+        execution_transfer_ms: about(total_ms / 2.0),
+        downtime_ms: about(20.0),
+        bytes_on_wire: about(1e8),
+        slow_down_percent: about(3.0),
+        rounds: about(3.0),
+        completes: 1.0,
+    }
+}
+
+/// A migration that took `factor` times what was expected, of setting `setting`.
+fn record(setting: u64, strategy: Strategy, factor: f64) -> Record {
+    let base = 1000.0 + setting as f64;
+    let strategies = vec![
+        expected(Strategy::StopAndCopy, base * 1.5),
+        expected(Strategy::PreCopy, base * 2.0),
+        expected(Strategy::PostCopyPush, base),
+    ];
+    let forecast = Forecast {
+        goal: Goal::Total,
+        recommended: Strategy::PostCopyPush,
+        why: String::new(),
+        strategies,
+        simulations: 40,
+        basis: format!("setting {setting}"),
+    };
+    let of = forecast.of(strategy).unwrap().clone();
+    Record {
+        id: format!("{setting}-{strategy}"),
+        vm: "web".into(),
+        to: "b".into(),
+        ended_unix_ms: setting,
+        backend: "synth".into(),
+        strategy: strategy.name().into(),
+        encoding: "raw".into(),
+        workload: None,
+        setting: Setting::default(),
+        together: 1,
+        outcome: Outcome::Completed,
+        ram_bytes: 1 << 30,
+        data_bytes: 1 << 29,
+        bytes_on_wire: 100_000_000,
+        total_ms: of.total_ms.likely * factor,
+        execution_transfer_ms: of.execution_transfer_ms.likely * factor,
+        downtime_ms: 20.0 * factor,
+        cpu_seconds: CpuSeconds::default(),
+        same: None,
+        forecast: Some(forecast),
+    }
+}
+
+#[test]
+fn a_score_says_what_forecasts_were_worth() {
+    assert_eq!(Score::of(&[]), None);
+    let mut records = Vec::new();
+    for setting in 0..10 {
+        records.push(record(setting, Strategy::StopAndCopy, 1.01));
+        records.push(record(setting, Strategy::PreCopy, 1.1));
+        // In two of the settings the recommended strategy took much longer than the others.
+        records.push(record(
+            setting,
+            Strategy::PostCopyPush,
+            if setting < 2 { 2.0 } else { 1.0 },
+        ));
+    }
+    records.push(Record {
+        outcome: Outcome::Failed,
+        ..record(11, Strategy::PreCopy, 1.0)
+    });
+    records.push(Record {
+        forecast: None,
+        ..record(11, Strategy::PreCopy, 1.0)
+    });
+    let score = Score::of(&records).unwrap();
+    assert_eq!((score.migrations, score.points.len()), (30, 120));
+    let of = |quantity| {
+        score
+            .quantities
+            .iter()
+            .find(|score| score.quantity == quantity)
+            .unwrap()
+    };
+    let total = of(Quantity::TotalMs);
+    assert!(
+        (total.bias - 0.01).abs() < 1e-9 && (total.coverage - 18.0 / 30.0).abs() < 1e-9,
+        "{total:?}"
+    );
+    assert!((total.near - 28.0 / 30.0).abs() < 1e-9);
+    assert_eq!(of(Quantity::BytesOnWire).coverage, 1.0);
+    // Downtimes of 20 ms are never more than 10 ms off, but where they are twice as long.
+    assert!((of(Quantity::DowntimeMs).near - 28.0 / 30.0).abs() < 0.07);
+    let goal = score
+        .recommended
+        .iter()
+        .find(|score| score.goal == Goal::Total)
+        .unwrap();
+    assert_eq!((goal.settings, goal.best, goal.as_good), (10, 8, 8));
+}
+
+#[test]
+fn experience_moves_and_widens_the_next_forecast_and_little_of_it_changes_nothing() {
+    let past = |count: u64, factor: fn(u64) -> f64| -> Vec<Record> {
+        (0..count)
+            .map(|n| record(n, Strategy::PreCopy, factor(n)))
+            .collect()
+    };
+    let apply = |records: &[Record]| {
+        let mut next = expected(Strategy::PreCopy, 1000.0);
+        Experience::of(records).apply(&mut next);
+        next.total_ms
+    };
+    let before = expected(Strategy::PreCopy, 1000.0).total_ms;
+    assert_eq!(apply(&past(4, |_| 1.2)), before, "four are too few");
+    let after = apply(&past(40, |_| 1.2));
+    assert!(
+        after.likely > 1150.0 && after.likely < 1200.0 && after.holds(1180.0),
+        "{after:?}"
+    );
+    // Right in the middle, but ten times as far off as it thought.
+    let spread = apply(&past(40, |n| 1.0 + 0.2 * ((n % 5) as f64 - 2.0) / 2.0));
+    assert!(spread.low < 850.0 && spread.high > 1150.0, "{spread:?}");
+    // A forecast that was always right becomes surer, but not without end.
+    let sure = apply(&past(40, |_| 1.0));
+    assert!(sure.low > before.low && sure.low < 1000.0, "{sure:?}");
+}

@@ -1,0 +1,86 @@
+//! Runs of a bench as migrations that models learn from.
+
+use vmferry_core::Workload;
+use vmferry_core::report::Report;
+use vmferry_core::workload::Class;
+use vmferry_forecast::history::Record;
+
+use super::account::Account;
+use super::plan::Request;
+use super::results::{Results, Run};
+use super::scenario::{Guest, GuestKind};
+use crate::forecasting::Past;
+
+/// A record of each run that vmferry made.
+pub fn records(results: &Results) -> Vec<Record> {
+    results
+        .runs
+        .iter()
+        .filter_map(|run| record(results, run))
+        .collect()
+}
+
+/// What the runs so far teach about the next one, as a host that made them all would know it.
+pub(super) fn past(results: &Results) -> Past {
+    let reports = results
+        .runs
+        .iter()
+        .filter_map(|run| match &run.outcome.measured()?.account {
+            Account::Vmferry(report) => Some(Report::clone(report)),
+            Account::Qemu(_) | Account::Experiment(_) => None,
+        });
+    Past {
+        records: records(results),
+        reports: reports.collect(),
+    }
+}
+
+/// The record of a run, if vmferry made it and it has figures. The workload is the guest's, where the request does not name one.
+pub fn record(results: &Results, run: &Run) -> Option<Record> {
+    let (Account::Vmferry(report), Request::Vmferry(request)) =
+        (&run.outcome.measured()?.account, &run.request)
+    else {
+        return None;
+    };
+    let key = &run.key;
+    let id = format!(
+        "{}-{}-{}-{}-{}",
+        results.scenario, key.guest, key.link, key.variant, key.repetition
+    );
+    let ended_unix_ms = run.started_unix_ms + (run.took_s * 1e3) as u64;
+    let guest = results
+        .content
+        .guests
+        .iter()
+        .find(|guest| guest.name == key.guest);
+    let record = Record::new(id, request, report, ended_unix_ms, 1);
+    Some(Record {
+        same: Some(format!("{}, {}", key.guest, key.link)),
+        workload: record.workload.or_else(|| guest.and_then(workload_of)),
+        ..record
+    })
+}
+
+/// What a guest does, as models call it: by its name where that is one of a workload (`cpu:40`), else by its load.
+pub fn workload_of(guest: &Guest) -> Option<Workload> {
+    use crate::workload::Workload as Linux;
+    if let Ok(workload) = guest.name.parse() {
+        return Some(workload);
+    }
+    let of = |class, intensity_percent| {
+        Some(Workload {
+            class,
+            intensity_percent,
+        })
+    };
+    match (guest.kind, &guest.workload) {
+        (GuestKind::Qemu, Linux::Cpu { percent }) => of(Class::Cpu, u8::try_from(*percent).unwrap_or(100)),
+        (GuestKind::Qemu, Linux::Write { mib_per_s: None, .. }) => of(Class::MemoryWrite, 100),
+        (GuestKind::Qemu, Linux::Read { .. }) => of(Class::MemoryRead, 100),
+        (GuestKind::Qemu, Linux::DiskRead { .. }) => of(Class::DiskRead, 100),
+        (GuestKind::Qemu, Linux::NetSend {}) => of(Class::NetSend, 100),
+        (GuestKind::Qemu, Linux::NetReceive { mib_per_s: None }) => of(Class::NetReceive, 100),
+        (GuestKind::Qemu, Linux::Idle) if guest.load.is_none() => of(Class::Cpu, 0),
+        _ => None,
+    }
+}

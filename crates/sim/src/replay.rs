@@ -1,0 +1,415 @@
+//! A guest that writes as a trace says: first what was recorded, then what the recording makes likely.
+//!
+//! Longer than the recording it goes on by the Markov model of the data filter ([`vmferry_core::filter`]): the hottest region
+//! of a sample is its state, states follow each other as often as they did, and each state writes what one of its samples,
+//! drawn by chance, wrote. Pages that one sample only ever wrote say that there is more where they came from (Good and
+//! Turing): where such a sample is drawn again they move elsewhere in their region, so that what a guest has written over
+//! a long time keeps growing, as it did.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use rand::{Rng as _, RngExt as _, SeedableRng as _};
+use rand_xoshiro::Xoshiro256PlusPlus;
+use vmferry_core::filter::Model;
+use vmferry_core::filter::states::{State, observe};
+use vmferry_core::{PageBitmap, PageRun, Tuning};
+use vmferry_trace::{Content, PageSet, Sample, Trace};
+
+use crate::error::SimError;
+use crate::growth::Growth;
+use crate::units::{Units, chance, mix};
+
+/// Samples of a block: what the bootstrap draws, and what stays together.
+const BLOCK_SAMPLES: usize = 10;
+/// Places that are tried for a page that moves.
+const PLACES: u64 = 4;
+
+/// A trace in units, with its model.
+#[derive(Debug)]
+pub(crate) struct Recorded {
+    pub(crate) units: Units,
+    pub(crate) data: PageBitmap,
+    pub(crate) content: Content,
+    pub(crate) device_state_bytes: Option<u64>,
+    pub(crate) vm: String,
+    pub(crate) backend: String,
+    pub(crate) pinned_io: bool,
+    samples: Vec<UnitSample>,
+    /// Samples of each block, first and end.
+    blocks: Vec<(usize, usize)>,
+    model: Model,
+    by_state: Vec<Vec<usize>>,
+    /// Units in one sample only.
+    once: PageBitmap,
+    /// Units that were ever written.
+    written: PageBitmap,
+    /// As many others that hold data, drawn by chance: a trace does not tell what is read.
+    only_read: PageBitmap,
+    growth: Growth,
+}
+
+#[derive(Debug)]
+struct UnitSample {
+    length: Duration,
+    dirty: PageSet,
+    state: State,
+}
+
+impl Recorded {
+    /// Makes a trace ready, in at most `most_units` units.
+    pub(crate) fn new(trace: &Trace, most_units: u64) -> Result<Self, SimError> {
+        trace.check_not_empty()?;
+        let units = Units::new(trace.pages(), most_units);
+        let count = units.count();
+        let tuning = Tuning::default();
+        let mut recorded = Self {
+            units,
+            data: PageBitmap::new(count),
+            content: trace.content.clone(),
+            device_state_bytes: trace.header.device_state_bytes,
+            vm: trace.header.vm.clone(),
+            backend: trace.header.backend.clone(),
+            pinned_io: trace.header.pinned_io,
+            samples: Vec::new(),
+            blocks: Vec::new(),
+            model: Model::new(count, &tuning),
+            by_state: Vec::new(),
+            once: PageBitmap::new(count),
+            written: PageBitmap::new(count),
+            only_read: PageBitmap::new(count),
+            growth: Growth::of(trace),
+        };
+        trace
+            .resident
+            .runs()
+            .for_each(|run| units.add(run, &mut recorded.data));
+        recorded.by_state = vec![Vec::new(); recorded.model.states()];
+        let usual = trace.header.interval() * 7 / 10;
+        let mut dirty = PageBitmap::new(count);
+        for burst in trace.bursts() {
+            let first = recorded.samples.len();
+            // Short samples tell how writes spread within one; where there are no others they have to do.
+            let has_usual = burst.iter().any(|sample| sample.length() >= usual);
+            for sample in burst
+                .iter()
+                .filter(|sample| !has_usual || sample.length() >= usual)
+            {
+                add_units(sample, units, trace.pages(), &mut dirty);
+                recorded.sample(sample.length(), &mut dirty, first, &tuning);
+            }
+            let end = recorded.samples.len();
+            let blocks = (first..end).step_by(BLOCK_SAMPLES);
+            recorded
+                .blocks
+                .extend(blocks.map(|from| (from, (from + BLOCK_SAMPLES).min(end))));
+        }
+        recorded.data.union_with(&recorded.written);
+        recorded.draw_only_read();
+        Ok(recorded)
+    }
+
+    fn draw_only_read(&mut self) {
+        let share = self.written.count() as f64 / self.data.count().max(1) as f64;
+        for unit in self.data.pages() {
+            if !self.written.contains(unit) && chance(!unit) < share {
+                self.only_read.insert(unit);
+            }
+        }
+    }
+
+    fn sample(&mut self, length: Duration, dirty: &mut PageBitmap, burst_first: usize, tuning: &Tuning) {
+        let state = observe(self.model.regions(), dirty, tuning.hot_percent).state;
+        if self.samples.len() > burst_first {
+            let before = self.samples[self.samples.len() - 1].state;
+            self.model.record_transition(before, state);
+        }
+        self.by_state[usize::from(state)].push(self.samples.len());
+        self.samples.push(UnitSample {
+            length,
+            dirty: PageSet::from_bitmap(dirty),
+            state,
+        });
+        // Of those seen now, the ones that were written before are not in one sample only.
+        let mut new = dirty.clone();
+        new.subtract(&self.written);
+        self.once.subtract(dirty);
+        self.once.union_with(&new);
+        self.written.union_with(dirty);
+        dirty.clear();
+    }
+
+    pub(crate) fn pages(&self) -> u64 {
+        self.units.count()
+    }
+
+    pub(crate) fn units(&self) -> Units {
+        self.units
+    }
+
+    /// A guest that begins where the recording does.
+    pub(crate) fn replay(&self, seed: u64) -> Replay<'_> {
+        Replay::new(self, (0..self.blocks.len()).collect(), seed)
+    }
+
+    /// A guest that does what blocks of the recording show, drawn anew by `seed`; it begins anywhere.
+    pub(crate) fn resampled(&self, seed: u64) -> Replay<'_> {
+        let mut rng = Xoshiro256PlusPlus::seed_from_u64(seed ^ 0xb007);
+        let blocks = self.blocks.len();
+        let drawn = (0..blocks).map(|_| rng.random_range(0..blocks)).collect();
+        Replay::new(self, drawn, seed)
+    }
+}
+
+/// Adds the units that `sample` found dirty, and those that unseen ones stand for.
+fn add_units(sample: &Sample, units: Units, pages: u64, dirty: &mut PageBitmap) {
+    let coverage = sample.coverage;
+    for run in sample.dirty.runs() {
+        if coverage.is_all() {
+            units.add(run, dirty);
+            continue;
+        }
+        let mut rest = Some(run);
+        while let Some(run) = rest {
+            // A chunk at a time: each stands for others.
+            let chunk_end = (run.first / CHUNK + 1) * CHUNK;
+            let (head, tail) = run.split_at(chunk_end - run.first);
+            coverage
+                .stood_for(head, pages)
+                .for_each(|stood| units.add(stood, dirty));
+            rest = tail;
+        }
+    }
+}
+
+const CHUNK: u64 = vmferry_core::sampling::coverage::CHUNK_PAGES;
+
+/// A stretch of the guest's time in which it writes what one sample shows.
+#[derive(Clone, Copy, Debug)]
+struct Segment {
+    sample: usize,
+    start: Duration,
+    end: Duration,
+    /// By this it differs from what was recorded.
+    shift: Option<u64>,
+}
+
+/// An access of the guest.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Access {
+    /// In the guest's own time.
+    pub at: Duration,
+    pub unit: u64,
+}
+
+/// What a guest writes in its own time, which stands still while it does.
+pub(crate) struct Replay<'a> {
+    pub(crate) recorded: &'a Recorded,
+    rng: Xoshiro256PlusPlus,
+    /// Blocks still to be replayed as they were recorded.
+    blocks: VecDeque<usize>,
+    /// Samples of the block under way still to be replayed.
+    left: std::ops::Range<usize>,
+    /// Those that may still be asked for.
+    segments: VecDeque<Segment>,
+    /// Up to here there are segments.
+    reached: Duration,
+    state: State,
+    /// Time beyond the recording.
+    extended: Duration,
+    seed: u64,
+}
+
+impl<'a> Replay<'a> {
+    fn new(recorded: &'a Recorded, blocks: VecDeque<usize>, seed: u64) -> Self {
+        Self {
+            recorded,
+            rng: Xoshiro256PlusPlus::seed_from_u64(seed),
+            blocks,
+            left: 0..0,
+            segments: VecDeque::new(),
+            reached: Duration::ZERO,
+            state: 0,
+            extended: Duration::ZERO,
+            seed,
+        }
+    }
+
+    /// How far it went beyond the recording.
+    pub(crate) fn extended(&self) -> Duration {
+        self.extended
+    }
+
+    /// Adds to `dirty` what is written from `from` to `until`; nothing before `from` is asked for later.
+    pub(crate) fn add_dirty(&mut self, from: Duration, until: Duration, dirty: &mut PageBitmap) {
+        self.reach(until);
+        self.forget_before(from);
+        for segment in self.segments.iter().take_while(|segment| segment.start < until) {
+            let begins = from.max(segment.start).saturating_sub(segment.start);
+            let ends = until.min(segment.end).saturating_sub(segment.start);
+            let length = (segment.end - segment.start).as_secs_f64().max(1e-9);
+            let (begins, ends) = (begins.as_secs_f64() / length, ends.as_secs_f64() / length);
+            self.each_run(segment, |run| match ends - begins > 0.999 {
+                true => dirty.insert_run(run),
+                false => self.add_part(segment, begins, ends, run, dirty),
+            });
+        }
+    }
+
+    /// The accesses from `from` on to units of `missing`, in the segment of that time, by time; and when that ends.
+    pub(crate) fn accesses(
+        &mut self,
+        from: Duration,
+        missing: &PageBitmap,
+        reads_per_write: f64,
+    ) -> (Vec<Access>, Duration) {
+        self.reach(from + Duration::from_nanos(1));
+        self.forget_before(from);
+        let segment = self.segments[0];
+        let length = segment.end - segment.start;
+        let sample = &self.recorded.samples[segment.sample];
+        let step = 1.0 / sample.dirty.count().max(1) as f64;
+        let mut accesses = Vec::new();
+        self.each_run(&segment, |run| {
+            let begins = chance(self.seed ^ mix(segment.start.as_nanos() as u64 ^ run.first));
+            for unit in run.pages().filter(|&unit| missing.contains(unit)) {
+                let along = (begins + (unit - run.first) as f64 * step).fract();
+                let at = segment.start + length.mul_f64(along);
+                accesses.push(Access { at, unit });
+            }
+        });
+        let reads = (sample.dirty.count() as f64 * reads_per_write) as u64;
+        for read in 0..reads {
+            let drawn = self.seed ^ mix(segment.start.as_nanos() as u64 ^ read << 32);
+            if let Some(unit) = self.read_unit(drawn).filter(|&unit| missing.contains(unit)) {
+                let at = segment.start + length.mul_f64(chance(!drawn));
+                accesses.push(Access { at, unit });
+            }
+        }
+        accesses.retain(|access| access.at >= from);
+        accesses.sort_by_key(|access| access.at);
+        (accesses, segment.end)
+    }
+
+    /// A unit that is read: one of those that are written too, or one of those that are only read.
+    fn read_unit(&self, drawn: u64) -> Option<u64> {
+        let of = match chance(drawn) < 0.5 {
+            true => &self.recorded.written,
+            false => &self.recorded.only_read,
+        };
+        next_in(of, mix(drawn ^ 1) % of.len())
+    }
+
+    fn add_part(&self, segment: &Segment, begins: f64, ends: f64, run: PageRun, dirty: &mut PageBitmap) {
+        let part = ends - begins;
+        // Within the part for the first time with the probability that time gives; again with what is left to the growth.
+        let again = (self.recorded.growth.share(part) - part) / (1.0 - part).max(1e-9);
+        let salt = self.seed ^ segment.start.as_nanos() as u64;
+        for unit in run.pages() {
+            let at = chance(salt ^ mix(unit));
+            let first_time = (begins..ends).contains(&at);
+            if first_time || (again > 0.0 && chance(salt ^ mix(!unit) ^ begins.to_bits()) < again) {
+                dirty.insert(unit);
+            }
+        }
+    }
+
+    /// The runs that `segment` writes.
+    fn each_run(&self, segment: &Segment, mut each: impl FnMut(PageRun)) {
+        let recorded = self.recorded;
+        for run in recorded.samples[segment.sample].dirty.runs() {
+            match segment.shift {
+                Some(shift) if recorded.once.contains(run.first) => each(self.moved(run, shift)),
+                _ => each(run),
+            }
+        }
+    }
+
+    /// `run` elsewhere in its region, where there is data.
+    fn moved(&self, run: PageRun, shift: u64) -> PageRun {
+        let regions = self.recorded.model.regions();
+        let region_units = regions.run(0).count;
+        let region = regions.run((run.first / region_units) as u32);
+        let count = run.count.min(region.count);
+        let places = region.count - count + 1;
+        let place = |attempt: u64| region.first + mix(shift ^ run.first ^ attempt << 56) % places;
+        let first = (0..PLACES)
+            .map(place)
+            .find(|&first| self.recorded.data.contains(first));
+        first.map_or(run, |first| PageRun::new(first, count))
+    }
+
+    fn reach(&mut self, until: Duration) {
+        while self.reached < until {
+            let (sample, shift) = self.next_sample();
+            let of_sample = &self.recorded.samples[sample];
+            self.state = of_sample.state;
+            let end = self.reached + of_sample.length.max(Duration::from_micros(1));
+            self.segments.push_back(Segment {
+                sample,
+                start: self.reached,
+                end,
+                shift,
+            });
+            if shift.is_some() {
+                self.extended += end - self.reached;
+            }
+            self.reached = end;
+        }
+    }
+
+    fn next_sample(&mut self) -> (usize, Option<u64>) {
+        if self.left.is_empty()
+            && let Some(block) = self.blocks.pop_front()
+        {
+            let (first, end) = self.recorded.blocks[block];
+            self.left = first..end;
+        }
+        if let Some(sample) = self.left.next() {
+            return (sample, None);
+        }
+        let samples = &self.recorded.by_state[usize::from(self.next_state())];
+        let sample = samples[self.rng.random_range(0..samples.len())];
+        (sample, Some(self.rng.next_u64()))
+    }
+
+    /// A state that may follow, as often as it did; any that was seen where none ever did.
+    fn next_state(&mut self) -> State {
+        let model = &self.recorded.model;
+        let states = model.states() as State;
+        let total: u32 = (0..states).map(|to| model.transitions(self.state, to)).sum();
+        if total == 0 {
+            let any = self.rng.random_range(0..self.recorded.samples.len());
+            return self.recorded.samples[any].state;
+        }
+        let mut drawn = self.rng.random_range(0..total);
+        for to in 0..states {
+            let seen = model.transitions(self.state, to);
+            if drawn < seen {
+                return to;
+            }
+            drawn -= seen;
+        }
+        self.state
+    }
+
+    fn forget_before(&mut self, time: Duration) {
+        while self.segments.front().is_some_and(|segment| segment.end <= time) {
+            self.segments.pop_front();
+        }
+    }
+}
+
+/// The first unit of `set` at or after `from`, of the first one of all where there is none. What lies behind it is not
+/// looked at, however long its run is.
+fn next_in(set: &PageBitmap, from: u64) -> Option<u64> {
+    let words = set.words();
+    let (start, bit) = ((from / 64) as usize, from % 64);
+    let first = words.get(start).map(|word| word & (u64::MAX << bit));
+    let rest = words.iter().copied().skip(start + 1).chain(words.iter().copied());
+    let indices = (start..words.len()).chain(0..words.len());
+    indices
+        .zip(first.into_iter().chain(rest))
+        .find(|(_, word)| *word != 0)
+        .map(|(index, word)| index as u64 * 64 + u64::from(word.trailing_zeros()))
+}
