@@ -103,6 +103,14 @@ impl Source {
         ))
     }
 
+    /// What crosses now, bytes a second.
+    pub(super) fn rate_now(&self, now: Duration) -> f64 {
+        match (&self.state, self.disk_convergence()) {
+            (State::CopyingDisks, Some(disks)) => disks.bytes_per_s(),
+            _ => self.recorder.recent_rate(now),
+        }
+    }
+
     pub(super) fn disk_convergence(&self) -> Option<&Convergence> {
         self.disks.as_ref().map(|disks| &disks.convergence)
     }

@@ -284,10 +284,7 @@ impl Source {
             sent_pages: self.recorder.counts.sent,
             bytes_on_wire: self.recorder.bytes,
             encoding: None,
-            rate_bytes_per_s: match (&self.state, self.disk_convergence()) {
-                (State::CopyingDisks, Some(disks)) => disks.bytes_per_s(),
-                _ => self.recorder.recent_rate(now),
-            },
+            rate_bytes_per_s: self.rate_now(now),
             dirty_bytes_per_s: self.rates.dirty_bytes_per_s(),
             eta_ms: eta.map(|eta| eta.as_secs_f64() * 1e3),
             faults: self.recorder.demands,
@@ -490,15 +487,8 @@ impl Source {
                 memory_began,
                 ..
             } = self;
-            let view = view(
-                now.saturating_sub(*memory_began),
-                ledger,
-                last_scan,
-                tracking,
-                *rounds,
-                rates,
-                recorder,
-            );
+            let time = now.saturating_sub(*memory_began);
+            let view = view(time, ledger, last_scan, tracking, *rounds, rates, recorder);
             let mut left = state.round_mut().map(|round| &mut round.left);
             let (candidates, may_wait) = match &left {
                 Some(left) => (&**left, false),

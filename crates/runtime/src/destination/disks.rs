@@ -127,7 +127,7 @@ impl DisksIn {
         });
         move |wire| match tunnel {
             Some((exports, had_content, known)) => {
-                through_tunnel(wire, disk, index, exports, had_content, known)
+                through_tunnel(wire, disk, index, exports, had_content, known);
             }
             None => carry(wire, disk),
         }
