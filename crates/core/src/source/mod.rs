@@ -242,6 +242,7 @@ impl Source {
         if let Some(round) = self.state.round_mut() {
             round.pages += pages;
             round.bytes += batch.bytes;
+            round.referenced += batch.deduplicated;
         }
     }
 
