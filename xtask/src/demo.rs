@@ -65,7 +65,7 @@ fn arguments(options: &Options, guest: Option<PathBuf>) -> Vec<std::ffi::OsStrin
 }
 
 /// Builds the release binary and returns where cargo put it.
-fn build_vmferry() -> Result<PathBuf> {
+pub(crate) fn build_vmferry() -> Result<PathBuf> {
     let root = crate::repository();
     let target =
         std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), |folder| root.join(folder));

@@ -17,6 +17,7 @@
 #   vmferry.load=write:64:200     write 64 MiB of memory at 200 MiB/s, checking every page all the while;
 #                disk:32          write and read back the first 32 MiB of /dev/vda, and check what was read;
 #                churn:32         make and remove files in memory, up to 32 MiB of them, and check what they hold;
+#                hold:1024        write 1024 MiB of memory before anything else starts, and keep it, hardly touched;
 #                used:1024        write 1024 MiB of memory and give it back, before anything else starts;
 #                idle             nothing; several loads are joined with a comma
 #   vmferry.agent                 run the agent, which says what pages are used for
@@ -104,6 +105,13 @@ start_load() {
         disk) guest-load disk --device /dev/vda --mib "${first:-32}" & ;;
         churn) guest-load churn --folder /tmp --mib "${first:-32}" & ;;
         used) guest-load used --mib "${first:-64}" ;;
+        hold)
+            guest-load hold --mib "${first:-64}" --held /tmp/held &
+            until [ -e /tmp/held ]; do
+                usleep 20000
+                kill -0 $! 2>/dev/null || { echo "vmferry-guest: hold does not start"; break; }
+            done
+            ;;
         allocate) guest-load allocate --kib "${first:-4}" "$@" & ;;
         cpu) guest-load cpu --percent "${first:-100}" "$@" & ;;
         gzip | bzip2) guest-load "$kind" --mib "${first:-16}" --folder /tmp "$@" & ;;

@@ -7,6 +7,7 @@ mod command;
 mod cpio;
 mod database;
 mod demo;
+mod evaluate;
 mod image;
 mod kernel;
 mod layer;
@@ -19,6 +20,7 @@ mod tidy;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
@@ -57,6 +59,25 @@ enum Task {
         #[arg(last = true)]
         extra: Vec<String>,
     },
+    /// Measure every scenario within a budget of time, and the micro benches; write raw results, the page and the state. It goes on
+    /// where it was ended.
+    Evaluate {
+        /// In the small sizes of the scenarios.
+        #[arg(long)]
+        quick: bool,
+        /// How long it may take, as in 90m or 6h, building not counted.
+        #[arg(long, value_name = "TIME", default_value = "2h", value_parser = budget)]
+        budget: Duration,
+        /// Only these scenarios.
+        #[arg(long, value_name = "NAME", value_delimiter = ',')]
+        only: Vec<String>,
+        /// Without the micro benches.
+        #[arg(long)]
+        no_micro: bool,
+        /// Where it all goes.
+        #[arg(long, value_name = "FOLDER", default_value = "docs/evaluation")]
+        folder: PathBuf,
+    },
     /// Check everything that must hold before a change is merged.
     Test {
         /// Without set-up, documentation and the tests on QEMU.
@@ -84,6 +105,19 @@ fn main() -> ExitCode {
             });
             Err(error)
         }
+        Task::Evaluate {
+            quick,
+            budget,
+            only,
+            no_micro,
+            folder,
+        } => evaluate::run(&evaluate::Options {
+            quick,
+            budget,
+            only,
+            no_micro,
+            folder: repository().join(folder),
+        }),
         Task::Test { fast } => test::run(fast),
         Task::Tidy => tidy::run(&repository()),
     };
@@ -99,6 +133,20 @@ fn build_image(layers: &[Layer]) -> Result<()> {
     eprintln!("{}", image.summary);
     println!("{}", image.folder.display());
     Ok(())
+}
+
+/// A time as in `90m`, `6h` or `30s`.
+fn budget(text: &str) -> Result<Duration, String> {
+    let wrong = || format!("{text:?} is no time; write for example 90m or 6h");
+    let unit = text.chars().last().ok_or_else(wrong)?;
+    let seconds = match unit {
+        's' => 1,
+        'm' => 60,
+        'h' => 3600,
+        _ => return Err(wrong()),
+    };
+    let number: u64 = text[..text.len() - 1].parse().map_err(|_| wrong())?;
+    Ok(Duration::from_secs(number * seconds))
 }
 
 /// The root of the source tree.

@@ -99,6 +99,9 @@ pub struct MirrorTo {
     pub bytes_per_s: Option<u64>,
     /// Only what changed since this state.
     pub since: Option<String>,
+    /// Whether what the copy holds before shall stay until it is written: somebody compares with it. Else the copy may be
+    /// emptied first, which spares the zeros.
+    pub keep: bool,
 }
 
 /// A disk at a point in time, to be read while the guest goes on.

@@ -107,11 +107,12 @@ impl WpAsyncTracker {
                 .iter()
                 .try_for_each(|part| self.uffd.write_protect(part.addresses.clone(), true))
         });
-        self.armed = armed.is_ok();
+        let had_all = std::mem::replace(&mut self.armed, armed.is_ok());
         if armed.is_err() {
-            // Those before the mapping that failed, and no other: kernels before 6.17 let go what another userfaultfd has,
-            // and a guest whose pages still arrive would read zeros.
-            for mapping in &self.mappings[..registered] {
+            // What is its own, and nothing else: kernels before 6.17 also let go what another userfaultfd has, and a guest whose
+            // pages still arrive would read zeros.
+            let own = if had_all { self.mappings.len() } else { registered };
+            for mapping in &self.mappings[..own] {
                 let _ = self.uffd.unregister(mapping.addresses.clone());
             }
         }

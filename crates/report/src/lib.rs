@@ -7,6 +7,7 @@
 
 mod estimate;
 mod figure;
+mod micro;
 mod number;
 mod origin;
 mod page;
@@ -19,7 +20,7 @@ mod summary;
 mod table;
 mod verdict;
 
-use vmferry_lab::bench::Results;
+use vmferry_lab::bench::{Micro, Results};
 
 /// A file of results.
 pub struct Source {
@@ -31,7 +32,8 @@ pub struct Source {
     pub results: Results,
 }
 
-/// The page. When it was made, in milliseconds since 1970, is the only thing on it that the results do not decide.
-pub fn page(sources: &[Source], made_unix_ms: u64) -> String {
-    page::page(sources, made_unix_ms).into_string()
+/// The page, with results of micro benches where there are some. When it was made, in milliseconds since 1970, is the only thing on it that
+/// the results do not decide.
+pub fn page(sources: &[Source], micro: Option<&Micro>, made_unix_ms: u64) -> String {
+    page::page(sources, micro, made_unix_ms).into_string()
 }

@@ -1,16 +1,16 @@
 //! The page as a whole.
 
 use maud::{DOCTYPE, Markup, PreEscaped, html};
-use vmferry_lab::bench::Results;
 use vmferry_lab::bench::statistics::{CONFIDENCE, most_coverage};
+use vmferry_lab::bench::{Micro, Results};
 
 use crate::scenario::Section;
-use crate::{Source, number, origin, papers, summary};
+use crate::{Source, micro, number, origin, papers, summary};
 
 const STYLE: &str = include_str!("style.css");
 
 /// The page.
-pub(crate) fn page(sources: &[Source], made_unix_ms: u64) -> Markup {
+pub(crate) fn page(sources: &[Source], micro: Option<&Micro>, made_unix_ms: u64) -> Markup {
     let sections = Section::all(sources);
     html! {
         (DOCTYPE)
@@ -28,13 +28,14 @@ pub(crate) fn page(sources: &[Source], made_unix_ms: u64) -> Markup {
                 header {
                     h1 { "vmferry: evaluation" }
                     p class="lead" { "Live migration of virtual machines, measured. Made " (date(made_unix_ms)) "." }
-                    (contents(&sections))
+                    (contents(&sections, micro.is_some()))
                 }
                 main {
                     (overview(sources))
                     (summary::summary(&sections))
                     (how_to_read(sources))
                     @for section in &sections { (section.show()) }
+                    @if let Some(found) = micro { (micro::micro(found)) }
                     (papers::coverage(&sections))
                     (origin::origin(sources))
                 }
@@ -43,7 +44,7 @@ pub(crate) fn page(sources: &[Source], made_unix_ms: u64) -> Markup {
     }
 }
 
-fn contents(sections: &[Section<'_>]) -> Markup {
+fn contents(sections: &[Section<'_>], has_micro: bool) -> Markup {
     html! {
         nav aria-label="contents" {
             ol {
@@ -53,6 +54,7 @@ fn contents(sections: &[Section<'_>]) -> Markup {
                 @for section in sections {
                     li { a href={ "#" (section.anchor) } { (section.results.title) } }
                 }
+                @if has_micro { li { a href="#micro" { "Single functions" } } }
                 li { a href="#papers" { "Figures of the papers" } }
                 li { a href="#origin" { "Machines, command lines, files" } }
             }

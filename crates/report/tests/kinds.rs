@@ -116,7 +116,7 @@ fn made_up(unit: &str) -> String {
         bytes: Vec::new(),
         results,
     };
-    page(&[source], 0)
+    page(&[source], None, 0)
 }
 
 fn figure<'a>(page: &'a str, id: &str) -> &'a str {
@@ -171,6 +171,32 @@ fn a_distribution_has_a_line_for_each_and_for_the_neighbour() {
         assert!(figure.contains(name), "{name}");
     }
     assert!(figure.contains("44 ms"), "the longest of the peer: {figure}");
+}
+
+#[test]
+fn micro_benches_stand_on_the_page_with_their_spread() {
+    let micro = serde_json::from_value(json!({
+        "micro_format": 1, "machine": vmferry_lab::bench::Machine::here(), "gathered_unix_ms": 0, "load_average": 0.25,
+        "functions": [{"group": "scan of 1 GiB", "name": "clean", "ns": 360_000.0, "low_ns": 350_000.0, "high_ns": 420_000.0,
+                       "bytes": 1_u64 << 30}],
+        "comparisons": {"push": {"pre-copy: vmferry / iperf3": {"ratio": 0.79, "wanted": "at least 0.7"},
+                                 "pre-copy: vmferry": {"median": 1.5, "min": 1.2, "max": 1.75, "unit": "GiB/s", "values": []}}}
+    }));
+    let page = page(&[], Some(&micro.unwrap()), 0);
+    let (_, section) = page.split_once("<section id=\"micro\"").unwrap();
+    let section = section.split_once("</section>").unwrap().0;
+    for words in [
+        "360 µs",
+        "350 µs to 420 µs",
+        "2.71 TiB",
+        "0.79 times",
+        "at least 0.7",
+        "1.2 to 1.75",
+        "0.25",
+    ] {
+        assert!(section.contains(words), "{words}: {section}");
+    }
+    assert!(page.contains("href=\"#micro\""));
 }
 
 #[test]

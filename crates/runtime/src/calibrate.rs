@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
+use vmferry_sim::{CodecCosts, PathModel};
 use vmferry_transport::{BoxedStream, Endpoint};
 use vmferry_wire::{Probe, StreamRole};
 
@@ -45,6 +46,67 @@ pub struct Measured {
     pub here: HostCosts,
     /// The other one.
     pub there: HostCosts,
+}
+
+impl Measured {
+    /// What it means for migrations, and which figures could not be measured and are only typical.
+    pub fn path(&self) -> (PathModel, Vec<String>) {
+        let Self { here, there, .. } = self;
+        let typical = PathModel::typical(self.link_bytes_per_s, self.rtt_ms);
+        let mut notes = Vec::new();
+        let mut or_typical = |what: &str, value: Option<f64>, typical: f64| match value {
+            Some(value) => value,
+            None => {
+                notes.push(format!("{what} could not be measured: it is taken for {typical}"));
+                typical
+            }
+        };
+        let path = PathModel {
+            queue_ms: (self.loaded_rtt_ms - self.rtt_ms).max(0.0),
+            socket_buffer_bytes: self.under_way_bytes,
+            processors: here.processors.max(1.0),
+            cpu_share: share(here),
+            destination_cpu_share: share(there),
+            codecs: CodecCosts {
+                copy: here.copy_ns,
+                lz4: here.lz4_ns,
+                zstd: here.zstd_ns,
+                zstd_5: here.zstd_5_ns,
+                delta: here.delta_ns,
+                ..typical.codecs
+            },
+            write_ns_per_byte: self.write_ns_per_byte,
+            receive_ns_per_page: or_typical(
+                "taking a page in (ns)",
+                there.receive_ns,
+                typical.receive_ns_per_page,
+            ),
+            install_ns_per_page: or_typical(
+                "installing a page (ns)",
+                there.install_ns,
+                typical.install_ns_per_page,
+            ),
+            arm_ns_per_page: or_typical("arming a page (ns)", here.arm_ns, typical.arm_ns_per_page),
+            scan_ns_per_page: or_typical("scanning a page (ns)", here.scan_ns, typical.scan_ns_per_page),
+            scan_ns_per_dirty_page: or_typical(
+                "scanning a dirty page (ns)",
+                here.scan_dirty_ns,
+                typical.scan_ns_per_dirty_page,
+            ),
+            write_fault_ns: or_typical("a write fault (ns)", here.write_fault_ns, typical.write_fault_ns),
+            journal_ms: or_typical("the journal (ms)", here.journal_ms, typical.journal_ms),
+            ..typical
+        };
+        (path, notes)
+    }
+}
+
+/// The share of a processor that a thread gets on a host; all of one where that is not said.
+fn share(costs: &HostCosts) -> f64 {
+    match costs.cpu_share {
+        share if share > 0.0 && share <= 1.0 => share,
+        _ => 1.0,
+    }
 }
 
 /// Why nothing could be measured.

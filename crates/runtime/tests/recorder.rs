@@ -76,8 +76,8 @@ fn a_guest_that_writes_much_is_recorded_within_the_budget() {
     let (vm, _) = pair.launch("vm", &looping(None));
     let trace = recorded(&vm, &plan(3000, Plan::Within { budget_percent: 3.0 }));
     let summary = trace.summary();
-    // A burst that has begun is finished.
-    assert!(summary.cost_percent.unwrap() < 6.0, "{summary:?}");
+    // The last sample may go beyond it.
+    assert!(summary.cost_percent.unwrap() < 4.0, "{summary:?}");
     assert!(summary.sparsest > 1, "{summary:?}");
     let written = summary.written_bytes as f64 / MIB;
     assert!(

@@ -55,6 +55,8 @@ impl Link {
 pub(crate) struct Stream {
     /// Nothing to do: it asks when it is woken.
     pub(crate) idle: bool,
+    /// When it asks again by itself.
+    pub(crate) timer: Option<Duration>,
     /// Batches under way: when the destination is through with them, and their bytes.
     under_way: VecDeque<(Duration, f64)>,
     /// When the destination's thread is through with all of them.

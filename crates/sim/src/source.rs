@@ -215,23 +215,13 @@ impl<'a> SourceHost<'a> {
                 Duration::ZERO
             }
             Command::SendPrepare(epoch) => {
-                self.say(
-                    now,
-                    MESSAGE_BYTES,
-                    DestinationEvent::Prepare(*epoch),
-                    agenda,
-                    wires,
-                );
+                let prepare = DestinationEvent::Prepare(*epoch);
+                self.say(now, MESSAGE_BYTES, prepare, agenda, wires);
                 Duration::ZERO
             }
             Command::SendCommit(epoch) => {
-                self.say(
-                    now,
-                    MESSAGE_BYTES,
-                    DestinationEvent::Commit(*epoch),
-                    agenda,
-                    wires,
-                );
+                let commit = DestinationEvent::Commit(*epoch);
+                self.say(now, MESSAGE_BYTES, commit, agenda, wires);
                 Duration::ZERO
             }
             Command::SendAllPushed => {
@@ -318,8 +308,10 @@ impl<'a> SourceHost<'a> {
             Batch::Finished => {}
             Batch::Idle(until) => {
                 self.streams[stream].idle = true;
-                if let Some(at) = until.filter(|&at| at > now) {
-                    agenda.at(at, What::StreamAsks(stream));
+                if let Some(at) = until.filter(|&at| at > now)
+                    && self.streams[stream].timer.replace(at) != Some(at)
+                {
+                    agenda.at(at, What::StreamTimer(stream));
                 }
             }
             Batch::RoundEnd(round) => {
@@ -359,6 +351,14 @@ impl<'a> SourceHost<'a> {
         }
     }
 
+    /// What a stream waits for is over, unless it waits for something later by now.
+    pub(crate) fn stream_timer(&mut self, stream: usize, agenda: &mut Agenda, wires: &mut Wires) {
+        if self.streams[stream].timer == Some(agenda.now) {
+            self.streams[stream].timer = None;
+            self.stream_asks(stream, agenda, wires);
+        }
+    }
+
     /// A batch goes to its socket.
     pub(crate) fn encoded(
         &mut self,
@@ -376,6 +376,7 @@ impl<'a> SourceHost<'a> {
             false => self.path.receive_ns_per_page,
         };
         let takes = batch.decode + ns(placing, (pages * self.units.per()) as f64);
+        let takes = takes.div_f64(self.path.destination_cpu_share);
         let buffers = self.path.socket_buffer_bytes.max(batch.bytes / 2.0);
         let line = &mut self.streams[stream];
         let taken_in = line.sends(arrives, takes, batch.bytes);

@@ -233,14 +233,17 @@ impl Backend {
 
     fn failed(&self, what: &'static str, object: &Path, source: Error) -> StoreError {
         let (object, store) = (object.to_string(), self.name.to_string());
-        match source {
-            Error::NotFound { .. } => StoreError::Missing { object },
-            source if is_full(&source) => StoreError::Full {
+        if matches!(source, Error::NotFound { .. }) {
+            return StoreError::Missing { object };
+        }
+        let (full, source) = (is_full(&source), Box::new(source));
+        match full {
+            true => StoreError::Full {
                 store,
                 object,
                 source,
             },
-            source => StoreError::Operation {
+            false => StoreError::Operation {
                 what,
                 object,
                 store,

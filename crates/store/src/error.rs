@@ -38,7 +38,7 @@ pub enum StoreError {
         store: String,
         /// What it said.
         #[source]
-        source: object_store::Error,
+        source: Box<object_store::Error>,
     },
     /// The object store did not answer in time.
     #[error("the store {store} did not {what} {object} within {} s", waited.as_secs_f64())]
@@ -63,7 +63,7 @@ pub enum StoreError {
         object: String,
         /// What the store said.
         #[source]
-        source: object_store::Error,
+        source: Box<object_store::Error>,
     },
     /// There is no such checkpoint.
     #[error("there is no checkpoint {0} in the store")]

@@ -45,7 +45,7 @@ pub(crate) fn open(location: &str, patience: Duration) -> Result<Opened> {
         Some(("s3", rest)) => s3(location, rest.strip_prefix("//").unwrap_or(rest), patience),
         Some(("file", path)) => folder(location, Path::new(path.strip_prefix("//").unwrap_or(path))),
         Some((scheme, rest)) if rest.starts_with("//") => {
-            Err(bad(location, format!("stores of {scheme}: are not known")))
+            Err(bad(location, &format!("stores of {scheme}: are not known")))
         }
         _ => folder(location, Path::new(location)),
     }
@@ -53,11 +53,11 @@ pub(crate) fn open(location: &str, patience: Duration) -> Result<Opened> {
 
 fn folder(location: &str, path: &Path) -> Result<Opened> {
     if path.as_os_str().is_empty() {
-        return Err(bad(location, "the name of the folder is empty"));
+        return Err(bad(location, &"the name of the folder is empty"));
     }
     let made = std::fs::create_dir_all(path).and_then(|()| path.canonicalize());
-    let path = made.map_err(|error| bad(location, format!("the folder cannot be made: {error}")))?;
-    let objects = LocalFileSystem::new_with_prefix(&path).map_err(|error| bad(location, error))?;
+    let path = made.map_err(|error| bad(location, &format!("the folder cannot be made: {error}")))?;
+    let objects = LocalFileSystem::new_with_prefix(&path).map_err(|error| bad(location, &error))?;
     Ok(Opened {
         name: path.display().to_string(),
         durable: Arc::new(objects.clone().with_fsync(true)),
@@ -69,7 +69,7 @@ fn folder(location: &str, path: &Path) -> Result<Opened> {
 fn s3(location: &str, rest: &str, patience: Duration) -> Result<Opened> {
     let (bucket, prefix) = rest.split_once('/').unwrap_or((rest, ""));
     if bucket.is_empty() {
-        return Err(bad(location, "the bucket is missing"));
+        return Err(bad(location, &"the bucket is missing"));
     }
     // Two providers of cryptography would panic at run time; one is chosen here where nobody has yet.
     let _ = rustls::crypto::ring::default_provider().install_default();
@@ -87,6 +87,8 @@ fn s3(location: &str, rest: &str, patience: Duration) -> Result<Opened> {
         .with_connect_timeout(patience.min(Duration::from_secs(5)));
     let mut builder = AmazonS3Builder::from_env()
         .with_bucket_name(bucket)
+        // One object at a time is deleted, and not every store knows how to delete many.
+        .with_disable_bulk_delete(true)
         .with_retry(retry)
         .with_client_options(client);
     // An endpoint of plain HTTP is asked for by name, so it is meant.
@@ -94,7 +96,7 @@ fn s3(location: &str, rest: &str, patience: Duration) -> Result<Opened> {
     if plain("AWS_ENDPOINT_URL_S3") || plain("AWS_ENDPOINT_URL") || plain("AWS_ENDPOINT") {
         builder = builder.with_allow_http(true);
     }
-    let objects = builder.build().map_err(|error| bad(location, error))?;
+    let objects = builder.build().map_err(|error| bad(location, &error))?;
     let prefix = prefix.trim_matches('/');
     let objects: Arc<dyn ObjectStore> = match prefix {
         "" => Arc::new(objects),
@@ -103,7 +105,7 @@ fn s3(location: &str, rest: &str, patience: Duration) -> Result<Opened> {
     Ok(Opened::of(location, objects))
 }
 
-fn bad(location: &str, why: impl ToString) -> StoreError {
+fn bad(location: &str, why: &impl std::fmt::Display) -> StoreError {
     StoreError::BadLocation {
         location: location.to_owned(),
         why: why.to_string(),

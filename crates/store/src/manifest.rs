@@ -11,6 +11,8 @@
 //! | the rest but 32 | the plain content (postcard) as a Zstandard frame |
 //! | the last 32 | the hash of all before |
 
+use std::io::{Read as _, Write as _};
+
 use serde::{Deserialize, Serialize};
 use vmferry_core::{PageBitmap, RamLayout};
 
@@ -27,6 +29,8 @@ const MAGIC: &[u8; 8] = b"vmfmanif";
 const FORMAT: u16 = 1;
 const HEADER_BYTES: usize = 16;
 const LEVEL: i32 = 3;
+/// Words of a set that are packed and unpacked together.
+const SET_WORDS: usize = 8192;
 
 /// A complete checkpoint.
 #[derive(Clone, Debug, PartialEq)]
@@ -258,27 +262,37 @@ impl Form {
 
 /// A set of pages: its words, little-endian, as a Zstandard frame.
 fn pack_set(set: &PageBitmap) -> Vec<u8> {
-    let plain: Vec<u8> = set.words().iter().flat_map(|word| word.to_le_bytes()).collect();
-    zstd::bulk::compress(&plain, LEVEL).expect("compression into memory")
+    let mut encoder = zstd::stream::write::Encoder::new(Vec::new(), LEVEL).expect("compression into memory");
+    for words in set.words().chunks(SET_WORDS) {
+        let plain: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
+        encoder.write_all(&plain).expect("compression into memory");
+    }
+    encoder.finish().expect("compression into memory")
 }
 
+/// Reads a set piece by piece and touches the memory of pages in it only: RAM that a manifest merely claims costs nothing.
 fn unpack_set(packed: &[u8], pages: u64) -> Result<PageBitmap, String> {
+    let failed = |error: std::io::Error| format!("a set of pages: {error}");
     let mut set = PageBitmap::new(pages);
-    let length = set.words().len() * 8;
-    let plain = zstd::bulk::decompress(packed, length).map_err(|error| format!("a set of pages: {error}"))?;
-    if plain.len() != length {
-        return Err(format!(
-            "a set of pages of {} bytes instead of {length}",
-            plain.len()
-        ));
-    }
-    for (index, word) in plain.as_chunks::<8>().0.iter().enumerate() {
-        let word = u64::from_le_bytes(*word);
-        let used = pages - index as u64 * 64;
-        if used < 64 && word >> used != 0 {
-            return Err("a set of more pages than there are".into());
+    let mut decoder = zstd::stream::read::Decoder::with_buffer(packed).map_err(failed)?;
+    let words = set.words().len();
+    let mut plain = vec![0; SET_WORDS * 8];
+    for first in (0..words).step_by(SET_WORDS) {
+        let plain = &mut plain[..(words - first).min(SET_WORDS) * 8];
+        decoder.read_exact(plain).map_err(failed)?;
+        for (offset, word) in plain.as_chunks::<8>().0.iter().enumerate() {
+            let (index, word) = (first + offset, u64::from_le_bytes(*word));
+            let used = pages - index as u64 * 64;
+            if used < 64 && word >> used != 0 {
+                return Err("a set of more pages than there are".into());
+            }
+            if word != 0 {
+                set.insert_word(index, word);
+            }
         }
-        set.insert_word(index, word);
     }
-    Ok(set)
+    match decoder.read(&mut plain).map_err(failed)? {
+        0 => Ok(set),
+        _ => Err("a set of more pages than there are".into()),
+    }
 }

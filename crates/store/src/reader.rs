@@ -266,6 +266,9 @@ impl Table {
     }
 }
 
+/// A chunk that is read or being read.
+type Cell = Arc<OnceCell<Arc<Vec<u8>>>>;
+
 /// Unpacked chunks, those that were used last. Who needs a chunk that is being read waits for it.
 pub(crate) struct Chunks {
     limit: usize,
@@ -274,7 +277,8 @@ pub(crate) struct Chunks {
 
 #[derive(Default)]
 struct Held {
-    chunks: HashMap<Hash, (Arc<OnceCell<Arc<Vec<u8>>>>, u64)>,
+    /// With when each was used last.
+    chunks: HashMap<Hash, (Cell, u64)>,
     clock: u64,
 }
 
@@ -287,7 +291,7 @@ impl Chunks {
         }
     }
 
-    fn cell(&self, name: Hash) -> Arc<OnceCell<Arc<Vec<u8>>>> {
+    fn cell(&self, name: Hash) -> Cell {
         let held = &mut *self.held.lock().expect("not poisoned");
         held.clock += 1;
         let (cell, used) = held.chunks.entry(name).or_default();

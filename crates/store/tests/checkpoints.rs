@@ -26,7 +26,7 @@ fn memory_and_device_state_come_back() {
     assert_eq!(id.to_string(), "web/1");
     // As another process sees it.
     let store = Store::open(folder.path().to_str().unwrap(), StoreOptions::default()).unwrap();
-    assert_eq!(store.list(None).unwrap(), [id.clone()]);
+    assert_eq!(store.list(None).unwrap(), std::slice::from_ref(&id));
     assert_eq!(read_all(&store, &id).unwrap(), ram);
     let reader = store.reader(&id).unwrap();
     assert_eq!(
@@ -113,7 +113,7 @@ fn what_is_deleted_goes_with_a_sweep_and_what_is_shared_stays() {
     written.insert(0);
     let two = increment(&store, &one, &first, &written).unwrap();
     store.delete(&one).unwrap();
-    assert_eq!(store.list(None).unwrap(), [two.clone()]);
+    assert_eq!(store.list(None).unwrap(), std::slice::from_ref(&two));
     assert!(matches!(store.manifest(&one), Err(StoreError::NoCheckpoint(_))));
     assert!(matches!(store.delete(&one), Err(StoreError::NoCheckpoint(_))));
     // Who reads it goes on.

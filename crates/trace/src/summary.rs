@@ -1,11 +1,12 @@
 //! What a trace says about its guest as a whole: dirty rate over time, heat of regions, working set.
 
 use serde::{Deserialize, Serialize};
+use vmferry_core::sampling::Coverage;
 use vmferry_core::wws::Heat;
 use vmferry_core::{PAGE_SIZE, PageBitmap, PageRun, Tuning};
 
 use crate::content::Blend;
-use crate::sample::Sample;
+use crate::sample::{LoadMark, Sample};
 use crate::trace::Trace;
 
 /// Regions of the heat map.
@@ -72,6 +73,8 @@ pub struct Summary {
     pub written_content: Blend,
     /// Bytes that a difference makes of one, of pages written again.
     pub delta: Option<f32>,
+    /// How busy the guest was.
+    pub loads: Vec<LoadMark>,
     /// Dirty rate over time.
     pub rates: Vec<RateAt>,
     /// Where the guest wrote when.
@@ -108,6 +111,7 @@ impl Trace {
             content: self.all_content(),
             written_content: self.content.written,
             delta: self.content.delta,
+            loads: self.loads.clone(),
             rates: usual.iter().map(|sample| rate_at(sample)).collect(),
             heat: self.heat_map(&usual),
         }
@@ -121,8 +125,9 @@ impl Trace {
 
     /// The size of the writable working set, in pages.
     pub fn working_set_pages(&self) -> u64 {
-        let coverage = self.usual_samples().last().map(|sample| sample.coverage);
-        let Some(coverage) = coverage else { return 0 };
+        let Some(coverage) = self.longest_coverage() else {
+            return 0;
+        };
         let mut heat = Heat::new(self.pages(), Tuning::default().alpha);
         let mut dirty = PageBitmap::new(self.pages());
         for sample in self.usual_samples().filter(|sample| sample.coverage == coverage) {
@@ -133,9 +138,24 @@ impl Trace {
         heat.working_set().count() * u64::from(coverage.stride())
     }
 
+    /// The coverage that most samples have: heat can be compared only among samples of the same pages.
+    fn longest_coverage(&self) -> Option<Coverage> {
+        let mut counts: Vec<(Coverage, usize)> = Vec::new();
+        for sample in self.usual_samples() {
+            match counts.iter_mut().find(|(of, _)| *of == sample.coverage) {
+                Some((_, count)) => *count += 1,
+                None => counts.push((sample.coverage, 1)),
+            }
+        }
+        counts
+            .into_iter()
+            .max_by_key(|(_, count)| *count)
+            .map(|(of, _)| of)
+    }
+
     /// Pages dirtied at any time: counted where all were looked at, else estimated from the coverage that saw most.
     fn written_pages(&self) -> u64 {
-        let mut by_coverage: Vec<(vmferry_core::sampling::Coverage, PageBitmap)> = Vec::new();
+        let mut by_coverage: Vec<(Coverage, PageBitmap)> = Vec::new();
         for sample in &self.samples {
             let known = by_coverage.iter().position(|(of, _)| *of == sample.coverage);
             let index = known.unwrap_or_else(|| {
@@ -144,9 +164,7 @@ impl Trace {
             });
             sample.dirty.add_to(&mut by_coverage[index].1);
         }
-        let of = |(coverage, pages): &(vmferry_core::sampling::Coverage, PageBitmap)| {
-            pages.count() * u64::from(coverage.stride())
-        };
+        let of = |(coverage, pages): &(Coverage, PageBitmap)| pages.count() * u64::from(coverage.stride());
         by_coverage.iter().map(of).max().unwrap_or(0).min(self.pages())
     }
 

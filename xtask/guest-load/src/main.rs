@@ -34,6 +34,7 @@ const USAGE: &str = "usage: guest-load write --mib N --rate-mib-s R (0: as fast 
        guest-load disk --device PATH --mib N
        guest-load churn --folder PATH --mib N
        guest-load used --mib N
+       guest-load hold --mib N --held PATH
        guest-load allocate --kib N [--progress PORT]
        guest-load cpu --percent N [--progress PORT]
        guest-load gzip|bzip2 --mib N --folder PATH [--progress PORT]
@@ -86,6 +87,10 @@ enum Load {
     Used {
         mib: usize,
     },
+    Hold {
+        mib: usize,
+        held: PathBuf,
+    },
     Allocate {
         kib: usize,
     },
@@ -123,6 +128,7 @@ impl Command {
             Load::Read { mib } => memory::read(mib, &progress),
             Load::Disk { device, mib } => disk::run(&device, mib),
             Load::Churn { folder, mib } => churn::run(mib, &folder),
+            Load::Hold { mib, held } => used::hold(mib, &held),
             Load::Allocate { kib } => allocate::run(kib, &progress),
             Load::Cpu { percent } => cpu::run(percent, &progress),
             Load::Compress { program, mib, folder } => compress::run(&program, mib, &folder, &progress),
@@ -172,6 +178,10 @@ impl Load {
             },
             "used" => Self::Used {
                 mib: positive("--mib")?,
+            },
+            "hold" => Self::Hold {
+                mib: positive("--mib")?,
+                held: path("--held")?,
             },
             "allocate" => Self::Allocate {
                 kib: positive("--kib")?,
@@ -239,6 +249,11 @@ mod tests {
         };
         assert_eq!(parse("churn --folder /tmp --mib 8"), Some(churn));
         assert_eq!(parse("used --mib 8"), Some(Load::Used { mib: 8 }));
+        let hold = Load::Hold {
+            mib: 8,
+            held: "/tmp/held".into(),
+        };
+        assert_eq!(parse("hold --mib 8 --held /tmp/held"), Some(hold));
         assert_eq!(parse("allocate --kib 4"), Some(Load::Allocate { kib: 4 }));
         let bzip2 = Load::Compress {
             program: "bzip2".into(),
@@ -275,6 +290,7 @@ mod tests {
             "disk --mib 1",
             "churn --mib 1",
             "allocate --kib 0",
+            "hold --mib 1",
             "sleep --mib 1",
             "disk --mib",
             "cpu --percent 101",

@@ -7,8 +7,8 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use vmferry_core::report::{Outcome, Report};
-use vmferry_runtime::calibrate::{self, CalibrateError, Measured};
-use vmferry_sim::{CodecCosts, PathModel};
+use vmferry_runtime::calibrate::{self, CalibrateError};
+use vmferry_sim::PathModel;
 use vmferry_transport::Endpoint;
 
 use super::host::LocalHost;
@@ -66,7 +66,7 @@ impl LocalHost {
             CalibrateError::BadTime(_) => Refusal::bad_request(error),
             _ => Refusal::failed(error),
         })?;
-        let (mut path, mut notes) = path_of(&measured);
+        let (mut path, mut notes) = measured.path();
         self.learn_devices(&mut path, &mut notes);
         let calibration = Calibration {
             to: to.to_string(),
@@ -101,53 +101,4 @@ impl LocalHost {
             )),
         }
     }
-}
-
-/// The path that was measured, and what is only typical of it.
-fn path_of(measured: &Measured) -> (PathModel, Vec<String>) {
-    let Measured { here, there, .. } = measured;
-    let typical = PathModel::typical(measured.link_bytes_per_s, measured.rtt_ms);
-    let mut notes = Vec::new();
-    let mut or_typical = |what: &str, value: Option<f64>, typical: f64| match value {
-        Some(value) => value,
-        None => {
-            notes.push(format!("{what} could not be measured: it is taken for {typical}"));
-            typical
-        }
-    };
-    let path = PathModel {
-        queue_ms: (measured.loaded_rtt_ms - measured.rtt_ms).max(0.0),
-        socket_buffer_bytes: measured.under_way_bytes,
-        processors: here.processors,
-        codecs: CodecCosts {
-            copy: here.copy_ns,
-            lz4: here.lz4_ns,
-            zstd: here.zstd_ns,
-            zstd_5: here.zstd_5_ns,
-            delta: here.delta_ns,
-            ..typical.codecs
-        },
-        write_ns_per_byte: measured.write_ns_per_byte,
-        receive_ns_per_page: or_typical(
-            "taking a page in (ns)",
-            there.receive_ns,
-            typical.receive_ns_per_page,
-        ),
-        install_ns_per_page: or_typical(
-            "installing a page (ns)",
-            there.install_ns,
-            typical.install_ns_per_page,
-        ),
-        arm_ns_per_page: or_typical("arming a page (ns)", here.arm_ns, typical.arm_ns_per_page),
-        scan_ns_per_page: or_typical("scanning a page (ns)", here.scan_ns, typical.scan_ns_per_page),
-        scan_ns_per_dirty_page: or_typical(
-            "scanning a dirty page (ns)",
-            here.scan_dirty_ns,
-            typical.scan_ns_per_dirty_page,
-        ),
-        write_fault_ns: or_typical("a write fault (ns)", here.write_fault_ns, typical.write_fault_ns),
-        journal_ms: or_typical("the journal (ms)", here.journal_ms, typical.journal_ms),
-        ..typical
-    };
-    (path, notes)
 }

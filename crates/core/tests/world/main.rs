@@ -7,6 +7,7 @@ mod checks;
 mod chooser;
 mod destination_host;
 mod destination_streams;
+mod disk;
 mod guest;
 mod network;
 mod pager;
@@ -75,6 +76,7 @@ fn every_seeded_world_ends_with_one_guest() {
             "dropped by a list",
             "agent silent",
             "sent ahead",
+            "disks moved",
         ] {
             assert!(all.contains_key(what), "no world {what}");
         }
@@ -101,6 +103,7 @@ fn tally(from: u64, to: u64) -> BTreeMap<String, u32> {
             (world.checks.source_restarts > 0, "source restarted"),
             (world.checks.filtered, "filtered"),
             (world.checks.ahead > 0 && world.completed(), "sent ahead"),
+            (world.source.disk.is_some() && world.completed(), "disks moved"),
             (world.dropped(Agent::Exact), "dropped exactly"),
             (world.dropped(Agent::Inexact), "dropped by a list"),
             (

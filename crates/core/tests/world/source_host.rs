@@ -10,6 +10,7 @@ use vmferry_core::source::{Command, Event, Setup, Source, SourceError};
 
 use crate::agent::Asked;
 use crate::chooser::Chooser;
+use crate::disk::Disk;
 use crate::guest::{Memory, Tracker, drain_io};
 use crate::network::ToDestination;
 use crate::source_streams::Sender;
@@ -51,12 +52,14 @@ pub(crate) struct SourceHost {
     pub dropped: PageBitmap,
     /// The device state is known to be whole.
     confirmed: bool,
+    /// The disk that moves with the guest.
+    pub disk: Option<Disk>,
     /// Threads that try to reconnect.
     pub dialling: u32,
 }
 
 impl SourceHost {
-    pub(crate) fn new(memory: Memory, machine: Source) -> Self {
+    pub(crate) fn new(memory: Memory, machine: Source, disk: Option<Disk>) -> Self {
         let pages = memory.version.len() as u64;
         Self {
             alive: true,
@@ -82,6 +85,7 @@ impl SourceHost {
             asked: None,
             dropped: PageBitmap::new(pages),
             confirmed: false,
+            disk,
             dialling: 0,
         }
     }
@@ -205,6 +209,15 @@ impl World {
 
     fn source_execute(&mut self, command: Command, events: &mut VecDeque<Event>) {
         let answer = match command {
+            Command::CopyDisks => self.local_failure("mirror").map(|()| {
+                self.source.disk.as_mut().expect("a disk moves").begin();
+                None
+            }),
+            Command::SettleDisks => self.local_failure("settle").map(|()| {
+                assert!(!self.source.running, "the disks settle while the guest runs");
+                self.source.disk.as_mut().expect("a disk moves").settle();
+                Some(Event::DisksSettled)
+            }),
             Command::Arm => self.arm().map(Some),
             Command::Scan => self
                 .local_failure("scan")
@@ -224,10 +237,12 @@ impl World {
                     .and_then(|()| self.send(ToDestination::Ping))
                     .map(|()| None)
             }
-            Command::SendState => self
-                .local_failure("save")
-                .and_then(|()| self.send(ToDestination::State))
-                .map(|()| Some(Event::StateSent { bytes: 1000 })),
+            Command::SendState => {
+                self.check_disks();
+                self.local_failure("save")
+                    .and_then(|()| self.send(ToDestination::State))
+                    .map(|()| Some(Event::StateSent { bytes: 1000 }))
+            }
             Command::ConfirmState => self.local_failure("confirm").map(|()| {
                 self.source.confirmed = true;
                 Some(Event::StateConfirmed)
@@ -256,6 +271,7 @@ impl World {
                     "commit unwritten"
                 );
                 assert!(!self.source.running, "commit of a running guest");
+                self.check_disks();
                 self.send(ToDestination::Commit(epoch)).map(|()| None)
             }
             Command::WakeStreams => {
@@ -269,6 +285,9 @@ impl World {
             }
             Command::Rollback => {
                 self.source.tracker.armed = false;
+                if let Some(disk) = &mut self.source.disk {
+                    disk.give_up();
+                }
                 if self.source.paused {
                     self.resume_at_source();
                 }

@@ -14,6 +14,7 @@ use crate::agent::Agent;
 use crate::checks::Checks;
 use crate::chooser::Chooser;
 use crate::destination_host::DestinationHost;
+use crate::disk::Disk;
 use crate::guest::{Guest, Habits, Memory, act_at_source};
 use crate::network::Network;
 use crate::source_host::SourceHost;
@@ -39,6 +40,8 @@ pub(crate) struct Scenario {
     pub agent: Agent,
     /// What was expected of it, where it is watched by `auto`.
     pub expected: Option<StrategyForecast>,
+    /// Writes to the disk that moves with the guest, before the migration; none where no disk moves.
+    pub disk: Option<u64>,
     /// Pages that the source takes the loading of the device state to read.
     pub read_by_load: Vec<PageRun>,
 }
@@ -100,6 +103,7 @@ impl Scenario {
                 false => Agent::Silent,
             },
             expected: (chooser.below(3) == 0).then(|| expected(algorithm, chooser)),
+            disk: (chooser.below(4) == 0).then(|| chooser.below(20)),
             read_by_load,
         }
     }
@@ -168,8 +172,11 @@ impl World {
         };
         let mut machine = Source::new(setup, scenario.policy()).within(&scenario.limits);
         machine.read_by_load(scenario.read_by_load.iter().copied());
+        if scenario.disk.is_some() {
+            machine = machine.with_disks(scenario.limits.downtime);
+        }
         Self {
-            source: SourceHost::new(memory, machine),
+            source: SourceHost::new(memory, machine, scenario.disk.map(Disk::new)),
             destination: DestinationHost::new(scenario.pages),
             network: Network::default(),
             now: Duration::ZERO,
@@ -204,7 +211,7 @@ impl World {
 
     /// One of the threads of the world goes on.
     fn step(&mut self) -> bool {
-        const KINDS: u64 = 18;
+        const KINDS: u64 = 19;
         let first = self.chooser.below(KINDS);
         (0..KINDS).any(|kind| match (first + kind) % KINDS {
             0 => self.source_takes_input(),
@@ -222,6 +229,7 @@ impl World {
             14 => self.destination_admits() || self.destination_responds_from_log(),
             15 => self.destination_times_out(),
             16 => self.agent_answers(),
+            17 => self.mirror_goes_on(),
             _ => self.daemons_restart(),
         })
     }
@@ -261,6 +269,9 @@ impl World {
                 scenario.habits,
                 chooser,
             );
+            if let Some(disk) = source.disk.as_mut().filter(|_| chooser.once_in(8)) {
+                disk.write();
+            }
         }
         if self.destination.running {
             self.guest_acts_at_destination();

@@ -94,6 +94,7 @@ fn mirror(guest: &QemuGuest, id: &str, socket: &Path, since: Option<String>) {
         writes: DiskWrites::Background,
         bytes_per_s: None,
         since,
+        keep: false,
     };
     guest.begin_mirror(id, &to).unwrap();
 }
@@ -201,6 +202,7 @@ fn a_copy_that_breaks_off_is_told_and_harms_nobody() {
         writes: DiskWrites::Blocking,
         bytes_per_s: None,
         since: Some("s1".into()),
+        keep: false,
     };
     let error = source.begin_mirror("d", &unknown).unwrap_err().to_string();
     assert!(error.contains("was not recorded"), "{error}");

@@ -178,6 +178,10 @@ impl Client for KeyValueClient {
         self.store = Some(store);
         Ok(checked)
     }
+
+    fn disconnect(&mut self) {
+        self.store = None;
+    }
 }
 
 /// What the value of each of a client's keys has to be.

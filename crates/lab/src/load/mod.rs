@@ -5,6 +5,7 @@
 //! connects again and goes on. All times are the client's.
 
 mod connection;
+mod gate;
 mod key_value;
 pub mod memcached;
 mod operate;
@@ -22,6 +23,8 @@ use std::time::{Duration, Instant};
 
 pub use key_value::{Protocol, SetGet, Settings};
 pub(crate) use stream::Stream;
+
+use gate::Gate;
 
 use crate::error::{LabError, Result};
 use crate::namespace::Namespace;
@@ -146,6 +149,7 @@ impl Load {
         let shared = Arc::new(Shared {
             record: Mutex::new(Record::new(unit)),
             stop: AtomicBool::new(false),
+            gate: Gate::default(),
         });
         let mut load = Self {
             shared: Arc::clone(&shared),
@@ -171,9 +175,20 @@ impl Load {
         self.shared.lock().clone()
     }
 
+    /// Lets the clients drop their connections, and returns when all have: the guest may go away, and be what it was before.
+    pub(crate) fn hold_back(&self) {
+        self.shared.gate.close();
+    }
+
+    /// Lets them connect again, and go on.
+    pub(crate) fn go_on(&self) {
+        self.shared.gate.open();
+    }
+
     /// Ends the load, and checks what can be checked in the end. Returns what the clients have seen.
     pub fn stop(mut self) -> Record {
         self.shared.stop.store(true, Ordering::Relaxed);
+        self.shared.gate.open();
         for thread in self.threads.drain(..) {
             if let Err(panic) = thread.join() {
                 std::panic::resume_unwind(panic);
@@ -190,6 +205,7 @@ impl Drop for Load {
     fn drop(&mut self) {
         // Not waited for: they may hang on a guest that is being taken down. They end with their connections.
         self.shared.stop.store(true, Ordering::Relaxed);
+        self.shared.gate.open();
     }
 }
 
@@ -197,6 +213,7 @@ impl Drop for Load {
 struct Shared {
     record: Mutex<Record>,
     stop: AtomicBool,
+    gate: Gate,
 }
 
 impl Shared {
@@ -206,6 +223,11 @@ impl Shared {
 
     fn is_stopped(&self) -> bool {
         self.stop.load(Ordering::Relaxed)
+    }
+
+    /// Whether clients may go on over the connections that they have.
+    fn goes_on(&self) -> bool {
+        !self.is_stopped() && !self.gate.is_closed()
     }
 
     /// An operation that was waited for so long has an answer.

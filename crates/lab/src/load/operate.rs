@@ -20,6 +20,9 @@ pub(super) trait Client {
     /// # Errors
     /// When there is no answer, or one that is none. The connection is not used again.
     fn operate(&mut self, choice: u64) -> io::Result<Checked>;
+
+    /// Drops the connection: the next operation makes a new one.
+    fn disconnect(&mut self);
 }
 
 /// Operates at most so often a second, until the load is stopped.
@@ -31,9 +34,15 @@ pub(super) fn run(mut client: impl Client, operations_per_s: f64, seed: u64, sha
         thread::sleep(due.saturating_duration_since(Instant::now()));
         // What could not be done in time is left out, not made up for.
         due = (due + interval).max(Instant::now());
+        if shared.gate.is_closed() {
+            client.disconnect();
+        }
+        shared.gate.enter();
         let choice = choices.next_u64();
         let begin = Instant::now();
-        match client.operate(choice) {
+        let operated = client.operate(choice);
+        shared.gate.leave();
+        match operated {
             Ok(checked) => shared.answered(begin.elapsed(), checked),
             Err(error) => {
                 shared.failed("an operation failed", &error);

@@ -36,9 +36,15 @@ pub(crate) enum Stream {
 impl Stream {
     /// Follows the stream until the load is stopped; a connection that is lost is made anew.
     pub(super) fn follow(self, first: TcpStream, address: SocketAddr, shared: &Shared) {
-        let mut connection = Ok(first);
+        let mut first = Some(first);
         loop {
+            shared.gate.enter();
+            let connection = match first.take() {
+                Some(first) => Ok(first),
+                None => connection::open(address, TIMEOUT),
+            };
             let followed = connection.and_then(|stream| self.follow_one(&stream, shared));
+            shared.gate.leave();
             if let Err(error) = followed {
                 shared.failed("the guest's stream broke", &error);
                 thread::sleep(PAUSE);
@@ -46,11 +52,10 @@ impl Stream {
             if shared.is_stopped() {
                 return;
             }
-            connection = connection::open(address, TIMEOUT);
         }
     }
 
-    /// Ends without an error when the load is stopped.
+    /// Ends without an error when the load is stopped, or held back.
     fn follow_one(self, stream: &TcpStream, shared: &Shared) -> io::Result<()> {
         match self {
             Self::Progress => hear(stream, shared),
@@ -75,7 +80,7 @@ fn hear(mut stream: &TcpStream, shared: &Shared) -> io::Result<()> {
     };
     // What was done before is nobody's.
     let mut last = next()?;
-    while !shared.is_stopped() {
+    while shared.goes_on() {
         let total = next()?;
         let amount = total.checked_sub(last).ok_or_else(|| {
             let why = format!("the guest has done less than before: {total} after {last}");
@@ -93,7 +98,7 @@ fn take(mut stream: &TcpStream, shared: &Shared) -> io::Result<()> {
     let mut piece = vec![0; BLOCK];
     let (mut position, mut amount) = (0, 0);
     let mut noted = Instant::now();
-    while !shared.is_stopped() {
+    while shared.goes_on() {
         let length = stream.read(&mut piece[..BLOCK - position])?;
         if length == 0 {
             return Err(io::ErrorKind::UnexpectedEof.into());

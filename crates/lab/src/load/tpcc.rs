@@ -135,6 +135,10 @@ impl Client for Terminal {
         self.connection = Some(connection);
         Ok(transaction.check(&rows))
     }
+
+    fn disconnect(&mut self) {
+        self.connection = None;
+    }
 }
 
 /// Of a customer, by warehouse, district and number.

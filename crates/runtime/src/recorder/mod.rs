@@ -184,7 +184,7 @@ pub fn record(
     })?;
     let loads = Loads::begin(vm.clone(), operations);
     let mut recorder = Recorder {
-        recording: Recording::new(resident.len(), plan.interval, plan.budget()?),
+        recording: Recording::new(resident.len(), plan.interval, plan.length, plan.budget()?),
         dirty: PageBitmap::new(resident.len()),
         looked_at: PageBitmap::new(resident.len()),
         contents: Contents::new(&resident),

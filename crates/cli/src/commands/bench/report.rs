@@ -6,7 +6,7 @@ use std::time::SystemTime;
 
 use anyhow::{Context as _, Result};
 use clap::Args;
-use vmferry_lab::bench::Results;
+use vmferry_lab::bench::{Micro, Results};
 use vmferry_report::{Source, page};
 
 use super::render;
@@ -24,6 +24,9 @@ pub(crate) struct ReportArgs {
     /// Results of `vmferry bench`
     #[arg(required = true, value_name = "FILE")]
     files: Vec<PathBuf>,
+    /// Results of micro benches, to stand on the page too; `gather-micro` of the benches makes them
+    #[arg(long, value_name = "FILE", requires = "html")]
+    micro: Option<PathBuf>,
     /// The page to write
     #[arg(long, value_name = "OUT")]
     html: Option<PathBuf>,
@@ -43,7 +46,8 @@ pub(super) fn run(common: &Common, args: &ReportArgs) -> Result<ExitCode> {
     if let Some(file) = &args.html {
         let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
         let now = since.map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX));
-        let page = page(&sources, now);
+        let micro = args.micro.as_deref().map(Micro::read).transpose()?;
+        let page = page(&sources, micro.as_ref(), now);
         std::fs::write(file, page).with_context(|| format!("cannot write {}", file.display()))?;
     }
     match (common.json, &args.html) {
