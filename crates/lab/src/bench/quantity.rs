@@ -47,7 +47,7 @@ impl Quantity {
             Some((label, better)) => (label.to_owned(), Some(better)),
             None if name.starts_with("latency_") => {
                 let words = name.trim_end_matches("_ms").replace('_', " ");
-                (words, Some(Lower))
+                (words, Some(Better::Lower))
             }
             None if name == "filter.states_seen" => ("states that occurred".to_owned(), None),
             None if name == "filter.frequent_share" => {
