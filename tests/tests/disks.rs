@@ -2,6 +2,7 @@
 //! whatever breaks. The guest keeps writing to its disk and checks what it reads.
 
 use std::fs;
+use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -247,6 +248,104 @@ fn what_cannot_move_is_refused_with_what_to_do() {
     assert_eq!(hosts.source.call(&memory).code, Some(0));
     let synthetic = hosts.migrate("synth", &["--with-disks"]);
     synthetic.expect_refusal(&["no disks that could move"]);
+}
+
+/// Over a slow link: what is known or zero does not cross, and what crosses is compressed.
+#[test]
+fn a_tunnel_spares_what_the_destination_has() {
+    need!(Qemu, Root, Userfaultfd);
+    let _turn = shared_turn();
+    let mut hosts = Hosts::new();
+    let (here, there) = (hosts.dir.path().join("here"), hosts.dir.path().join("there"));
+    fs::create_dir(&there).unwrap();
+    let guest = guest(hosts.dir.path(), &here, "raw");
+    // Behind what the guest writes: 24 MiB of text, and the same again.
+    let path = here.join("disk.raw");
+    let text_of =
+        |seed: u64| (0..).flat_map(move |line: u64| format!("line {line} of {seed}\n").into_bytes());
+    let block: Vec<u8> = text_of(7).take(24 << 20).collect();
+    let file = fs::File::options().write(true).open(&path).unwrap();
+    file.write_all_at(&block, 64 * MIB).unwrap();
+    file.write_all_at(&block, 96 * MIB).unwrap();
+    drop(file);
+    hosts.run(&guest);
+    let tunnel = [
+        "--with-disks",
+        "--disk-tunnel",
+        "zstd+dedup",
+        "--disk-dir",
+        text(&there),
+        "--verify",
+    ];
+    let report = hosts.migrate("vm", &tunnel).expect_json();
+    assert_eq!(report["outcome"], "completed", "{report}");
+    let crossed = |report: &Value, what: &str| report["disks"]["tunnel"][what].as_u64().unwrap();
+    println!("{}", report["disks"]);
+    assert!(
+        crossed(&report, "deduplicated_bytes") >= 23 * MIB,
+        "{}",
+        report["disks"]
+    );
+    assert!(crossed(&report, "zero_bytes") >= 50 * MIB, "{}", report["disks"]);
+    let saved = crossed(&report, "data_bytes") - crossed(&report, "compressed_bytes");
+    assert!(saved > 15 * MIB, "text shrinks: {}", report["disks"]);
+    guest.console.assert_healthy(2);
+    let copy = fs::File::open(there.join("disk.raw")).unwrap();
+    for at in [64, 96] {
+        let mut arrived = vec![0; block.len()];
+        copy.read_exact_at(&mut arrived, at * MIB).unwrap();
+        assert!(arrived == block, "at {at} MiB");
+    }
+
+    // Back over what was left there: all of it is put as a question, and only what changed crosses.
+    hosts.swap();
+    let back = [
+        "--with-disks",
+        "--disk-tunnel",
+        "zstd+dedup",
+        "--disk-dir",
+        text(&here),
+        "--overwrite-disks",
+        "--strategy",
+        "post-copy-push",
+        "--verify",
+    ];
+    let report = hosts.migrate("vm", &back).expect_json();
+    assert_eq!(report["outcome"], "completed", "{report}");
+    println!("{}", report["disks"]);
+    assert!(
+        crossed(&report, "deduplicated_bytes") >= 46 * MIB,
+        "{}",
+        report["disks"]
+    );
+    guest.console.assert_healthy(2);
+}
+
+#[test]
+fn a_tunnel_that_breaks_says_why_and_the_guest_goes_on() {
+    need!(Qemu, Root, Userfaultfd);
+    let _turn = shared_turn();
+    let hosts =
+        Hosts::with_destination("mkdir -p $DIR/small; mount -t tmpfs -o size=8m vmferry-test $DIR/small");
+    let small = hosts.dir.path().join("small");
+    let guest = guest(hosts.dir.path(), &hosts.dir.path().join("here"), "raw");
+    hosts.run(&guest);
+    let tunnel = [
+        "--with-disks",
+        "--disk-tunnel",
+        "zstd+dedup",
+        "--disk-dir",
+        text(&small),
+    ];
+    let report = hosts.migrate("vm", &tunnel).json();
+    assert_eq!(report["outcome"], "failed", "{report}");
+    let error = report["error"].as_str().unwrap();
+    assert!(
+        error.contains("destination") && error.contains("No space left"),
+        "{error}"
+    );
+    hosts.source.assert_owns("vm");
+    guest.console.assert_healthy(3);
 }
 
 /// What is seen at the destination just before the guest runs there.

@@ -6,8 +6,8 @@ use clap::{Parser, Subcommand};
 
 use crate::client::{Client, DEFAULT_SOCKET};
 use crate::commands::{
-    agent, attach, bench, calibrate, checkpoint, checkpoints, completions, host, limit, migrate, model,
-    resolve, resume, run, simulate, status, stop, trace,
+    agent, attach, bench, calibrate, checkpoint, checkpoints, completions, forecast, host, limit, migrate,
+    model, resolve, resume, run, simulate, status, stop, trace,
 };
 use crate::demo::DemoArgs;
 
@@ -70,6 +70,8 @@ pub(crate) enum Command {
     Attach(attach::AttachArgs),
     /// Move a guest to another host
     Migrate(migrate::MigrateArgs),
+    /// Forecast a migration: what every strategy would take, and which suits a goal
+    Forecast(forecast::ForecastArgs),
     /// Say how long migrations take, by the CPU and the bandwidth they may use
     Model(model::ModelArgs),
     /// Show the host, or a guest and its migration

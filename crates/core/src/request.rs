@@ -39,12 +39,18 @@ pub struct MigrationRequest<To> {
     /// guest's size where absent ([`default_delta_cache_bytes`]).
     #[serde(default)]
     pub delta_cache_bytes: Option<u64>,
-    /// What the forecast was made for, where the strategy is its choice: then it is followed ([`crate::policy::auto`]).
+    /// What the migration is to be good at, where a forecast is asked for. Whoever asks makes it, before the request.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub goal: Option<Goal>,
+    /// The strategy is the forecast's choice, and left when reality leaves the forecast ([`crate::policy::auto`]).
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub auto: bool,
     /// What is expected, where somebody made a forecast; it is kept with the report.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub forecast: Option<Box<Forecast>>,
+    /// Pages that the destination has in a store of its own cross as their hashes.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub reuse: bool,
     /// What the guest does, where somebody knows: what the migration teaches is kept under it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub workload: Option<Workload>,
@@ -66,7 +72,9 @@ impl<To> MigrationRequest<To> {
             encoding: Encoding::default(),
             delta_cache_bytes: None,
             goal: None,
+            auto: false,
             forecast: None,
+            reuse: false,
             workload: None,
             disks: None,
         }
@@ -84,14 +92,16 @@ impl<To> MigrationRequest<To> {
             encoding: self.encoding,
             delta_cache_bytes: self.delta_cache_bytes,
             goal: self.goal,
+            auto: self.auto,
             forecast: self.forecast,
+            reuse: self.reuse,
             workload: self.workload,
             disks: self.disks,
         }
     }
 
-    /// The policy of its algorithm, for a guest of `pages` pages of which `ready` is known beforehand. Where it was chosen for a
-    /// goal, what the forecast says of it is held to.
+    /// The policy of its algorithm, for a guest of `pages` pages of which `ready` is known beforehand. Where a forecast chose
+    /// it, what that says of it is held to.
     pub fn policy(&self, pages: u64, ready: Option<Ready>) -> Box<dyn Policy> {
         let policy = match ready {
             Some(ready) => self
@@ -103,8 +113,8 @@ impl<To> MigrationRequest<To> {
             .forecast
             .as_ref()
             .and_then(|forecast| forecast.of(self.strategy));
-        match (self.goal, expected) {
-            (Some(_), Some(expected)) => Box::new(Auto::new(policy, expected.clone())),
+        match (self.auto, expected) {
+            (true, Some(expected)) => Box::new(Auto::new(policy, expected.clone())),
             _ => policy,
         }
     }

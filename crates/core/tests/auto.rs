@@ -49,6 +49,7 @@ fn policy(strategy: Strategy) -> Box<dyn Policy> {
     let request: MigrationRequest<()> = MigrationRequest {
         limits,
         goal: Some(Goal::Total),
+        auto: true,
         forecast: Some(Box::new(forecast)),
         ..MigrationRequest::new((), strategy)
     };

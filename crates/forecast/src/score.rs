@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 use vmferry_core::Strategy;
-use vmferry_core::forecast::{Expected, Goal};
+use vmferry_core::forecast::{Expected, Forecast, Goal};
 use vmferry_core::report::Outcome;
 
 use crate::experience::{Quantity, quantile};
@@ -53,6 +53,8 @@ pub struct GoalScore {
     pub goal: Goal,
     /// Settings of which several strategies were run.
     pub settings: usize,
+    /// Forecasts that were made of them.
+    pub forecasts: usize,
     /// The recommended one was the best of them.
     pub best: usize,
     /// It was the best, or within 5 % of it.
@@ -138,11 +140,15 @@ fn quantity_score(quantity: Quantity, points: &[Point]) -> Option<QuantityScore>
     })
 }
 
-/// Migrations of one forecast are of one setting.
+/// A setting: migrations that are alike in everything but their strategy.
+type SettingOf<'a> = BTreeMap<&'a str, Vec<&'a Record>>;
+
 fn recommended(records: &[&Record]) -> Vec<GoalScore> {
-    let mut settings: BTreeMap<String, BTreeMap<&str, Vec<&Record>>> = BTreeMap::new();
+    let mut settings: BTreeMap<String, SettingOf<'_>> = BTreeMap::new();
     for record in records {
-        let key = serde_json::to_string(&record.forecast).unwrap_or_default();
+        // Else migrations of one forecast are of one setting.
+        let key = record.same.clone();
+        let key = key.unwrap_or_else(|| serde_json::to_string(&record.forecast).unwrap_or_default());
         settings
             .entry(key)
             .or_default()
@@ -154,47 +160,56 @@ fn recommended(records: &[&Record]) -> Vec<GoalScore> {
     let downtime = Goal::Downtime(std::time::Duration::from_millis(50));
     let goals = [downtime, Goal::Evict, Goal::Bytes, Goal::Total, Goal::Balanced];
     let scores = goals.map(|goal| {
-        let mut score = GoalScore {
+        let judged: Vec<_> = settings
+            .values()
+            .flat_map(|strategies| judge(goal, strategies))
+            .collect();
+        GoalScore {
             goal,
-            settings: 0,
-            best: 0,
-            as_good: 0,
-        };
-        for strategies in settings.values() {
-            if let Some((best, as_good)) = judge(goal, strategies) {
-                score.settings += 1;
-                score.best += usize::from(best);
-                score.as_good += usize::from(best || as_good);
-            }
+            settings: settings.len(),
+            forecasts: judged.len(),
+            best: judged.iter().filter(|(best, _)| *best).count(),
+            as_good: judged.iter().filter(|(best, as_good)| *best || *as_good).count(),
         }
-        score
     });
-    scores.into_iter().filter(|score| score.settings > 0).collect()
+    scores.into_iter().filter(|score| score.forecasts > 0).collect()
 }
 
-/// Whether what the forecast recommends of the strategies that were run was the best, or as good.
-fn judge(goal: Goal, strategies: &BTreeMap<&str, Vec<&Record>>) -> Option<(bool, bool)> {
-    let forecast = strategies.values().next()?.first()?.forecast.as_ref()?;
-    let run: Vec<_> = forecast
-        .strategies
-        .iter()
-        .filter(|forecast| strategies.contains_key(forecast.strategy.name()))
-        .cloned()
-        .collect();
-    let (chosen, _) = recommend(goal, &run)?;
-    let figures: Vec<Figures> = run
-        .iter()
-        .map(|forecast| measured(&strategies[forecast.strategy.name()]))
-        .collect();
-    let costs = costs(goal, &figures);
-    let best = costs.iter().copied().fold(f64::INFINITY, f64::min);
-    let index = run.iter().position(|forecast| forecast.strategy == chosen)?;
-    // Costs of a balance are logarithms already.
-    let as_good = match goal {
-        Goal::Balanced => costs[index] <= best + AS_GOOD.ln(),
-        _ => costs[index] <= best * AS_GOOD,
+/// For each forecast that was made of a setting: whether what it recommends, of the strategies that were run, was the best, or as
+/// good.
+fn judge(goal: Goal, strategies: &SettingOf<'_>) -> Vec<(bool, bool)> {
+    let mut forecasts: Vec<&Forecast> = Vec::new();
+    for forecast in strategies
+        .values()
+        .flatten()
+        .filter_map(|record| record.forecast.as_ref())
+    {
+        if !forecasts.contains(&forecast) {
+            forecasts.push(forecast);
+        }
+    }
+    let of_forecast = |forecast: &&Forecast| {
+        let run: Vec<_> = forecast
+            .strategies
+            .iter()
+            .filter(|forecast| strategies.contains_key(forecast.strategy.name()))
+            .cloned()
+            .collect();
+        let (chosen, _) = recommend(goal, &run)?;
+        let figures = run
+            .iter()
+            .map(|forecast| measured(&strategies[forecast.strategy.name()]));
+        let costs = costs(goal, &figures.collect::<Vec<_>>());
+        let best = costs.iter().copied().fold(f64::INFINITY, f64::min);
+        let cost = costs[run.iter().position(|forecast| forecast.strategy == chosen)?];
+        // Costs of a balance are logarithms already.
+        let as_good = match goal {
+            Goal::Balanced => cost <= best + AS_GOOD.ln(),
+            _ => cost <= best * AS_GOOD,
+        };
+        Some((cost <= best, as_good))
     };
-    Some((costs[index] <= best, as_good))
+    forecasts.iter().filter_map(of_forecast).collect()
 }
 
 /// Medians of what was measured.

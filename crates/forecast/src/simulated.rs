@@ -63,6 +63,7 @@ pub fn forecast<To: Clone>(
         let request = MigrationRequest {
             strategy,
             goal: None,
+            auto: false,
             forecast: None,
             ..wish.request.clone()
         };

@@ -205,6 +205,7 @@ fn record(setting: u64, strategy: Strategy, factor: f64) -> Record {
         execution_transfer_ms: of.execution_transfer_ms.likely * factor,
         downtime_ms: 20.0 * factor,
         cpu_seconds: CpuSeconds::default(),
+        same: None,
         forecast: Some(forecast),
     }
 }

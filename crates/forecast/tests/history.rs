@@ -29,6 +29,7 @@ fn record(number: u64) -> Record {
         execution_transfer_ms: 5000.0,
         downtime_ms: 20.0,
         cpu_seconds: CpuSeconds::default(),
+        same: None,
         forecast: None,
     }
 }

@@ -12,6 +12,9 @@ use vmferry_guest_qemu::qmp::QmpError;
 /// Why something in the lab did not work.
 #[derive(Debug, Error)]
 pub enum LabError {
+    /// No forecast could be made.
+    #[error("cannot forecast the migration")]
+    Forecast(#[source] crate::forecasting::ForecastingError),
     /// A signal ended it.
     #[error("interrupted")]
     Interrupted,

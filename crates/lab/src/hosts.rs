@@ -13,10 +13,12 @@ use vmferry_api::{
     MigrateRequest, ResumeRequest, ResumeStarted, ResumeState, Stage,
 };
 use vmferry_core::report::{Progress, Report};
+use vmferry_forecast::simulated::SIMULATIONS;
 use vmferry_guest::GuestSpec;
 use vmferry_guest_synth::Stats;
 
 use crate::error::{LabError, Result};
+use crate::forecasting::{self, ForecastWish, ForecastingError, Past};
 use crate::guards::{Interrupt, Process};
 use crate::namespace::Namespace;
 
@@ -268,6 +270,49 @@ impl Host {
             }
             self.interrupt.sleep(LOOK)?;
         }
+    }
+
+    /// Forecasts the migration of a guest to another host, where the request wants a forecast: records the guest for `record`
+    /// before, and goes by what the daemon and `past` know. Answers the request with it, by the strategy that it chose where it was to choose.
+    ///
+    /// # Errors
+    /// See [`Host::run`]; and when no forecast can be made.
+    pub fn forecast(
+        &self,
+        guest: &str,
+        destination: &Self,
+        request: &MigrateRequest,
+        record: Duration,
+        past: &Past,
+        seed: u64,
+    ) -> Result<MigrateRequest> {
+        let mut request = MigrateRequest {
+            to: destination.endpoint.clone(),
+            ..request.clone()
+        };
+        let Some(goal) = request.goal.filter(|_| request.forecast.is_none()) else {
+            return Ok(request);
+        };
+        let wish = ForecastWish {
+            vm: guest,
+            request: &request,
+            goal,
+            record,
+            trace: None,
+            past,
+            simulations: SIMULATIONS,
+            seed,
+        };
+        let forecast = forecasting::forecast(&self.client, &wish, |_| self.interrupt.check().is_ok());
+        let forecast = forecast.map_err(|error| match error {
+            ForecastingError::Interrupted => LabError::Interrupted,
+            error => LabError::Forecast(error),
+        })?;
+        if request.auto {
+            request.strategy = forecast.recommended;
+        }
+        request.forecast = Some(Box::new(forecast));
+        Ok(request)
     }
 
     /// A request to the daemon that does not stand in the way of Ctrl-C.

@@ -7,6 +7,7 @@
 
 pub mod bench;
 mod error;
+pub mod forecasting;
 pub mod guards;
 pub mod hosts;
 mod latency;

@@ -8,10 +8,12 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail};
 use clap::Args;
 use clap::builder::{PossibleValuesParser, TypedValueParser as _};
+use vmferry_core::forecast::Goal;
 use vmferry_core::report::{Outcome, Report};
 use vmferry_core::{AtLimit, DiskRequest, DiskWrites, Encoding, Limits, Strategy, Tuning, Workload};
 use vmferry_transport::Endpoint;
 
+use super::forecast;
 use super::interrupts::Interrupts;
 use super::output;
 use crate::api::{MigrateRequest, Stage};
@@ -37,7 +39,7 @@ pub(crate) struct MigrateArgs {
     #[arg(long, value_name = "HOST")]
     to: Endpoint,
     /// Algorithm: stop-and-copy, pre-copy, pre-copy-filter, post-copy, post-copy-push, hybrid,
-    /// hybrid-learning or enlightened
+    /// hybrid-learning, enlightened or auto
     ///
     /// stop-and-copy: everything while the guest is stopped. pre-copy: rounds while it runs, until the rest crosses
     /// within --downtime. pre-copy-filter: the same, but rounds leave out pages that a model of the guest's writes expects to
@@ -47,8 +49,23 @@ pub(crate) struct MigrateArgs {
     /// writes most are learned beforehand and cross only after the resume. enlightened: the guest's agent says what its
     /// pages are used for; it resumes at the destination at once, free pages never cross, and all others follow in the
     /// order of their worth. Without an agent it moves as by post-copy-push.
+    /// auto: a forecast chooses the one that suits --goal; where it chose pre-copy and reality leaves the forecast, the rest
+    /// follows the guest, as in post-copy, once few pages are dirty.
     #[arg(long, short, default_value = "pre-copy")]
-    strategy: Strategy,
+    strategy: Asked,
+    /// What auto is to be good at: downtime=TIME as in downtime=50ms, evict (away from here soonest), bytes, total or balanced
+    /// [default: balanced]
+    #[arg(long, value_name = "GOAL")]
+    goal: Option<Goal>,
+    /// Forecast the migration before it begins, also where --strategy is named; the report keeps what was expected
+    ///
+    /// The guest is recorded for --record, as by `vmferry trace`, and the path measured where it was not lately. What such
+    /// forecasts were worth says `vmferry forecast score`.
+    #[arg(long)]
+    forecast: bool,
+    /// How long to record the guest for a forecast
+    #[arg(long, value_name = "TIME", default_value = "5s", value_parser = units::parse_duration)]
+    record: Duration,
     /// Goal for the downtime of pre-copy, as in 300ms [default: 300ms]
     #[arg(long, value_name = "TIME", value_parser = units::parse_duration)]
     downtime: Option<Duration>,
@@ -131,6 +148,13 @@ pub(crate) struct MigrateArgs {
     /// the migration teaches is kept under it, see `vmferry model`.
     #[arg(long, value_name = "CLASS")]
     workload: Option<Workload>,
+    /// Pages that the destination has in its store of checkpoints cross as their hashes
+    ///
+    /// Worth it for a guest that returns, or one that is like others there: the destination looks into its newest checkpoints
+    /// (`vmferry host --store`), of this guest first. Each page is checked against its hash; one that turns out to be missing there
+    /// crosses after all. Costs time of a processor at both sides.
+    #[arg(long)]
+    reuse: bool,
     /// Move the guest's disks too: the destination makes files for them, the guest goes on while they are copied
     ///
     /// Disks in files and block devices of this host move, network storage does not. The files here stay as they were at
@@ -172,6 +196,53 @@ pub(crate) struct MigrateArgs {
     /// Start it and return; `vmferry status NAME` shows how far it is
     #[arg(long)]
     detach: bool,
+}
+
+/// What `--strategy` says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Asked {
+    Auto,
+    One(Strategy),
+}
+
+impl Asked {
+    /// The one to go by; of `auto`, until the forecast has chosen.
+    fn strategy(self) -> Strategy {
+        match self {
+            Self::Auto => Strategy::PreCopy,
+            Self::One(strategy) => strategy,
+        }
+    }
+}
+
+impl std::str::FromStr for Asked {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            _ => text
+                .parse()
+                .map(Self::One)
+                .map_err(|error| format!("{error}, and auto")),
+        }
+    }
+}
+
+impl MigrateArgs {
+    /// The goal, where a forecast is wanted.
+    fn wanted_goal(&self) -> Option<Goal> {
+        let wanted = self.forecast || self.strategy == Asked::Auto;
+        wanted.then(|| self.goal.unwrap_or_default())
+    }
+
+    /// The downtime that pre-copy is to keep to.
+    fn downtime(&self) -> Option<Duration> {
+        match self.wanted_goal() {
+            Some(Goal::Downtime(most)) => Some(self.downtime.unwrap_or(most)),
+            _ => self.downtime,
+        }
+    }
 }
 
 /// How following a migration ended.
@@ -225,7 +296,11 @@ fn start_and_follow(common: &Common, args: &MigrateArgs) -> Result<End> {
     let client = common.client()?;
     // From before the start, so that no Ctrl-C leaves a migration behind that nobody meant.
     let interrupts = Interrupts::watch()?;
-    let started = client.migrate(&args.name, &request(args))?;
+    if args.goal.is_some() && args.wanted_goal().is_none() {
+        bail!("--goal is for --strategy auto or --forecast: without a forecast nothing looks at it");
+    }
+    let request = forecast::made(common, &client, &args.name, request(args), args.record)?;
+    let started = client.migrate(&args.name, &request)?;
     if args.detach {
         match common.json {
             true => output::json(&started)?,
@@ -251,9 +326,9 @@ pub(super) fn request(args: &MigrateArgs) -> MigrateRequest {
     let tuning = Tuning::default();
     MigrateRequest {
         to: args.to.to_string(),
-        strategy: args.strategy,
+        strategy: args.strategy.strategy(),
         limits: Limits {
-            downtime: args.downtime.unwrap_or(default.downtime),
+            downtime: args.downtime().unwrap_or(default.downtime),
             rounds: args.max_rounds.unwrap_or(default.rounds),
             time: args.max_time.or(default.time),
             bytes: args.max_bytes.or(default.bytes),
@@ -277,8 +352,10 @@ pub(super) fn request(args: &MigrateArgs) -> MigrateRequest {
         verify: args.verify,
         encoding: args.encoding,
         delta_cache_bytes: args.delta_cache,
-        goal: None,
+        goal: args.wanted_goal(),
+        auto: args.strategy == Asked::Auto,
         forecast: None,
+        reuse: args.reuse,
         workload: args.workload,
         disks: args.with_disks.then(|| DiskRequest {
             folder: args.disk_dir.clone(),
@@ -337,7 +414,7 @@ fn follow(
 fn never_begun(args: &MigrateArgs, error: String) -> Report {
     Report {
         vm: args.name.clone(),
-        strategy: args.strategy.to_string(),
+        strategy: args.strategy.strategy().to_string(),
         backend: String::new(),
         outcome: Outcome::Failed,
         error: Some(error),
@@ -351,6 +428,7 @@ fn never_begun(args: &MigrateArgs, error: String) -> Report {
         bytes_on_wire: 0,
         device_state_bytes: 0,
         pages: Default::default(),
+        reuse: None,
         encoding: Default::default(),
         rounds: Vec::new(),
         faults: Default::default(),

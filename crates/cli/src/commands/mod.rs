@@ -8,6 +8,7 @@ pub(crate) mod checkpoint;
 pub(crate) mod checkpoints;
 pub(crate) mod completions;
 pub(crate) mod doctor;
+pub(crate) mod forecast;
 pub(crate) mod host;
 mod interrupts;
 pub(crate) mod limit;
@@ -39,6 +40,7 @@ pub(crate) fn run(cli: Cli) -> Result<ExitCode> {
         Command::List => status::list(common),
         Command::Attach(args) => attach::run(common, args),
         Command::Migrate(args) => migrate::run(common, &args),
+        Command::Forecast(args) => forecast::run(common, &args),
         Command::Model(args) => model::run(common, &args),
         Command::Status(args) => status::status(common, &args),
         Command::Agent(args) => agent::run(common, &args),

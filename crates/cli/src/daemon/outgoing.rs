@@ -27,6 +27,12 @@ impl LocalHost {
     ) -> Result<Started, Refusal> {
         self.check_open()?;
         let destination: Endpoint = request.to.parse().map_err(Refusal::bad_request)?;
+        if request.auto && request.forecast.is_none() {
+            return Err(Refusal::bad_request(
+                "a strategy that a forecast is to choose needs that forecast in the request",
+            )
+            .mend("use `vmferry migrate --strategy auto`, which makes one first"));
+        }
         let (claim, member) = self
             .registry
             .take(name, "is about to be moved", |slot| may_leave(name, slot))?;

@@ -51,6 +51,9 @@ pub struct Record {
     pub downtime_ms: f64,
     /// CPU time at both sides.
     pub cpu_seconds: CpuSeconds,
+    /// Migrations of which this is the same are alike in everything but their strategy, where somebody saw to that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub same: Option<String>,
     /// What was expected before it began.
     #[serde(default)]
     pub forecast: Option<Forecast>,
@@ -90,6 +93,7 @@ impl Record {
             execution_transfer_ms: report.execution_transfer_ms,
             downtime_ms: report.downtime_ms,
             cpu_seconds: report.cpu_seconds,
+            same: None,
             forecast: report.forecast.clone(),
         }
     }

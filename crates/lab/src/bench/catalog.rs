@@ -6,7 +6,7 @@ use super::scenario::Scenario;
 use crate::error::{LabError, Result};
 
 /// Name and text of each.
-const SCENARIOS: [(&str, &str); 25] = [
+const SCENARIOS: [(&str, &str); 26] = [
     (
         "agent-allocation",
         include_str!("../../../../benches/scenarios/agent-allocation.toml"),
@@ -46,6 +46,10 @@ const SCENARIOS: [(&str, &str); 25] = [
     (
         "filter-workloads",
         include_str!("../../../../benches/scenarios/filter-workloads.toml"),
+    ),
+    (
+        "forecasts",
+        include_str!("../../../../benches/scenarios/forecasts.toml"),
     ),
     (
         "hybrid-parallel",

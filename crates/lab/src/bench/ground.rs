@@ -15,6 +15,7 @@ use super::neighbour::Neighbour;
 use super::plan::{GUEST, PlannedRun, Request};
 use super::scenario::{Experiment, GuestKind, words};
 use crate::error::{LabError, Result};
+use crate::forecasting::Past;
 use crate::guards::{self, Interrupt};
 use crate::hosts::{Host, HostSetup};
 use crate::link::{BadLink, Link};
@@ -27,6 +28,8 @@ use crate::workload::Workload;
 
 /// Where guests arrive, in namespaces.
 pub(super) const PORT: u16 = 7120;
+/// How long a guest is recorded for a forecast.
+const RECORD: Duration = Duration::from_secs(4);
 
 /// Hosts and link of a run. Fields go in their order: what runs in a network before it.
 pub(super) struct Ground {
@@ -165,9 +168,24 @@ impl Ground {
         }
     }
 
-    /// Moves the guest, within `limit`, or does to it what else there is to do.
+    /// What vmferry is asked for, with a forecast where one is wanted.
+    pub(super) fn forecast(&self, past: &Past, seed: u64) -> Result<Option<MigrateRequest>> {
+        let Mover::Vmferry(hosts, asked) = &self.mover else {
+            return Ok(None);
+        };
+        let [a, b] = hosts.as_ref();
+        let (from, to, request) = match asked {
+            Asked::Move(request) => (a, b, request),
+            Asked::MoveBack { request, .. } => (b, a, request),
+            Asked::Experiment(_) => return Ok(None),
+        };
+        from.forecast(GUEST, to, request, RECORD, past, seed).map(Some)
+    }
+
+    /// Moves the guest, as it was forecast where it was, within `limit`, or does to it what else there is to do.
     pub(super) fn act(
         &self,
+        forecast: Option<&MigrateRequest>,
         limit: Duration,
         interrupt: &Interrupt,
         watched: Watched<'_>,
@@ -179,8 +197,10 @@ impl Ground {
         };
         let [a, b] = hosts;
         let report = match asked {
-            Asked::Move(request) => a.migrate(GUEST, b, request, Some(limit), watch)?,
-            Asked::MoveBack { request, .. } => b.migrate(GUEST, a, request, Some(limit), watch)?,
+            Asked::Move(request) => a.migrate(GUEST, b, forecast.unwrap_or(request), Some(limit), watch)?,
+            Asked::MoveBack { request, .. } => {
+                b.migrate(GUEST, a, forecast.unwrap_or(request), Some(limit), watch)?
+            }
             Asked::Experiment(experiment) => {
                 let client = self.topology.as_ref().map(|topology| &topology.client);
                 let bed = Bed {

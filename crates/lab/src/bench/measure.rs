@@ -14,6 +14,7 @@ use super::operations::{self, Counters, Moments, Operations};
 use super::plan::{CommandLine, GUEST, PlannedRun, guest_words};
 use super::scenario::{GuestKind, Scenario};
 use crate::error::{LabError, Result};
+use crate::forecasting::Past;
 use crate::guards::Interrupt;
 use crate::linux::{self, LinuxGuest, Place as _};
 use crate::relay::LinkDelay;
@@ -54,6 +55,8 @@ pub(crate) struct Workbench<'a> {
     pub(crate) command: &'a dyn CommandLine,
     pub(crate) interrupt: &'a Interrupt,
     pub(crate) scenario: &'a Scenario,
+    /// Runs that were made before, for forecasts.
+    pub(crate) past: &'a Past,
 }
 
 impl Workbench<'_> {
@@ -173,6 +176,7 @@ impl Workbench<'_> {
         let start = Instant::now();
         self.interrupt
             .sleep(Duration::from_secs_f64(self.scenario.warm_up_s))?;
+        let forecast = ground.forecast(self.past, run.seed)?;
         about_to_begin()?;
         ground
             .neighbour
@@ -180,7 +184,7 @@ impl Workbench<'_> {
             .map_or(Ok(()), Neighbour::about_to_begin)?;
         let before = sent()?;
         let began = Instant::now();
-        let account = ground.act(limit, self.interrupt, watched, watch)?;
+        let account = ground.act(forecast.as_ref(), limit, self.interrupt, watched, watch)?;
         let began = account.began().unwrap_or(began);
         // The look that saw the end may have come late.
         let ended = (began + Duration::from_secs_f64(account.total_ms().max(0.0) / 1e3)).min(Instant::now());

@@ -1,10 +1,12 @@
 //! Plots that are files of their own: SVG with its style in it, for traces and simulations.
 
+mod calibration;
 mod outcomes;
 mod trace;
 
 use maud::{Markup, PreEscaped, html};
 
+pub use calibration::{CalibrationPanel, CalibrationPoint, calibration_svg};
 pub use outcomes::{OutcomeRow, Span, outcomes_svg};
 pub use trace::trace_svg;
 

@@ -38,6 +38,8 @@ impl Bed<'_> {
             clone: false,
             name: None,
             paused: false,
+            overwrite_disks: true,
+            without_disks: false,
             drain_after_ms: None,
             patience_ms: None,
             readers: None,
