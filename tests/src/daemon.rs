@@ -86,6 +86,11 @@ impl Hosts {
         self.destination.start_again(&self.network);
     }
 
+    /// Starts the destination's daemon again after [`HostDaemon::crash`].
+    pub fn restart_destination(&mut self) {
+        self.destination.start_again(&self.network);
+    }
+
     /// Starts a guest at the source and waits until its load runs.
     ///
     /// # Panics

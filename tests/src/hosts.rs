@@ -6,7 +6,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use vmferry_core::report::Report;
 use vmferry_core::{RamLayout, Strategy};
-use vmferry_guest::{Backend, GuestSpec, Vm};
+use vmferry_guest::disks::Before;
+use vmferry_guest::{Backend, DiskInfo, DiskPlan, GuestSpec, PlacedDisk, Vm};
 use vmferry_guest_qemu::QemuBackend;
 use vmferry_runtime::{Admitted, GuestDir, Host, Incoming, IncomingReport, Outgoing, Request};
 use vmferry_transport::{Endpoint, Listener};
@@ -107,6 +108,29 @@ impl Host for TestHost {
         }
         guests.here.insert(spec.name.clone(), vm.clone());
         Ok(Admitted { vm, dir })
+    }
+
+    fn admit_with_disks(
+        &self,
+        spec: &GuestSpec,
+        layout: &RamLayout,
+        plan: &DiskPlan,
+    ) -> Result<(Admitted, Vec<PlacedDisk>), String> {
+        let folder = plan.folder.as_ref().ok_or("a test names a folder")?;
+        let disks: Vec<DiskInfo> = plan.disks.iter().map(|planned| planned.disk.clone()).collect();
+        let mut places = Vec::new();
+        for disk in &disks {
+            let path = folder.join(disk.path.file_name().ok_or("a disk has a name")?);
+            let _ = std::fs::remove_file(&path);
+            self.backend
+                .create_disk(spec, disk, &path)
+                .map_err(|e| e.to_string())?;
+            let (id, was) = (disk.id.clone(), Before::Nothing);
+            places.push(PlacedDisk { id, path, was });
+        }
+        let placed = self.backend.place_disks(spec, &disks, &places);
+        let admitted = self.admit(&placed.map_err(|e| e.to_string())?, layout)?;
+        Ok((admitted, places))
     }
 
     fn arrived(&self, name: &str) {

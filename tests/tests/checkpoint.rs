@@ -11,7 +11,6 @@ use serde_json::Value;
 use vmferry_checkpoint::take::{Session, TakeControl, TakeOptions};
 use vmferry_core::PageRun;
 use vmferry_core::take::{TakeOutcome, TakeReport};
-use vmferry_guest::Guest as _;
 use vmferry_store::{CheckpointId, Store, StoreOptions};
 use vmferry_tests::witness::{Witness, differing};
 use vmferry_tests::{Hosts, Pair, TestGuest, eventually, is_alive, need, shared_turn};

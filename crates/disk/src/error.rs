@@ -39,7 +39,7 @@ pub enum DiskError {
         why: String,
     },
     /// The server could not do what it was asked for.
-    #[error("{doing} at offset {offset} failed with NBD error {code}")]
+    #[error("{doing} at offset {offset} failed: {}", words(*.code))]
     Refused {
         /// What it was asked for.
         doing: &'static str,
@@ -51,6 +51,15 @@ pub enum DiskError {
     /// The other host could not go on.
     #[error("the other host failed: {0}")]
     Peer(String),
+}
+
+/// An error of NBD in words.
+fn words(code: u32) -> String {
+    match code {
+        5 => "Input/output error".into(),
+        28 => "No space left on device".into(),
+        code => format!("NBD error {code}"),
+    }
 }
 
 impl DiskError {

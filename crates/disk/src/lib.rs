@@ -9,6 +9,7 @@
 
 pub mod error;
 pub mod nbd;
+pub mod tunnel;
 
 pub use error::DiskError;
 pub use nbd::client::{Extent, NbdClient};

@@ -99,6 +99,9 @@ pub struct MirrorTo {
     pub bytes_per_s: Option<u64>,
     /// Only what changed since this state.
     pub since: Option<String>,
+    /// Whether what the copy holds before shall stay until it is written: somebody compares with it. Else the copy may be
+    /// emptied first, which spares the zeros.
+    pub keep: bool,
 }
 
 /// A disk at a point in time, to be read while the guest goes on.
@@ -170,7 +173,7 @@ pub trait Disks: Send + Sync {
     /// # Errors
     /// When the hypervisor refuses; then nothing is left of it.
     fn prepare_snapshot(&self, folder: &Path) -> Result<()>;
-    /// While the guest is paused, and quickly: from here until [`Disks::end_snapshot`] the disks as they are now stay readable,
+    /// While the guest is paused, after its device state was saved if it is, and quickly: from here until [`Disks::end_snapshot`] the disks as they are now stay readable,
     /// whatever the guest writes.
     ///
     /// # Errors

@@ -265,6 +265,7 @@ impl Inner {
             }
             if listing.manifests.contains_key(id) {
                 self.backend.delete(&keys::manifest(id)).await?;
+                self.backend.delete(&keys::resumed(id)).await?;
                 swept.manifests += 1;
             }
             if last[id.vm()] != id.number() {

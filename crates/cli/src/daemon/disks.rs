@@ -45,7 +45,7 @@ enum Mark {
         state: String,
         /// The file as it was left: who changed it since shows here.
         bytes: u64,
-        modified_ns: i128,
+        modified_ns: i64,
     },
 }
 
@@ -54,7 +54,7 @@ enum Mark {
 pub(super) struct Arriving {
     pub(super) place: PlacedDisk,
     /// What was there before, by size and time of change: nothing was written while it is the same.
-    before: Option<(u64, i128)>,
+    before: Option<(u64, i64)>,
     /// And how that was marked.
     mark: Option<Mark>,
 }
@@ -322,8 +322,8 @@ fn clear(path: &Path) {
     }
 }
 
-fn stamp(found: &Metadata) -> (u64, i128) {
-    let modified_ns = i128::from(found.mtime()) * 1_000_000_000 + i128::from(found.mtime_nsec());
+fn stamp(found: &Metadata) -> (u64, i64) {
+    let modified_ns = found.mtime() * 1_000_000_000 + found.mtime_nsec();
     (found.len(), modified_ns)
 }
 

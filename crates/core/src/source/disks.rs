@@ -107,6 +107,11 @@ impl Source {
         self.disks.as_ref().map(|disks| &disks.convergence)
     }
 
+    /// The bandwidth cap in force, bytes a second.
+    pub fn bandwidth_limit(&self) -> Option<u64> {
+        self.pace.bytes_per_s()
+    }
+
     /// Asks to send `bytes` of disks at once, which the bandwidth cap of the migration covers like pages.
     ///
     /// # Errors

@@ -237,10 +237,15 @@ impl Source {
             State::StopCopy(stop) if stop.rest.as_ref().is_some_and(complete) => {
                 let round = self.finish_round(now);
                 self.recorder.round(round);
+                // Only pages that the destination missed are left.
+                let missed = self.ledger.pending().clone();
+                let again = (!missed.is_empty())
+                    .then(|| Round::new(self.rounds + 1, missed, self.setup.streams, now));
+                let wake = again.is_some().then_some(Command::WakeStreams);
                 if let State::StopCopy(stop) = &mut self.state {
-                    stop.rest = None;
+                    stop.rest = again;
                 }
-                Ok(self.prepare_if_all_sent())
+                Ok(wake.map_or_else(|| self.prepare_if_all_sent(), |wake| vec![wake]))
             }
             _ => Err(self.unexpected(
                 &format!("the end of round {number}"),

@@ -25,6 +25,8 @@ pub(super) struct Pace {
     waited: Duration,
     /// Since when that is so.
     waiting_since: Option<Duration>,
+    /// By how many bytes pages are ahead of disks, while both want to send.
+    ahead: i64,
 }
 
 struct Cap {
@@ -34,12 +36,20 @@ struct Cap {
     batch_pages: u64,
 }
 
+impl Cap {
+    /// How far pages may be ahead of disks: a burst.
+    fn most_ahead(&self) -> i64 {
+        i64::try_from(2 * self.batch_pages * PAGE_COST).unwrap_or(i64::MAX)
+    }
+}
+
 impl Pace {
     pub(super) fn unlimited() -> Self {
         Self {
             cap: None,
             waited: Duration::ZERO,
             waiting_since: None,
+            ahead: 0,
         }
     }
 
@@ -81,6 +91,8 @@ impl Pace {
         let pages = pages.min(cap.batch_pages);
         match cap.bucket.take(now, pages * PAGE_COST) {
             Ok(()) => {
+                let most = cap.most_ahead();
+                self.ahead = self.ahead.saturating_add((pages * PAGE_COST) as i64).min(most);
                 self.granted(now);
                 Ok(pages)
             }
@@ -91,15 +103,25 @@ impl Pace {
         }
     }
 
-    /// Asks to send `bytes` that are no pages.
+    /// Asks to send `bytes` of disks. Disks ask for less at once than pages do, and would always be first: where pages wait,
+    /// disks get no more than pages got.
     ///
     /// # Errors
     /// The time at which to ask again.
     pub(super) fn admit_bytes(&mut self, now: Duration, bytes: u64) -> Result<(), Duration> {
-        match &mut self.cap {
-            Some(cap) => cap.bucket.take(now, bytes),
-            None => Ok(()),
+        let Some(cap) = &mut self.cap else {
+            return Ok(());
+        };
+        let contended = self.waiting_since.is_some();
+        if contended && self.ahead < 0 {
+            return Err(now + BURST / 4);
         }
+        cap.bucket.take(now, bytes)?;
+        self.ahead = match contended {
+            true => self.ahead.saturating_sub(bytes as i64),
+            false => 0,
+        };
+        Ok(())
     }
 
     /// Of the pages taken for, so many were not claimed.

@@ -18,6 +18,7 @@ mod place;
 mod snapshot;
 
 use std::path::Path;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use vmferry_core::disks::DiskProgress;
@@ -39,6 +40,8 @@ const PREFIX: &str = "vmferry-";
 pub(crate) struct DiskState {
     mirrors: Mutex<Vec<Mirror>>,
     snapshot: Mutex<Option<Snapshot>>,
+    /// No pass is begun: the guest is about to be stopped.
+    passes_held: AtomicBool,
     /// The disks that are exported, by their ids.
     exported: Mutex<Vec<String>>,
 }

@@ -1,6 +1,7 @@
 //! Hosts, link and mover of a run.
 
 use std::net::Ipv4Addr;
+use std::path::Path;
 use std::time::Duration;
 
 use vmferry_api::MigrateRequest;
@@ -19,9 +20,11 @@ use crate::guards::{self, Interrupt};
 use crate::hosts::{Host, HostSetup};
 use crate::link::{BadLink, Link};
 use crate::linux::Place;
+use crate::load::Load;
 use crate::peer::Qemus;
 use crate::requirements;
-use crate::topology::{HostEnd, Topology};
+use crate::topology::{HostEnd, Seat, Topology};
+use crate::workload::Workload;
 
 /// Where guests arrive, in namespaces.
 pub(super) const PORT: u16 = 7120;
@@ -43,6 +46,15 @@ pub(super) enum Mover {
     Vmferry(Box<[Host; 2]>, Asked),
     /// Two plain QEMUs.
     Qemu(Box<Qemus>),
+}
+
+/// Who watches a guest from outside.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Watched<'a> {
+    /// What it does.
+    pub(super) workload: Option<&'a Workload>,
+    /// Its clients.
+    pub(super) load: Option<&'a Load>,
 }
 
 /// What two daemons are asked for.
@@ -94,7 +106,7 @@ impl Ground {
             Ok(Mover::Vmferry(Box::new(hosts), asked))
         };
         let mover = match &run.request {
-            Request::Vmferry(request) => by_daemons(Asked::Move(request.clone()))?,
+            Request::Vmferry(request) => by_daemons(Asked::Move(with_disk_folder(request, folder.path())?))?,
             Request::Back(request) => by_daemons(Asked::MoveBack(request.clone()))?,
             Request::Experiment(experiment) => by_daemons(Asked::Experiment(experiment.clone()))?,
             Request::Qemu(request) => {
@@ -155,6 +167,7 @@ impl Ground {
         forecast: Option<&MigrateRequest>,
         limit: Duration,
         interrupt: &Interrupt,
+        watched: Watched<'_>,
         watch: impl FnMut(&Progress),
     ) -> Result<Account> {
         let (hosts, asked) = match &self.mover {
@@ -168,7 +181,19 @@ impl Ground {
                 b.migrate(GUEST, a, forecast.unwrap_or(request), Some(limit), watch)?
             }
             Asked::Experiment(experiment) => {
-                let found = Bed { hosts, interrupt }.carry_out(experiment)?;
+                let client = self.topology.as_ref().map(|topology| &topology.client);
+                let bed = Bed {
+                    hosts,
+                    interrupt,
+                    folder: self.folder.path(),
+                    limit,
+                    client: client
+                        .zip(watched.workload)
+                        .filter(|(_, workload)| workload.has_client()),
+                    address: Seat::MOVED.address,
+                    load: watched.load,
+                };
+                let found = bed.carry_out(experiment)?;
                 return Ok(Account::Experiment(Box::new(found)));
             }
         };
@@ -188,6 +213,19 @@ impl Ground {
         let missing = || LabError::Missing("QEMU's own migration is measured in network namespaces".into());
         self.topology.as_ref().ok_or_else(missing)
     }
+}
+
+/// Both hosts are one machine: disks that move go to a folder of the destination's own.
+fn with_disk_folder(request: &MigrateRequest, folder: &Path) -> Result<Box<MigrateRequest>> {
+    let mut request = request.clone();
+    if let Some(disks) = &mut request.disks
+        && disks.folder.is_none()
+    {
+        let own = folder.join("disks-of-b");
+        std::fs::create_dir(&own).map_err(LabError::system(format!("make {}", own.display())))?;
+        disks.folder = Some(own);
+    }
+    Ok(Box::new(request))
 }
 
 impl Place for Ground {

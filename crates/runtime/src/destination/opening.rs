@@ -74,7 +74,7 @@ pub(super) fn run(shared: &Arc<Shared>, token: SessionToken, mut control: BoxedS
         Err(reason) => return refuse(&mut control, &reason),
     };
     let name = arrival.vm.spec().name.clone();
-    let prepared = prepare(shared, token, &offer, plan, streams, &arrival, mode);
+    let prepared = prepare(shared, token, &offer, (plan, &places), streams, &arrival, mode);
     let accepted = prepared.and_then(|ready| {
         control.set_read_timeout(None).map_err(|e| chain(&e))?;
         Ok(ready)
@@ -241,7 +241,7 @@ fn prepare(
     shared: &Shared,
     token: SessionToken,
     offer: &Offer,
-    plan: Option<DiskPlan>,
+    (plan, places): (Option<DiskPlan>, &[PlacedDisk]),
     streams: u16,
     arrival: &Arrival,
     mode: Option<FaultMode>,
@@ -270,7 +270,7 @@ fn prepare(
     }
     vm.prepare_load().map_err(|e| chain(&e))?;
     let disks = match plan {
-        Some(plan) => Some(DisksIn::export(plan, vm, dir)?),
+        Some(plan) => Some(DisksIn::export(plan, places, vm, dir)?),
         None => None,
     };
     let name = vm.spec().name.clone();

@@ -13,15 +13,16 @@ use std::sync::{Arc, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use vmferry_core::disks::{DiskProgress, DiskReport, DiskRequest, DisksReport};
+use vmferry_core::disks::{DiskProgress, DiskReport, DiskRequest, DisksReport, TunnelReport};
 use vmferry_core::report::Outcome;
 use vmferry_core::source::Event;
 use vmferry_guest::disks::{Before, MAX_DISKS, MirrorTo, PlannedDisk};
-use vmferry_guest::{DiskPlan, Disks, PlacedDisk, Vm};
+use vmferry_guest::{DiskInfo, DiskPlan, Disks, PlacedDisk, Vm};
 use vmferry_transport::BoxedStream;
 use vmferry_wire::{DISKS_SINCE, StreamRole, ToDestination};
 
 use super::Shared;
+use super::disk_tunnel::Tunnel;
 use super::driver::{Driver, Input};
 use crate::link::{chain, dial, new_token, token_text};
 
@@ -43,6 +44,8 @@ pub(super) struct DiskCopy {
     stop: Arc<AtomicBool>,
     /// Bytes copied of each disk, as of the last look.
     copied: Arc<Vec<AtomicU64>>,
+    /// What crossed through tunnels, once they have ended.
+    crossed: Option<TunnelReport>,
 }
 
 /// The way of a disk's data.
@@ -52,6 +55,8 @@ struct Line {
     /// The hypervisor's end, once it has connected.
     hypervisor: Arc<std::sync::Mutex<Option<UnixStream>>>,
     thread: JoinHandle<()>,
+    /// The tunnel on it, if it is one.
+    tunnel: Option<Arc<Tunnel>>,
     /// Bytes that came back.
     returned: Arc<AtomicU64>,
 }
@@ -75,11 +80,28 @@ impl Driver {
         let copy = self.disks.as_mut().ok_or("no disks were on offer")?;
         let request = self.shared.request.disks.clone().unwrap_or_default();
         let disks = self.vm.disks().ok_or("the guest has no disks that could move")?;
+        let places = self
+            .shared
+            .places
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone();
         for (index, planned) in copy.plan.disks.iter().enumerate() {
+            let held_something = places
+                .iter()
+                .any(|place| place.id == planned.disk.id && place.was != Before::Nothing);
             let role = StreamRole::Disk { index: index as u16 };
             let (stream, _) = dial(&self.shared.request.to, self.shared.session, role)?;
             let socket = self.dir.path().join(format!("mirror-{index}.sock"));
-            let line = Line::open(stream, socket.clone(), &self.shared, &copy.stop)?;
+            let tunnel = copy.plan.tunnel.then(|| Arc::new(Tunnel::new()));
+            let line = Line::open(
+                stream,
+                socket.clone(),
+                &planned.disk,
+                tunnel,
+                &self.shared,
+                &copy.stop,
+            )?;
             copy.lines.push(line);
             let to = MirrorTo {
                 socket,
@@ -87,6 +109,7 @@ impl Driver {
                 writes: request.writes,
                 bytes_per_s: self.shared.source().bandwidth_limit(),
                 since: planned.since.clone(),
+                keep: copy.plan.tunnel && held_something,
             };
             disks.begin_mirror(&planned.disk.id, &to).map_err(|e| chain(&e))?;
         }
@@ -174,7 +197,7 @@ impl Driver {
                 .zip(copy.copied.iter())
                 .map(report)
                 .collect(),
-            tunnel: None,
+            tunnel: copy.crossed,
         })
     }
 }
@@ -245,6 +268,7 @@ impl DiskCopy {
             watcher: None,
             settler: None,
             stop: Arc::default(),
+            crossed: None,
         }
     }
 
@@ -256,13 +280,18 @@ impl DiskCopy {
             .iter()
             .map(|planned| planned.disk.id.clone())
             .collect();
+        let tunnels: Vec<_> = self.lines.iter().filter_map(|line| line.tunnel.clone()).collect();
         let (vm, shared, stop, copied) = (vm.clone(), shared.clone(), self.stop.clone(), self.copied.clone());
         let watch = move || {
             let mut usage = shared.usage.thread();
             while !stop.load(Ordering::Relaxed) {
                 match look(&vm, &ids, &copied) {
                     Ok(progress) => drop(inputs.send(Input::Local(Event::DisksProgress(progress)))),
-                    Err(reason) => return drop(inputs.send(Input::Local(Event::Failed(reason)))),
+                    Err(reason) => {
+                        // The hypervisor knows no more than that its copy failed.
+                        let why = tunnels.iter().find_map(|tunnel| tunnel.failure());
+                        return drop(inputs.send(Input::Local(Event::Failed(why.unwrap_or(reason)))));
+                    }
                 }
                 usage.flush();
                 thread::park_timeout(LOOK_EVERY);
@@ -283,6 +312,9 @@ impl DiskCopy {
     /// Ends all lines; answers how many bytes they carried.
     fn close(&mut self) -> u64 {
         self.stop.store(true, Ordering::Relaxed);
+        let tunnels = self.lines.iter().filter_map(|line| line.tunnel.as_ref());
+        let crossed = tunnels.map(|tunnel| tunnel.report()).reduce(added);
+        self.crossed = self.crossed.or(crossed);
         if let Some(settler) = self.settler.take() {
             let _ = settler.join();
         }
@@ -307,6 +339,8 @@ impl Line {
     fn open(
         stream: BoxedStream,
         socket: PathBuf,
+        disk: &DiskInfo,
+        tunnel: Option<Arc<Tunnel>>,
         shared: &Arc<Shared>,
         stop: &Arc<AtomicBool>,
     ) -> Result<Self, String> {
@@ -318,11 +352,15 @@ impl Line {
         let returned = Arc::new(AtomicU64::new(0));
         let (shared, stop, slot, back) = (shared.clone(), stop.clone(), hypervisor.clone(), returned.clone());
         let wire = stream.try_clone().map_err(|e| chain(&e))?;
+        let (through, info) = (tunnel.clone(), disk.clone());
         let carry = move || {
             let carried = accept(&listener, &stop).and_then(|disk| {
                 let kept = disk.try_clone()?;
                 *slot.lock().unwrap_or_else(PoisonError::into_inner) = Some(kept);
-                carry(disk, wire, &shared, &stop, &back)
+                match through {
+                    Some(tunnel) => tunnel.carry(disk, wire, &info, &shared, &stop),
+                    None => carry(disk, wire, &shared, &stop, &back),
+                }
             });
             // The hypervisor notices by itself, and says more about it.
             if let Err(error) = carried {
@@ -334,6 +372,7 @@ impl Line {
             thread: spawn("out disk", carry),
             socket,
             hypervisor,
+            tunnel,
             returned,
         })
     }
@@ -425,11 +464,21 @@ pub(super) fn wait_for_turn(shared: &Shared, stop: &AtomicBool, bytes: u64) {
     }
 }
 
-fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> JoinHandle<()> {
+pub(super) fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> JoinHandle<()> {
     thread::Builder::new()
         .name(name.into())
         .spawn(run)
         .expect("a thread can be started")
+}
+
+fn added(one: TunnelReport, other: TunnelReport) -> TunnelReport {
+    TunnelReport {
+        written_bytes: one.written_bytes + other.written_bytes,
+        zero_bytes: one.zero_bytes + other.zero_bytes,
+        deduplicated_bytes: one.deduplicated_bytes + other.deduplicated_bytes,
+        data_bytes: one.data_bytes + other.data_bytes,
+        compressed_bytes: one.compressed_bytes + other.compressed_bytes,
+    }
 }
 
 /// Reads where the destination put the disks.

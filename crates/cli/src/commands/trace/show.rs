@@ -161,7 +161,7 @@ fn pictures(summary: &Summary) -> String {
             part if part > f64::from(level) => '.',
             _ => ' ',
         });
-        push_line(&mut text, line.collect());
+        push_line(&mut text, line);
     }
     let cell = |column: &Vec<f64>, row: usize| column.iter().skip(row * a_row).take(a_row).sum::<f64>();
     let hottest = columns
@@ -179,12 +179,13 @@ fn pictures(summary: &Summary) -> String {
             let level = (cell(column, row) / hottest.max(1e-9)).sqrt() * (SHADES.len() - 1) as f64;
             SHADES[(level.ceil() as usize).min(SHADES.len() - 1)]
         });
-        push_line(&mut text, line.collect());
+        push_line(&mut text, line);
     }
     text
 }
 
-fn push_line(text: &mut String, line: String) {
+fn push_line(text: &mut String, line: impl Iterator<Item = char>) {
+    let line: String = line.collect();
     // A string takes everything.
     let _ = writeln!(text, "|{line}|");
 }

@@ -58,7 +58,7 @@ use serde::{Deserialize, Serialize};
 pub use claim::{BEST_PEER, Claim};
 pub use experiment::{AgentUse, Experiment};
 pub use figure::{Dimension, Figure, FigureKind};
-pub use guest::{Guest, GuestKind, GuestQuick};
+pub use guest::{Disk, Guest, GuestKind, GuestQuick};
 pub(crate) use options::words;
 pub use options::{OptionValue, Options};
 pub use variant::Variant;
@@ -214,7 +214,7 @@ impl Scenario {
         self.variants.iter().try_for_each(Variant::check)?;
         self.claims
             .iter()
-            .try_for_each(|claim| claim.check(&self.variants))?;
+            .try_for_each(|claim| claim.check(&self.variants, &self.guests))?;
         all_different("figure", self.figures.iter().map(|figure| figure.id.as_str()))?;
         self.figures.iter().try_for_each(|figure| figure.check(self))?;
         let named = self.claims.iter().filter_map(|claim| claim.figure.as_ref());
@@ -401,6 +401,21 @@ at_most = 0.5
                 "strategy = \"hybrid\"",
                 "name = \"hybrid\"\nexperiment = { kind = \"agent\", agent = \"idle\", for_s = 0 }",
                 "for_s is 0",
+            ),
+            (
+                "load = \"write:64M\"",
+                "disk = { mib = 8, filled_mib = 1 }",
+                "no disk of its own",
+            ),
+            (
+                "variant = \"hybrid\"",
+                "variant = \"hybrid\"\nrelative_to_guest = \"b\"",
+                "guest \"b\"",
+            ),
+            (
+                "variant = \"hybrid\"",
+                "variant = \"hybrid\"\nguests = [\"c\"]",
+                "guest \"c\"",
             ),
             (
                 "strategy = \"hybrid\"",
