@@ -34,6 +34,7 @@ impl Host {
             api: None,
             max_streams: 64,
             sampling: Some(Budget::default()),
+            store: None,
         })
         .unwrap();
         let client = Client::new(daemon.api()).unwrap();
