@@ -35,6 +35,7 @@ impl Host {
             max_streams: 64,
             store: None,
             sampling: Some(Budget::default()),
+            store: None,
         })
         .unwrap();
         let client = Client::new(daemon.api()).unwrap();
