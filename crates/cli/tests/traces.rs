@@ -35,7 +35,6 @@ impl Host {
             max_streams: 64,
             store: None,
             sampling: Some(Budget::default()),
-            store: None,
         })
         .unwrap();
         let client = Client::new(daemon.api()).unwrap();
