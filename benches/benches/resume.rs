@@ -13,7 +13,7 @@ use vmferry_benches::{Figures, Output, runs};
 use vmferry_checkpoint::resume::{Request, Resuming};
 use vmferry_checkpoint::take::{Session, TakeControl, TakeOptions};
 use vmferry_core::resume::{ResumeMode, ResumeReport, Service};
-use vmferry_guest::{Backend as _, Guest as _, MigrateOut as _};
+use vmferry_guest::Backend as _;
 use vmferry_guest_qemu::QemuBackend;
 use vmferry_runtime::GuestDir;
 use vmferry_store::{CheckpointId, Store, StoreOptions};
@@ -161,6 +161,7 @@ impl Scene {
             mode,
             drain_after: None,
             paused: false,
+            put_disks_back: false,
             patience: Duration::from_secs(30),
             readers: 0,
             service: Some(Service {

@@ -24,6 +24,12 @@ pub struct ResumeRequest {
     /// Leave it paused when it could run.
     #[serde(default)]
     pub paused: bool,
+    /// Write the disks that the checkpoint has over those of the guest: what was written to them since is lost.
+    #[serde(default)]
+    pub overwrite_disks: bool,
+    /// Leave the disks alone although the checkpoint has some: they are as they were.
+    #[serde(default)]
+    pub without_disks: bool,
     /// In the lazy mode, bring the rest once the guest has asked for nothing during this time; never where absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub drain_after_ms: Option<u64>,

@@ -92,11 +92,11 @@ impl QemuGuest {
         let process = QemuProcess::find(record.process)
             .map_err(|error| gone(format!("QEMU (pid {}) ended ({error})", record.process.pid)))?;
         let ram = reopen_ram(process.pid(), &record.blocks)?;
-        let (qmp, greets) = match Qmp::connect(&record.qmp, STATUS_TIMEOUT * 10) {
+        let (qmp, answers) = match Qmp::connect(&record.qmp, STATUS_TIMEOUT * 10) {
             Ok(qmp) => (qmp, true),
             Err(_) if !process.is_alive() => return Err(gone(process.end())),
-            // It was told to stop while a vCPU waits for a page: it greets nobody before that page is there, which is our business.
-            Err(QmpError::NoGreeting { .. }) if record.faults.is_some() => {
+            // It was told to stop while a vCPU waits for a page: it answers nobody before that page is there, which is our business.
+            Err(QmpError::NoGreeting { .. } | QmpError::TimedOut { .. }) if record.faults.is_some() => {
                 (Qmp::connect_later(&record.qmp), false)
             }
             Err(error) => {
@@ -113,7 +113,7 @@ impl QemuGuest {
             Phase::Live,
         );
         // A QEMU that waits for a page does not answer. That happens after its vCPUs have run: it is live.
-        let status = greets.then(|| guest.qmp.run_within(&QueryStatus {}, STATUS_TIMEOUT));
+        let status = answers.then(|| guest.qmp.run_within(&QueryStatus {}, STATUS_TIMEOUT));
         let status = status
             .and_then(std::result::Result::ok)
             .map(|status| status.status);
@@ -278,6 +278,7 @@ impl Guest for QemuGuest {
             Phase::Incoming | Phase::Saved => return Ok(()),
             Phase::Broken => return Err(self.wrong_state("broken by a failed load", "live")),
         }
+        self.hold_passes()?;
         self.asked(self.qmp.run_within(&Stop {}, SWITCH_TIMEOUT), "pausing the guest")?;
         self.set_state(GuestState::Paused);
         Ok(())

@@ -17,7 +17,7 @@ use vmferry_runtime::dir::remove;
 use vmferry_store::Reader;
 
 use super::filling::Duty;
-use super::{Input, Own, Request, Saved, Shared, chain, ms, probe, spawn};
+use super::{Input, Own, Request, Saved, Seen, Shared, chain, ms, probe, spawn};
 
 /// Faults are counted up to this time after the start as well: it is when a lazy guest crawls.
 const FIRST: Duration = Duration::from_secs(10);
@@ -36,7 +36,6 @@ pub(super) struct Driver {
     pub(super) saved: Saved,
     started: Option<Instant>,
     stalled: Option<Instant>,
-    first_faults_counted: bool,
     pub(super) answered: Option<Receiver<Option<Instant>>>,
     phase_since: Instant,
 }
@@ -59,7 +58,6 @@ impl Driver {
             switch: None,
             started: None,
             stalled: None,
-            first_faults_counted: false,
             answered: None,
         }
     }
@@ -173,22 +171,17 @@ impl Driver {
 
     fn count_first_faults(&mut self) {
         let over = self.started.is_some_and(|started| started.elapsed() >= FIRST);
-        if over && !self.first_faults_counted {
-            self.first_faults_counted = true;
-            let faults = self.faults_from_store();
-            self.shared.seen().report.faults.store_first_10s = faults;
+        let mut seen = self.shared.seen();
+        if over && !seen.first_counted {
+            measure(&self.shared, &mut seen);
+            seen.first_counted = true;
         }
-    }
-
-    fn faults_from_store(&self) -> u64 {
-        let pager = self.shared.filling.pager.as_ref();
-        pager.map_or(0, |pager| pager.fault_report().network)
     }
 
     /// It is over, or the daemon lets go of it.
     fn end(mut self) {
-        let let_go = self.machine.ended().is_none();
-        if !let_go {
+        let total_ms = ms(self.shared.since.elapsed());
+        if self.machine.ended().is_some() {
             self.await_first_answer();
         }
         self.shared.filling.end();
@@ -202,13 +195,10 @@ impl Driver {
             remove(&self.shared.dir.resume());
             remove(&self.shared.dir.page_states());
         }
-        if !self.first_faults_counted {
-            let faults = self.faults_from_store();
-            self.shared.seen().report.faults.store_first_10s = faults;
-        }
         let shared = self.shared.clone();
         let mut seen = shared.seen();
-        measure(&shared, &mut seen.report);
+        measure(&shared, &mut seen);
+        seen.report.total_ms = total_ms;
         if let Some((outcome, error)) = self.machine.ended() {
             seen.report.outcome = Some(outcome);
             seen.report.error = error.map(str::to_owned);
@@ -271,9 +261,9 @@ impl Driver {
     }
 }
 
-/// Brings what changes by itself in a report up to date.
-pub(super) fn measure(shared: &Shared, report: &mut ResumeReport) {
-    let filling = &shared.filling;
+/// Brings what changes by itself in the report up to date.
+pub(super) fn measure(shared: &Shared, seen: &mut Seen) {
+    let (filling, report) = (&shared.filling, &mut seen.report);
     report.total_ms = ms(shared.since.elapsed());
     if let Some(work) = filling.work() {
         report.pages = work.counts();
@@ -285,10 +275,13 @@ pub(super) fn measure(shared: &Shared, report: &mut ResumeReport) {
             count: faults.count,
             store: faults.network,
             local: faults.local,
+            store_first_10s: match seen.first_counted {
+                true => report.faults.store_first_10s,
+                false => faults.network,
+            },
             p50_us: faults.p50_us,
             p99_us: faults.p99_us,
             max_us: faults.max_us,
-            ..report.faults
         };
     }
     report.store_bytes = filling.reader.bytes_read();

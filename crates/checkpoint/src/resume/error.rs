@@ -34,6 +34,12 @@ pub enum ResumeError {
     /// A request at the wrong time.
     #[error(transparent)]
     WrongTime(#[from] WrongTime),
+    /// A disk of the checkpoint cannot be written.
+    #[error(transparent)]
+    Disk(#[from] vmferry_disk::DiskError),
+    /// A disk of the checkpoint is not the guest's.
+    #[error("the guest created here has no disk {0}, and its checkpoint has")]
+    NoDisk(String),
     /// The guest does not run yet.
     #[error("guest {0} does not run yet: what it needs for that is being loaded")]
     NotRunning(String),

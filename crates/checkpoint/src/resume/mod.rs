@@ -12,6 +12,7 @@
 //! Until the guest is noted as this host's, whatever fails leaves nothing behind but the checkpoint. After that nothing but its
 //! end takes it away: what the store does not give makes it stand still until the store does.
 
+mod disks;
 mod driver;
 mod error;
 mod filling;
@@ -52,6 +53,8 @@ pub struct Request {
     pub drain_after: Option<Duration>,
     /// Leave the guest paused when it could run.
     pub paused: bool,
+    /// Write the disks that the checkpoint has over those of the guest; where not, they have to be as they were.
+    pub put_disks_back: bool,
     /// How long the store may fail to give a page before that counts as a lack of it.
     pub patience: Duration,
     /// How many read at the same time.
@@ -96,6 +99,8 @@ struct Seen {
     standing: bool,
     stalled: Option<String>,
     report: ResumeReport,
+    /// Faults of the first 10 s are counted: the report has them.
+    first_counted: bool,
     /// The report is the last one.
     ended: bool,
 }
@@ -144,7 +149,9 @@ impl Resuming {
                 Some(Arc::new(pager))
             }
         };
-        vm.prepare_load()?;
+        if !request.put_disks_back {
+            vm.prepare_load()?;
+        }
         Saved::of(&request).store(&dir)?;
         let machine = Resume::new(Setup {
             pages_follow,
@@ -191,6 +198,7 @@ impl Resuming {
             mode: saved.mode,
             drain_after: saved.drain_after,
             paused: false,
+            put_disks_back: false,
             patience: saved.patience,
             readers: 0,
             service: None,
@@ -229,6 +237,7 @@ impl Resuming {
                 standing: machine.stands(),
                 stalled: machine.stalled().map(str::to_owned),
                 report,
+                first_counted: false,
                 ended: false,
             }),
             changed: Condvar::new(),
@@ -278,11 +287,11 @@ impl Resuming {
 
     /// What was measured so far; complete once the resume has ended, which the outcome tells.
     pub fn report(&self) -> ResumeReport {
-        let mut report = self.shared.seen().report.clone();
-        if report.outcome.is_none() {
-            driver::measure(&self.shared, &mut report);
+        let mut seen = self.shared.seen();
+        if !seen.ended {
+            driver::measure(&self.shared, &mut seen);
         }
-        report
+        seen.report.clone()
     }
 
     /// Waits for the end and answers the report.

@@ -9,7 +9,7 @@ use vmferry_core::PageBitmap;
 use vmferry_core::resume::{Command, Event, Interval, Left, ResumeMode, Work};
 
 use super::driver::Driver;
-use super::{Input, Shared, chain, places, spawn};
+use super::{Input, Shared, chain, disks, places, spawn};
 
 /// Readers where nothing else is said: enough to have the processors unpack while others wait for the store.
 pub(super) fn default_readers() -> usize {
@@ -197,6 +197,11 @@ impl Driver {
 
 fn load(shared: &Shared) -> Event {
     let reader = &shared.filling.reader;
+    if shared.request.put_disks_back
+        && let Err(error) = disks::put_back(&*shared.vm, reader, shared.dir.path())
+    {
+        return Event::Failed(format!("the disks cannot be put back: {}", chain(&error)));
+    }
     let state = match reader.blob(&reader.manifest().device_state) {
         Ok(state) => state,
         Err(error) => return Event::Lacking(chain(&error)),

@@ -104,6 +104,7 @@ impl World {
             mode,
             drain_after: None,
             paused: false,
+            put_disks_back: false,
             patience: Duration::from_secs(10),
             readers: 2,
             service: None,

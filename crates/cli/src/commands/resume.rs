@@ -55,6 +55,14 @@ pub(crate) struct ResumeArgs {
     /// Leave it paused when it could run; `vmferry continue` starts it
     #[arg(long)]
     paused: bool,
+    /// Put the disks that are in the checkpoint back to what they were: what was written to them since is lost
+    ///
+    /// Memory and disks of a guest belong together. A checkpoint that has the disks is resumed with this, or with --without-disks.
+    #[arg(long, conflicts_with = "without_disks")]
+    overwrite_disks: bool,
+    /// Leave the disks alone: you have seen to it that they are as they were at the moment of the checkpoint
+    #[arg(long)]
+    without_disks: bool,
     /// With --mode lazy, bring the rest once the guest has asked for nothing during this time, as in 5s
     #[arg(long, value_name = "TIME", value_parser = units::parse_duration)]
     drain_after: Option<Duration>,
@@ -155,6 +163,8 @@ fn request(args: &ResumeArgs) -> ResumeRequest {
         clone: args.clone,
         name: args.name.clone(),
         paused: args.paused,
+        overwrite_disks: args.overwrite_disks,
+        without_disks: args.without_disks,
         drain_after_ms: args.drain_after.map(millis),
         patience_ms: args.patience.map(millis),
         readers: args.readers,

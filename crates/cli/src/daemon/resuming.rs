@@ -63,6 +63,7 @@ impl LocalHost {
         let store = open(location, patience).map_err(of_store)?;
         let checkpoint = find(&store, &request.checkpoint)?;
         let reader = store.reader(&checkpoint).map_err(of_store)?;
+        check_disks(&reader, request)?;
         let spec = spec_of(&reader, request.name.as_deref())?;
         self.check_alone(&checkpoint, &spec.name, request)?;
         let backend = self.backend(&spec.backend)?;
@@ -336,6 +337,21 @@ fn find(store: &Store, text: &str) -> Result<CheckpointId, Refusal> {
     })
 }
 
+/// Disks that the checkpoint has are put back, or left alone, on demand only: either may lose data.
+fn check_disks(reader: &Reader, request: &ResumeRequest) -> Result<(), Refusal> {
+    let manifest = reader.manifest();
+    if manifest.disks.is_empty() || request.overwrite_disks || request.without_disks {
+        return Ok(());
+    }
+    let names: Vec<_> = manifest.disks.iter().map(|disk| disk.device.as_str()).collect();
+    Err(Refusal::conflict(format!(
+        "checkpoint {} has the disks {} as of its moment, and what was written to them since would be lost",
+        manifest.id,
+        names.join(", ")
+    ))
+    .mend("use --overwrite-disks to put them back, or --without-disks if they are as they were"))
+}
+
 /// The guest of a checkpoint, under its own name or another.
 fn spec_of(reader: &Reader, name: Option<&str>) -> Result<GuestSpec, Refusal> {
     let manifest = reader.manifest();
@@ -362,6 +378,7 @@ fn of_request(
         mode: request.mode,
         drain_after: request.drain_after_ms.map(Duration::from_millis),
         paused: request.paused,
+        put_disks_back: request.overwrite_disks,
         patience,
         readers: request.readers.unwrap_or(0).into(),
         service: request.service.clone(),
@@ -488,7 +505,7 @@ fn log_end(name: &str, outcome: Outcome, report: &ResumeReport) {
         ),
         Outcome::Cancelled => tracing::info!("resuming {checkpoint} as {name} was cancelled"),
         Outcome::Failed => {
-            tracing::warn!("resuming {checkpoint} as {name} failed, nothing is left of it: {why}")
+            tracing::warn!("resuming {checkpoint} as {name} failed, nothing is left of it: {why}");
         }
         Outcome::Unresolved => tracing::error!("{name}, resumed from {checkpoint}, cannot go on: {why}"),
     }

@@ -59,7 +59,7 @@ impl Qmp {
         })
     }
 
-    /// A client that connects when it has something to say: to a QEMU that does not greet now, because it waits for something else.
+    /// A client that connects when it has something to say: to a QEMU that does not answer now, because it waits for something else.
     pub fn connect_later(path: &Path) -> Self {
         Self {
             path: path.to_owned(),
