@@ -109,10 +109,11 @@ impl Shared {
         match inner.taker.on_write(page, self.copies.has_room()) {
             OnWrite::Wait => {
                 // A write may be heard of twice: it waits since the first time.
-                if !inner.waiting.contains_key(&page) {
-                    inner.waiting.insert(page, heard);
-                    inner.log.waited();
-                }
+                let Inner { waiting, log, .. } = &mut *inner;
+                waiting.entry(page).or_insert_with(|| {
+                    log.waited();
+                    heard
+                });
                 self.copies.nudge();
                 return Ok(());
             }
