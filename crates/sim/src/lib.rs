@@ -1,7 +1,7 @@
 //! Replays traces through the policies and state machines of `vmferry-core`, in virtual time.
 //!
 //! What decides is what runs in production: [`vmferry_core::source::Source`], [`vmferry_core::destination::Destination`],
-//! the policies and the choice of encodings. What acts is simulated: the guest by its [`Trace`](vmferry_trace::Trace)
+//! the policies and the choice of encodings. What acts is simulated: the guest by its [`Trace`]
 //! (recorded writes first, then what its Markov model makes likely), the link, processors and devices by a [`PathModel`]. The same trace, request, path and seed give the same
 //! [`Outcome`].
 //!

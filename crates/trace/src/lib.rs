@@ -2,7 +2,7 @@
 //!
 //! A [`Trace`] has a header (which guest, when, how it was looked at), the pages that held data at the beginning, what
 //! they hold ([`Content`]), and samples: the pages dirtied within a short time, all of them or those of a part of memory
-//! ([`Coverage`](vmferry_core::sampling::Coverage)). The file is described in [`file`]. What it says about the guest as a
+//! ([`Coverage`](vmferry_core::sampling::Coverage)). The file is described in [`mod@file`]. What it says about the guest as a
 //! whole is in [`summary`].
 //!
 //! *Invariant: no sockets, no guest, no clock. A file may come from anybody: nothing in it panics, or allocates more than

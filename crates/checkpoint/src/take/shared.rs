@@ -1,7 +1,6 @@
 //! What the threads of a session share, and the one that answers held writes.
 
 use std::collections::HashMap;
-use std::collections::hash_map::Entry;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -109,12 +108,12 @@ impl Shared {
         let mut inner = self.lock();
         match inner.taker.on_write(page, self.copies.has_room()) {
             OnWrite::Wait => {
-                let inner = &mut *inner;
                 // A write may be heard of twice: it waits since the first time.
-                if let Entry::Vacant(vacant) = inner.waiting.entry(page) {
-                    vacant.insert(heard);
-                    inner.log.waited();
-                }
+                let Inner { waiting, log, .. } = &mut *inner;
+                waiting.entry(page).or_insert_with(|| {
+                    log.waited();
+                    heard
+                });
                 self.copies.nudge();
                 return Ok(());
             }
