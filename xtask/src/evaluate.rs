@@ -81,7 +81,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         end: end - micro,
     };
     bench.measure(&mut scenarios)?;
-    let micro = options.folder.join("raw/micro.json");
+    let micro = options.folder.join("micro.json");
     if !options.no_micro
         && let Err(error) = micro_benches(&micro, options.quick)
     {

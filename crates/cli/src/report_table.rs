@@ -8,7 +8,7 @@ use vmferry_core::filter::FilterReport;
 use vmferry_core::report::{LimitsReport, Outcome, PageCounts, Report, Verified};
 
 use crate::units::{bandwidth, count, millis, rate, size};
-use crate::{disk_table, encoding_table, table};
+use crate::{disk_table, encoding_table, forecast_table, table};
 
 /// The report as a table, with a line that says how it ended above it.
 pub fn render(report: &Report) -> String {
@@ -92,6 +92,9 @@ fn summary(report: &Report) -> String {
     if let Some(kept_back) = kept_back(&report.pages) {
         row("not sent", kept_back);
     }
+    if let Some(reused) = reused(report) {
+        row("reused", reused);
+    }
     if let Some(encoding) = encoding_table::summary(&report.encoding) {
         row("encoding", encoding);
     }
@@ -114,6 +117,9 @@ fn summary(report: &Report) -> String {
     );
     if let Some(limits) = limits(&report.limits) {
         row("limits", limits);
+    }
+    if let Some(expected) = forecast_table::expected(report) {
+        row("expected", expected);
     }
     if let Some(filter) = &report.filter {
         row("data filter", data_filter(filter));
@@ -163,6 +169,26 @@ fn pages(pages: &PageCounts) -> String {
         (pages.resent, "sent again"),
     ];
     listed(format!("{} sent", count(pages.sent)), &kinds)
+}
+
+fn reused(report: &Report) -> Option<String> {
+    let reuse = report.reuse.as_ref()?;
+    let spared = match u64::try_from(reuse.bytes_spared) {
+        Ok(spared) => format!("{} spared", size(spared)),
+        Err(_) => format!("{} more", size(reuse.bytes_spared.unsigned_abs())),
+    };
+    let pages = count(reuse.pages);
+    let missed = match reuse.missed_pages {
+        0 => String::new(),
+        missed => format!(", {} missing there after all", count(missed)),
+    };
+    Some(match reuse.offered_pages {
+        0 => "the destination has no checkpoint to use".to_owned(),
+        offered => format!(
+            "{pages} pages of {} that the destination had, {spared}{missed}",
+            count(offered)
+        ),
+    })
 }
 
 fn kept_back(pages: &PageCounts) -> Option<String> {

@@ -1,7 +1,5 @@
 //! Which store a command works on.
 
-use std::path::PathBuf;
-
 use anyhow::Result;
 use clap::Args;
 use vmferry_store::{Store, StoreOptions};
@@ -22,28 +20,6 @@ pub(crate) struct StoreArgs {
 
 impl StoreArgs {
     pub(crate) fn open(&self) -> Result<Store> {
-        open(&self.store)
+        Ok(Store::open(&self.store, StoreOptions::default())?)
     }
-}
-
-/// Opens the store at `location`, with an index of equal pages in this user's cache.
-pub(crate) fn open(location: &str) -> Result<Store> {
-    let options = StoreOptions {
-        cache: cache(),
-        ..StoreOptions::default()
-    };
-    Ok(Store::open(location, options)?)
-}
-
-/// As CONTRIBUTING.md says: it may be deleted at any time.
-fn cache() -> Option<PathBuf> {
-    let set = |name: &str| {
-        std::env::var_os(name)
-            .filter(|value| !value.is_empty())
-            .map(PathBuf::from)
-    };
-    let folder = set("VMFERRY_CACHE")
-        .or_else(|| set("XDG_CACHE_HOME").map(|cache| cache.join("vmferry")))
-        .or_else(|| set("HOME").map(|home| home.join(".cache/vmferry")))?;
-    Some(folder.join("stores"))
 }

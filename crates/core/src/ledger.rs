@@ -47,6 +47,11 @@ impl Ledger {
         self.pending.union_with(pages);
     }
 
+    /// Pages that crossed, but not so that the destination could make anything of them: it lacks them still.
+    pub fn missed(&mut self, pages: &PageBitmap) {
+        self.pending.union_with(pages);
+    }
+
     /// Claims `run` for sending; answers how many of its pages had crossed before.
     pub fn claim(&mut self, run: PageRun) -> u64 {
         let resent = self.sent.count_in(run);

@@ -56,6 +56,9 @@ pub struct Report {
     pub device_state_bytes: u64,
     /// How pages crossed.
     pub pages: PageCounts,
+    /// What the destination had of them beforehand, where that was asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reuse: Option<ReuseReport>,
     /// In which encodings they crossed, and what that took and spared.
     #[serde(default)]
     pub encoding: EncodingReport,
@@ -116,6 +119,19 @@ pub struct PageCounts {
     pub delta: u64,
     /// Pages that crossed as a reference to content the destination has.
     pub deduplicated: u64,
+}
+
+/// Pages that the destination had in a store of its own.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReuseReport {
+    /// Pages that the destination said it may have.
+    pub offered_pages: u64,
+    /// Crossings of pages as their hashes.
+    pub pages: u64,
+    /// Of these, pages that it turned out not to have while the guest ran at the source: they crossed once more.
+    pub missed_pages: u64,
+    /// Bytes of these crossings less than of whole pages; what pages that were missed took is taken off.
+    pub bytes_spared: i64,
 }
 
 /// One round of pre-copy, or the stop.

@@ -48,6 +48,9 @@ pub struct MigrationRequest<To> {
     /// What is expected, where somebody made a forecast; it is kept with the report.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub forecast: Option<Box<Forecast>>,
+    /// Pages that the destination has in a store of its own cross as their hashes.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub reuse: bool,
     /// What the guest does, where somebody knows: what the migration teaches is kept under it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub workload: Option<Workload>,
@@ -71,6 +74,7 @@ impl<To> MigrationRequest<To> {
             goal: None,
             auto: false,
             forecast: None,
+            reuse: false,
             workload: None,
             disks: None,
         }
@@ -90,6 +94,7 @@ impl<To> MigrationRequest<To> {
             goal: self.goal,
             auto: self.auto,
             forecast: self.forecast,
+            reuse: self.reuse,
             workload: self.workload,
             disks: self.disks,
         }

@@ -278,6 +278,7 @@ impl Guest for QemuGuest {
             Phase::Incoming | Phase::Saved => return Ok(()),
             Phase::Broken => return Err(self.wrong_state("broken by a failed load", "live")),
         }
+        self.hold_passes()?;
         self.asked(self.qmp.run_within(&Stop {}, SWITCH_TIMEOUT), "pausing the guest")?;
         self.set_state(GuestState::Paused);
         Ok(())

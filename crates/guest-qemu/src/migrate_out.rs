@@ -141,7 +141,6 @@ impl MigrateOut for QemuGuest {
     }
 
     fn before_stop(&self) -> Result<()> {
-        self.hold_passes()?;
         let nodes = self.run(&QueryNamedBlockNodes {}, "asking QEMU for its disks")?;
         let pid = self.process.pid();
         for node in nodes

@@ -173,7 +173,7 @@ pub trait Disks: Send + Sync {
     /// # Errors
     /// When the hypervisor refuses; then nothing is left of it.
     fn prepare_snapshot(&self, folder: &Path) -> Result<()>;
-    /// While the guest is paused, and quickly: from here until [`Disks::end_snapshot`] the disks as they are now stay readable,
+    /// While the guest is paused, after its device state was saved if it is, and quickly: from here until [`Disks::end_snapshot`] the disks as they are now stay readable,
     /// whatever the guest writes.
     ///
     /// # Errors

@@ -6,11 +6,13 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use thiserror::Error;
 use vmferry_api::{
-    AgentRequest, CalibrateRequest, Client, ClientError, MigrateRequest, TraceRequest, TraceState,
+    AgentRequest, CalibrateRequest, Client, ClientError, MigrateRequest, ReportSide, TraceRequest, TraceState,
 };
 use vmferry_core::Strategy;
 use vmferry_core::forecast::{Forecast, Goal};
+use vmferry_core::report::{Outcome, Report};
 use vmferry_forecast::experience::Experience;
+use vmferry_forecast::history::Record;
 use vmferry_forecast::simulated::{self, ForecastError, Wish};
 use vmferry_sim::PathModel;
 use vmferry_trace::{Trace, TraceError};
@@ -19,6 +21,8 @@ use vmferry_trace::{Trace, TraceError};
 const FRESH: Duration = Duration::from_secs(600);
 /// How long the link is loaded for that.
 const LOAD: Duration = Duration::from_millis(1500);
+/// So many of the latest reports are learned from.
+const MOST_REPORTS: usize = 50;
 /// How often the daemon is asked how far it is.
 const POLL: Duration = Duration::from_millis(50);
 /// How long an agent may take to show that it is there.
@@ -37,10 +41,21 @@ pub struct ForecastWish<'a> {
     pub record: Duration,
     /// A trace that was recorded earlier.
     pub trace: Option<Trace>,
+    /// What is known of earlier migrations beside what the daemon has.
+    pub past: &'a Past,
     /// Simulations of each strategy.
     pub simulations: usize,
     /// Decides what chance decides.
     pub seed: u64,
+}
+
+/// Earlier migrations.
+#[derive(Clone, Debug, Default)]
+pub struct Past {
+    /// What they left for models and forecasts.
+    pub records: Vec<Record>,
+    /// Their reports.
+    pub reports: Vec<Report>,
 }
 
 /// What is being done.
@@ -97,11 +112,10 @@ pub fn forecast(
         ))
         .into());
     }
+    let past = past(client, wish.past, &guest.backend)?;
     let path = path(client, &wish.request.to, &mut watch)?;
-    // Forecasts of a host that has no history are made all the same.
-    let experience = client
-        .history()
-        .map_or_else(|_| Experience::default(), |kept| Experience::of(&kept.records));
+    let path = path_of_guest(path, &guest.backend, &past.reports);
+    let experience = Experience::of(&past.records);
     let strategies = strategies(client, wish.vm);
     let asked = Wish {
         request: wish.request,
@@ -173,6 +187,47 @@ fn path(
         load_ms: LOAD.as_millis() as u64,
     };
     Ok(client.calibrate(&request)?.path)
+}
+
+/// Earlier migrations of guests of this backend: those that the daemon knows, and those that are known beside.
+fn past(client: &Client, beside: &Past, backend: &str) -> Result<Past, ForecastingError> {
+    let mut past = beside.clone();
+    // A host whose history cannot be used makes forecasts all the same.
+    past.records
+        .extend(client.history().map_or_else(|_| Vec::new(), |kept| kept.records));
+    let stored = client
+        .reports()?
+        .into_iter()
+        .filter(|stored| stored.side == ReportSide::Source);
+    past.reports
+        .extend(stored.filter_map(|stored| serde_json::from_value(stored.report).ok()));
+    past.records.retain(|record| record.backend == backend);
+    past.reports
+        .retain(|report| report.backend == backend && report.outcome == Outcome::Completed);
+    let oldest = past.reports.len().saturating_sub(MOST_REPORTS);
+    past.reports.drain(..oldest);
+    Ok(past)
+}
+
+/// The path for a guest of this backend: what creating, saving and loading it takes is its own, and learned from its like.
+fn path_of_guest(mut path: PathModel, backend: &str, reports: &[Report]) -> PathModel {
+    if backend == "synth" {
+        // It has no devices: what is typical of QEMU would be far off. A few threads are made, and small files written.
+        path = PathModel {
+            prepare_ms: 15.0,
+            flush_ms: 0.0,
+            stop_ms: 0.2,
+            save_ms: 0.2,
+            load_ms: 0.2,
+            resume_ms: 0.5,
+            device_state_bytes: 2e3,
+            ..path
+        };
+    }
+    if !reports.is_empty() {
+        path.learn_from(reports);
+    }
+    path
 }
 
 /// Those that the guest can be moved by: `enlightened` needs its agent.

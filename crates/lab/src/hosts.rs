@@ -8,14 +8,17 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use vmferry_api::{AgentInfo, AgentRequest, Client, ClientError, GuestInfo, MigrateRequest, Stage};
+use vmferry_api::{
+    AgentInfo, AgentRequest, CheckpointRequest, CheckpointState, Client, ClientError, GuestInfo,
+    MigrateRequest, ResumeRequest, ResumeStarted, ResumeState, Stage,
+};
 use vmferry_core::report::{Progress, Report};
 use vmferry_forecast::simulated::SIMULATIONS;
 use vmferry_guest::GuestSpec;
 use vmferry_guest_synth::Stats;
 
 use crate::error::{LabError, Result};
-use crate::forecasting::{self, ForecastWish, ForecastingError};
+use crate::forecasting::{self, ForecastWish, ForecastingError, Past};
 use crate::guards::{Interrupt, Process};
 use crate::namespace::Namespace;
 
@@ -157,6 +160,59 @@ impl Host {
         self.ask(move |client| client.agent(&name, &request))
     }
 
+    /// Ends a guest.
+    ///
+    /// # Errors
+    /// See [`Host::run`].
+    pub fn stop(&self, name: &str) -> Result<()> {
+        let name = name.to_owned();
+        self.ask(move |client| client.stop(&name, false))
+    }
+
+    /// Begins to take checkpoints of a guest.
+    ///
+    /// # Errors
+    /// See [`Host::run`].
+    pub fn checkpoint(&self, name: &str, request: CheckpointRequest) -> Result<CheckpointState> {
+        let name = name.to_owned();
+        self.ask(move |client| client.checkpoint(&name, &request))
+    }
+
+    /// The checkpoints of a guest that are being taken, else the last ones.
+    ///
+    /// # Errors
+    /// See [`Host::run`].
+    pub fn checkpoint_state(&self, name: &str) -> Result<CheckpointState> {
+        let name = name.to_owned();
+        self.ask(move |client| client.checkpoint_state(&name))
+    }
+
+    /// Takes no more checkpoints of a guest.
+    ///
+    /// # Errors
+    /// See [`Host::run`].
+    pub fn end_checkpoints(&self, name: &str) -> Result<CheckpointState> {
+        let name = name.to_owned();
+        self.ask(move |client| client.end_checkpoints(&name))
+    }
+
+    /// Begins to resume a checkpoint.
+    ///
+    /// # Errors
+    /// See [`Host::run`].
+    pub fn resume(&self, request: ResumeRequest) -> Result<ResumeStarted> {
+        self.ask(move |client| client.resume(&request))
+    }
+
+    /// The resume of a guest, under way or ended.
+    ///
+    /// # Errors
+    /// See [`Host::run`].
+    pub fn resume_state(&self, name: &str) -> Result<ResumeState> {
+        let name = name.to_owned();
+        self.ask(move |client| client.resume_state(&name))
+    }
+
     /// What a synthetic guest of this host has done.
     ///
     /// # Errors
@@ -217,7 +273,7 @@ impl Host {
     }
 
     /// Forecasts the migration of a guest to another host, where the request wants a forecast: records the guest for `record`
-    /// before. Answers the request with it, by the strategy that it chose where it was to choose.
+    /// before, and goes by what the daemon and `past` know. Answers the request with it, by the strategy that it chose where it was to choose.
     ///
     /// # Errors
     /// See [`Host::run`]; and when no forecast can be made.
@@ -227,6 +283,7 @@ impl Host {
         destination: &Self,
         request: &MigrateRequest,
         record: Duration,
+        past: &Past,
         seed: u64,
     ) -> Result<MigrateRequest> {
         let mut request = MigrateRequest {
@@ -242,6 +299,7 @@ impl Host {
             goal,
             record,
             trace: None,
+            past,
             simulations: SIMULATIONS,
             seed,
         };

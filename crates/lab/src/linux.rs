@@ -1,6 +1,6 @@
 //! The Linux guest of the guest image, as QEMU has to be told.
 
-use std::io::Write as _;
+use std::io::{Seek as _, SeekFrom, Write as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -8,6 +8,7 @@ use rand_xoshiro::SplitMix64;
 use rand_xoshiro::rand_core::{Rng as _, SeedableRng as _};
 use vmferry_guest::GuestState;
 
+use crate::bench::scenario::Disk;
 use crate::error::{LabError, Result};
 use crate::guards::Interrupt;
 use crate::hosts::Host;
@@ -23,6 +24,8 @@ const BOOT_LIMIT: Duration = Duration::from_secs(180);
 const PATIENCE: Duration = Duration::from_secs(1);
 /// Name of its disk in the run's folder.
 const DISK: &str = "disk.raw";
+/// The same of one that it may write.
+const OWN_DISK: &str = "own.raw";
 
 /// Where memcached in the guest listens.
 pub fn memcached() -> std::net::SocketAddr {
@@ -41,6 +44,8 @@ pub struct LinuxGuest {
     pub load: Option<String>,
     /// Whether the agent runs in it.
     pub agent: bool,
+    /// A disk that it may write.
+    pub disk: Option<Disk>,
 }
 
 impl LinuxGuest {
@@ -95,6 +100,15 @@ impl LinuxGuest {
                 "virtio-blk-pci,drive=disk".to_owned(),
             ]);
         }
+        if let Some(disk) = self.disk {
+            let path = make_own_disk(folder, disk)?;
+            args.extend([
+                "-drive".to_owned(),
+                format!("file={},format=raw,if=none,id=disk,discard=unmap", path.display()),
+                "-device".to_owned(),
+                "virtio-blk-pci,drive=disk".to_owned(),
+            ]);
+        }
         Ok(args)
     }
 
@@ -120,6 +134,29 @@ impl LinuxGuest {
 /// What the guest of a run prints, in the run's folder.
 pub fn console(folder: &Path) -> PathBuf {
     folder.join("console.log")
+}
+
+/// A disk that the guest may write, with data at its end: by turns a MiB of noise and one of which a half is zeros, as files are on
+/// average.
+fn make_own_disk(folder: &Path, disk: Disk) -> Result<PathBuf> {
+    let path = folder.join(OWN_DISK);
+    let mut noise = SplitMix64::seed_from_u64(disk.mib);
+    let mut piece = vec![0; 1 << 20];
+    let mut make = || {
+        let mut file = std::fs::File::create(&path)?;
+        file.set_len(disk.mib << 20)?;
+        file.seek(SeekFrom::Start((disk.mib - disk.filled_mib) << 20))?;
+        for mib in 0..disk.filled_mib {
+            noise.fill_bytes(&mut piece);
+            if mib % 2 == 1 {
+                piece.chunks_exact_mut(64).for_each(|part| part[32..].fill(0));
+            }
+            file.write_all(&piece)?;
+        }
+        Ok(())
+    };
+    make().map_err(LabError::system(format!("make the disk {}", path.display())))?;
+    Ok(path)
 }
 
 /// A disk of noise, of which no two parts are alike.
@@ -278,6 +315,27 @@ mod tests {
         let disk = std::fs::read(image.path().join(DISK)).unwrap();
         assert_eq!(disk.len(), 2 << 20);
         assert_ne!(disk[..1 << 20], disk[1 << 20..]);
+    }
+
+    #[test]
+    fn a_disk_of_its_own_is_a_hole_with_data_behind_it() {
+        use std::os::unix::fs::MetadataExt as _;
+        let image = image(&[]);
+        let guest = LinuxGuest {
+            disk: Some(Disk {
+                mib: 16,
+                filled_mib: 2,
+            }),
+            ..LinuxGuest::default()
+        };
+        guest.args(image.path(), image.path()).unwrap();
+        let path = image.path().join(OWN_DISK);
+        let (disk, about) = (std::fs::read(&path).unwrap(), std::fs::metadata(&path).unwrap());
+        assert_eq!(disk.len(), 16 << 20);
+        assert!(
+            disk[..14 << 20].iter().all(|byte| *byte == 0) && disk[14 << 20..].iter().any(|byte| *byte != 0)
+        );
+        assert!(about.blocks() * 512 < 4 << 20, "the rest takes no room");
     }
 
     #[test]

@@ -249,7 +249,7 @@ impl Workload {
         };
         interrupt.wait_for("the guest's load to answer", START_LIMIT, || {
             alive()?;
-            Ok(namespace.enter(|| self.ask(address))?.ok())
+            Ok(namespace.enter(|| self.ask(address, PATIENCE))?.ok())
         })?;
         let mib_to_bytes = |mib: u64| mib << 20;
         let stream = match self {
@@ -276,17 +276,17 @@ impl Workload {
         Load::follow(stream, guest(address, WORK_PORT), unit, Some(namespace)).map(Some)
     }
 
-    /// Whether it answers.
-    fn ask(&self, address: Ipv4Addr) -> io::Result<()> {
+    /// Whether it answers within so long.
+    pub(crate) fn ask(&self, address: Ipv4Addr, patience: Duration) -> io::Result<()> {
         match self {
-            Self::Memcached(_) => memcached::Connection::open(guest(address, MEMCACHED_PORT), PATIENCE)?
+            Self::Memcached(_) => memcached::Connection::open(guest(address, MEMCACHED_PORT), patience)?
                 .version()
                 .map(drop),
-            Self::Redis(_) => redis::Connection::open(guest(address, REDIS_PORT), PATIENCE)?.ping(),
+            Self::Redis(_) => redis::Connection::open(guest(address, REDIS_PORT), patience)?.ping(),
             Self::Tpcc { .. } => {
-                postgres::Connection::open(guest(address, POSTGRES_PORT), PATIENCE).map(drop)
+                postgres::Connection::open(guest(address, POSTGRES_PORT), patience).map(drop)
             }
-            _ => TcpStream::connect_timeout(&guest(address, WORK_PORT), PATIENCE).map(drop),
+            _ => TcpStream::connect_timeout(&guest(address, WORK_PORT), patience).map(drop),
         }
     }
 }

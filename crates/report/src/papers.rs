@@ -2,7 +2,7 @@
 
 use maud::{Markup, html};
 use vmferry_lab::bench::catalog;
-use vmferry_lab::bench::papers::{PAPERS, Paper, PaperFigure};
+use vmferry_lab::bench::papers::{PAPERS, Paper};
 
 use crate::scenario::Section;
 
@@ -22,7 +22,7 @@ pub(crate) fn coverage(sections: &[Section<'_>]) -> Markup {
                                 tr {
                                     th scope="row" { (figure.number) }
                                     td class="text" { (figure.about) }
-                                    td class="text" { (place(sections, &paper, figure)) }
+                                    td class="text" { (place(sections, &paper, figure.number)) }
                                 }
                             }
                         }
@@ -33,9 +33,9 @@ pub(crate) fn coverage(sections: &[Section<'_>]) -> Markup {
     }
 }
 
-/// Links to where it is; else who measures it, or what it waits for.
-fn place(sections: &[Section<'_>], paper: &Paper, figure: &PaperFigure) -> Markup {
-    let name = format!("{} {}", paper.name, figure.number);
+/// Links to where it is; else who measures it.
+fn place(sections: &[Section<'_>], paper: &Paper, number: &str) -> Markup {
+    let name = format!("{} {number}", paper.name);
     let here = |section: &Section<'_>| -> Vec<_> {
         let figures = section
             .figures()
@@ -49,7 +49,7 @@ fn place(sections: &[Section<'_>], paper: &Paper, figure: &PaperFigure) -> Marku
         @if here.is_empty() {
             @let measured_by = measured_by(&name);
             @if measured_by.is_empty() {
-                (figure.waits_for.map_or("not measured".to_owned(), |what| format!("not measured: waits for {what}").replace("waits for joins", "joins")))
+                "not measured"
             } @else {
                 "not in these results; measured by "
                 @for (index, scenario) in measured_by.iter().enumerate() { @if index > 0 { ", " } code { (scenario) } }
@@ -58,7 +58,6 @@ fn place(sections: &[Section<'_>], paper: &Paper, figure: &PaperFigure) -> Marku
             @for (index, (title, anchor)) in here.iter().enumerate() {
                 @if index > 0 { "; " } a href={ "#" (anchor) } { (title) }
             }
-            @if let Some(missing) = figure.waits_for { " (in part; waits for " (missing) ")" }
         }
     }
 }

@@ -133,9 +133,10 @@ impl Judged<'_> {
     /// What was found, with its interval, and what was expected.
     pub(crate) fn found(&self) -> String {
         let quantity = Quantity::of(&self.claim.metric);
-        let show = |value: f64| match &self.claim.relative_to {
-            Some(_) => number::ratio(value),
-            None => number::show(quantity.unit, value),
+        let is_ratio = self.claim.relative_to.is_some() || self.claim.relative_to_guest.is_some();
+        let show = |value: f64| match is_ratio {
+            true => number::ratio(value),
+            false => number::show(quantity.unit, value),
         };
         // The other by its own name, where the claim is about the best of several.
         let other = self.verdict.figure.split_once(" / ").map(|(_, other)| other);

@@ -159,8 +159,7 @@ fn what_failed_and_what_is_not_there_says_why() {
     let papers = between(&page, "id=\"papers\"", "</section>");
     for words in [
         "#made-up--times",
-        "joins with the forecasts",
-        "joins with the checkpoints",
+        "<code>resume-configured</code>",
         "<code>hybrid-strategies</code>",
     ] {
         assert!(papers.contains(words), "{words}");

@@ -64,7 +64,9 @@ impl Measured {
         let path = PathModel {
             queue_ms: (self.loaded_rtt_ms - self.rtt_ms).max(0.0),
             socket_buffer_bytes: self.under_way_bytes,
-            processors: here.processors,
+            processors: here.processors.max(1.0),
+            cpu_share: share(here),
+            destination_cpu_share: share(there),
             codecs: CodecCosts {
                 copy: here.copy_ns,
                 lz4: here.lz4_ns,
@@ -96,6 +98,14 @@ impl Measured {
             ..typical
         };
         (path, notes)
+    }
+}
+
+/// The share of a processor that a thread gets on a host; all of one where that is not said.
+fn share(costs: &HostCosts) -> f64 {
+    match costs.cpu_share {
+        share if share > 0.0 && share <= 1.0 => share,
+        _ => 1.0,
     }
 }
 

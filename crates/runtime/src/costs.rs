@@ -26,6 +26,8 @@ const PAGE: usize = PAGE_SIZE as usize;
 pub struct HostCosts {
     /// Processors.
     pub processors: f64,
+    /// The share of a processor that a busy thread got while it was measured, 0 to 1.
+    pub cpu_share: f64,
     /// Copying a byte of a page and looking whether the page is of one byte.
     pub copy_ns: f64,
     /// Compressing a byte by LZ4.
@@ -55,13 +57,17 @@ pub struct HostCosts {
 impl HostCosts {
     /// Measures this host, in about a quarter of a second of one processor. Records are forced to disk in `dir`.
     pub fn measure(dir: Option<&Path>) -> Self {
+        let (began, before) = (Instant::now(), thread_cpu());
         let codecs = Codecs::measure();
+        let used = thread_cpu().saturating_sub(before).as_secs_f64();
+        let cpu_share = (used / began.elapsed().as_secs_f64().max(1e-9)).clamp(0.01, 1.0);
         let pages = PageCosts::measure().ok();
         let of = |cost: fn(&PageCosts) -> Option<Duration>| {
             pages.as_ref().and_then(cost).map(|cost| cost.as_secs_f64() * 1e9)
         };
         Self {
             processors: std::thread::available_parallelism().map_or(1.0, |count| count.get() as f64),
+            cpu_share,
             copy_ns: codecs.copy,
             lz4_ns: codecs.lz4,
             zstd_ns: codecs.zstd,
@@ -183,6 +189,7 @@ mod tests {
             costs.lz4_ns < costs.zstd_5_ns && costs.delta_ns > 0.0,
             "{costs:?}"
         );
+        assert!(costs.cpu_share > 0.0 && costs.cpu_share <= 1.0, "{costs:?}");
         assert!(costs.journal_ms.is_some() && costs.processors >= 1.0, "{costs:?}");
         assert_eq!(
             std::fs::read_dir(dir.path()).unwrap().count(),

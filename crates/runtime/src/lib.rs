@@ -24,7 +24,7 @@ pub mod sampler;
 pub mod source;
 pub mod usage;
 
-pub use destination::{Admitted, Host, Incoming, IncomingProgress, IncomingReport};
+pub use destination::{Admitted, Holdings, Host, Incoming, IncomingProgress, IncomingReport};
 pub use dir::GuestDir;
 pub use error::RuntimeError;
 pub use journal::Journal;

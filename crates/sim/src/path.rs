@@ -22,6 +22,8 @@ pub struct PathModel {
     pub processors: f64,
     /// The share of a processor that a busy stream gets of it, 0 to 1: others have the rest.
     pub cpu_share: f64,
+    /// The same at the destination, of threads that take pages in.
+    pub destination_cpu_share: f64,
     /// What encoding takes.
     pub codecs: CodecCosts,
     /// Writing a byte to a socket, nanoseconds of a processor.
@@ -135,6 +137,7 @@ impl PathModel {
             socket_buffer_bytes: f64::from(3 << 19),
             processors: 2.0,
             cpu_share: 1.0,
+            destination_cpu_share: 1.0,
             codecs: CodecCosts::default(),
             write_ns_per_byte: 0.4,
             receive_ns_per_page: 1400.0,
@@ -173,12 +176,11 @@ impl PathModel {
                 return Err(refused(what, value, mend));
             }
         }
-        if !(self.cpu_share > 0.0 && self.cpu_share <= 1.0) {
-            return Err(refused(
-                "a share of a processor",
-                self.cpu_share,
-                "choose more than 0 and at most 1",
-            ));
+        for share in [self.cpu_share, self.destination_cpu_share] {
+            if !(share > 0.0 && share <= 1.0) {
+                let mend = "choose more than 0 and at most 1";
+                return Err(refused("a share of a processor", share, mend));
+            }
         }
         for (what, value) in self.times() {
             if !(0.0..1e12).contains(&value) {

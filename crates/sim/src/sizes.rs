@@ -192,6 +192,7 @@ impl<'a> Sizes<'a> {
             uniform,
             compressed,
             delta,
+            deduplicated: 0,
             bytes: bytes as u64,
         }
     }

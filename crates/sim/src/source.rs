@@ -215,23 +215,13 @@ impl<'a> SourceHost<'a> {
                 Duration::ZERO
             }
             Command::SendPrepare(epoch) => {
-                self.say(
-                    now,
-                    MESSAGE_BYTES,
-                    DestinationEvent::Prepare(*epoch),
-                    agenda,
-                    wires,
-                );
+                let prepare = DestinationEvent::Prepare(*epoch);
+                self.say(now, MESSAGE_BYTES, prepare, agenda, wires);
                 Duration::ZERO
             }
             Command::SendCommit(epoch) => {
-                self.say(
-                    now,
-                    MESSAGE_BYTES,
-                    DestinationEvent::Commit(*epoch),
-                    agenda,
-                    wires,
-                );
+                let commit = DestinationEvent::Commit(*epoch);
+                self.say(now, MESSAGE_BYTES, commit, agenda, wires);
                 Duration::ZERO
             }
             Command::SendAllPushed => {
@@ -386,6 +376,7 @@ impl<'a> SourceHost<'a> {
             false => self.path.receive_ns_per_page,
         };
         let takes = batch.decode + ns(placing, (pages * self.units.per()) as f64);
+        let takes = takes.div_f64(self.path.destination_cpu_share);
         let buffers = self.path.socket_buffer_bytes.max(batch.bytes / 2.0);
         let line = &mut self.streams[stream];
         let taken_in = line.sends(arrives, takes, batch.bytes);

@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
+use futures_util::StreamExt as _;
 use vmferry_core::PAGE_SIZE;
 
 use crate::error::{Result, StoreError};
@@ -13,6 +14,8 @@ use crate::reader::Chunks;
 use crate::runtime::wait;
 use crate::store::{Inner, Store};
 
+/// Beginnings of chunks that are read at the same time.
+const PARALLEL: usize = 16;
 const PAGE_BYTES: usize = PAGE_SIZE as usize;
 
 /// What the complete checkpoints of a store hold, as it was when this was opened. Nothing of it is swept meanwhile.
@@ -49,6 +52,16 @@ impl Holdings {
     pub fn has(&self, pages: &[Hash]) -> Vec<bool> {
         let found = self.inner.index.find(pages, &self.live);
         found.iter().map(Option::is_some).collect()
+    }
+
+    /// The hashes of at most `most` pages: first those of the newest checkpoints of `vm`, then those of the newest of other VMs,
+    /// which may well be alike.
+    ///
+    /// # Errors
+    /// When the store does not answer. A checkpoint that is damaged is passed over.
+    pub fn pages_like(&self, vm: &str, most: usize) -> Result<Vec<Hash>> {
+        let (inner, vm) = (self.inner.clone(), vm.to_owned());
+        wait(async move { inner.pages_like(&vm, most).await })
     }
 
     /// How many chunks are held.
@@ -93,5 +106,40 @@ impl Holdings {
         };
         content.copy_from_slice(bytes);
         Ok(true)
+    }
+}
+
+impl Inner {
+    async fn pages_like(&self, vm: &str, most: usize) -> Result<Vec<Hash>> {
+        let mut ids = self.listing(None).await?.complete;
+        // Newest first, and those of the VM before all others.
+        ids.sort_by_key(|id| (id.vm() != vm, std::cmp::Reverse(id.number())));
+        let (mut pages, mut seen) = (Vec::new(), HashSet::new());
+        for id in ids {
+            let manifest = match self.any_manifest(&id).await {
+                Ok(Some(manifest)) => manifest,
+                Ok(None) => continue,
+                Err(error) if error.is_damage() => continue,
+                Err(error) => return Err(error),
+            };
+            for (index, name) in manifest.tables.iter().enumerate() {
+                let Some(name) = *name else { continue };
+                let chunks = match self.chunks_of(name, manifest.table_pages(index)).await {
+                    Err(error) if !error.is_damage() => return Err(error),
+                    chunks => chunks.unwrap_or_default(),
+                };
+                let new: Vec<Hash> = chunks.into_iter().filter(|chunk| seen.insert(*chunk)).collect();
+                let heads = new.into_iter().map(|name| self.index.head(&self.backend, name));
+                let mut heads = futures_util::stream::iter(heads).buffer_unordered(PARALLEL);
+                while let Some(head) = heads.next().await {
+                    pages.extend(head.unwrap_or_default());
+                }
+                if pages.len() >= most {
+                    pages.truncate(most);
+                    return Ok(pages);
+                }
+            }
+        }
+        Ok(pages)
     }
 }

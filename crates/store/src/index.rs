@@ -73,11 +73,10 @@ impl Index {
             cache.unknown(chunks)
         });
         let unknown = unknown.await.expect("the index does not panic");
-        let heads = futures_util::stream::iter(unknown).map(|name| async move {
-            let object = keys::chunk(name);
-            let bytes = backend.get_head(&object, MAX_HEAD_BYTES).await.ok().flatten()?;
-            Some((name, chunk::head(object.as_ref(), &bytes).ok()?.pages))
-        });
+        let heads = unknown
+            .into_iter()
+            .map(|name| async move { Some((name, self.head(backend, name).await?)) });
+        let heads = futures_util::stream::iter(heads);
         let mut heads = heads.buffer_unordered(PARALLEL);
         while let Some(head) = heads.next().await {
             if let Some((name, pages)) = head {
@@ -85,6 +84,13 @@ impl Index {
             }
         }
         self.flush().await;
+    }
+
+    /// The hashes of the pages of a chunk; none where its beginning cannot be read.
+    pub(crate) async fn head(&self, backend: &Backend, name: Hash) -> Option<Vec<Hash>> {
+        let object = keys::chunk(name);
+        let bytes = backend.get_head(&object, MAX_HEAD_BYTES).await.ok().flatten()?;
+        Some(chunk::head(object.as_ref(), &bytes).ok()?.pages)
     }
 
     /// Notes the pages of a chunk.

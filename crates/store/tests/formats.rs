@@ -5,6 +5,7 @@ mod support;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use proptest::prelude::*;
 use support::{PAGE, checkpoint, increment, page, read_all};
 use vmferry_core::{PageBitmap, PageRun, RamLayout};
 use vmferry_store::table::{Place, Table};
@@ -163,6 +164,52 @@ fn every_flipped_bit_and_every_cut_is_noticed() {
             assert!(!sound(kind, &bytes[..at]), "kind {kind}, cut at {at}");
         }
     }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 2000, ..ProptestConfig::default() })]
+
+    /// The contents themselves, past all checksums.
+    #[test]
+    fn no_content_makes_us_panic(
+        bytes in prop::collection::vec(any::<u8>(), 0..300),
+        pages in 0u64..400,
+        changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..4),
+    ) {
+        let _ = Manifest::parse(&bytes);
+        let _ = Manifest::decode("it", &bytes);
+        let _ = chunk::head("it", &bytes);
+        let _ = chunk::unpack(Hash::of(&bytes), "it", &bytes);
+        let object = manifest().encode().unwrap();
+        let plain = zstd::bulk::decompress(&object[16..object.len() - 32], 1 << 20).unwrap();
+        let mut changed = plain;
+        for (at, byte) in &changes {
+            let at = at.index(changed.len());
+            changed[at] = *byte;
+        }
+        if let Ok(manifest) = Manifest::parse(&changed) {
+            let again = Manifest::decode("it", &manifest.encode().unwrap()).unwrap();
+            prop_assert!(again == manifest || manifest.pause_ms.is_nan());
+        }
+        for plain in [bytes, table_plain(&changes)] {
+            if let Some(table) = Table::parse(&plain, pages) {
+                prop_assert_eq!(table.places.len() as u64, pages);
+                let packed = table.pack();
+                prop_assert_eq!(Table::unpack(packed.name, pages, "it", &packed.object).unwrap(), table);
+            }
+        }
+    }
+}
+
+/// The plain content of a table, with some bytes changed.
+fn table_plain(changes: &[(prop::sample::Index, u8)]) -> Vec<u8> {
+    let object = table().pack().object;
+    let mut plain = zstd::bulk::decompress(&object[16..], 1 << 20).unwrap();
+    for (at, byte) in changes {
+        let at = at.index(plain.len());
+        plain[at] = *byte;
+    }
+    plain
 }
 
 #[test]

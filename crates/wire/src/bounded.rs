@@ -35,6 +35,28 @@ pub(crate) mod hashes {
     }
 }
 
+/// The beginnings of hashes: 8 bytes each, little-endian, as one byte string.
+pub(crate) mod fingerprints {
+    use serde::de::Error as _;
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    const BYTES: usize = size_of::<u64>();
+
+    pub(crate) fn serialize<S: Serializer>(all: &[u64], serializer: S) -> Result<S::Ok, S::Error> {
+        let flat: Vec<u8> = all.iter().flat_map(|one| one.to_le_bytes()).collect();
+        serializer.serialize_bytes(&flat)
+    }
+
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<u64>, D::Error> {
+        let flat = <&[u8]>::deserialize(deserializer)?;
+        let (all, rest) = flat.as_chunks::<BYTES>();
+        if !rest.is_empty() {
+            return Err(D::Error::invalid_length(flat.len(), &"a multiple of 8 bytes"));
+        }
+        Ok(all.iter().map(|&one| u64::from_le_bytes(one)).collect())
+    }
+}
+
 /// The blocks of a layout: no more of them are taken than a layout may have. (A vector would grow to many
 /// times the bytes of the message before its length is looked at.)
 pub(crate) mod blocks {

@@ -9,7 +9,7 @@ use vmferry_core::limits::MAX_CPU_PERCENT;
 use vmferry_core::report::{FaultReport, Verified};
 use vmferry_core::{PageBitmap, RamLayout};
 
-use crate::bounded::{blocks, bytes, hashes, one_line};
+use crate::bounded::{blocks, bytes, fingerprints, hashes, one_line};
 use crate::codec::{ControlMessage, Sealed};
 use crate::error::{Result, WireError};
 use crate::frame::FrameKind;
@@ -25,6 +25,8 @@ pub const MAX_DEVICE_STATE_CHUNK_BYTES: usize = 1 << 20;
 pub const MAX_HASHES: usize = 64 << 10;
 /// The most bytes the description of disks may have.
 pub const MAX_DISKS_BYTES: usize = 256 << 10;
+/// The most fingerprints of pages in one message.
+pub const MAX_FINGERPRINTS: usize = 128 << 10;
 /// The most bytes a reason may have; see [`clip_reason`].
 pub const MAX_REASON_BYTES: usize = 4096;
 
@@ -103,6 +105,9 @@ pub enum ToDestination {
         /// The plan (`DiskPlan` of `vmferry-guest`) in JSON, at most [`MAX_DISKS_BYTES`].
         plan_json: String,
     },
+    /// Since version 3, right after the offer: which pages does the destination have in a store of its own? Answered by
+    /// [`ToSource::Held`], after [`ToSource::Accept`].
+    AskHeld,
 }
 
 /// What the destination tells the source.
@@ -180,6 +185,21 @@ pub enum ToSource {
     DisksPlaced {
         /// The places (a list of `PlacedDisk` of `vmferry-guest`) in JSON, at most [`MAX_DISKS_BYTES`].
         places_json: String,
+    },
+    /// Since version 3, the answer to [`ToDestination::AskHeld`]: pages that the destination may have. They may cross as
+    /// [`HeldPages`](crate::HeldPages) from now on. All together no more than the guest has pages.
+    Held {
+        /// The first 8 bytes of the BLAKE3 hash of each page, in no order; at most [`MAX_FINGERPRINTS`].
+        #[serde(with = "fingerprints")]
+        fingerprints: Vec<u64>,
+        /// Whether it is the last part.
+        last: bool,
+    },
+    /// Since version 3, before the end of the round in question: pages that crossed as hashes and that the destination does
+    /// not have after all. They have to cross once more. (After the switch such pages are demanded.)
+    Missed {
+        /// The pages.
+        pages: PageSet,
     },
 }
 
@@ -312,6 +332,26 @@ impl ToSource {
         };
         parts.into_iter().enumerate().map(message).collect()
     }
+
+    /// The messages that say which pages were missed.
+    pub fn missed(pages: &PageBitmap) -> Vec<Self> {
+        let parts = PageSet::parts(pages);
+        parts.into_iter().map(|pages| Self::Missed { pages }).collect()
+    }
+
+    /// The messages that say which pages the destination may have, at least one.
+    pub fn held(fingerprints: &[u64]) -> Vec<Self> {
+        let count = fingerprints.len().div_ceil(MAX_FINGERPRINTS).max(1);
+        let part = |index: usize| {
+            let from = index * MAX_FINGERPRINTS;
+            let to = fingerprints.len().min(from + MAX_FINGERPRINTS);
+            Self::Held {
+                fingerprints: fingerprints[from..to].to_vec(),
+                last: index + 1 == count,
+            }
+        };
+        (0..count).map(part).collect()
+    }
 }
 
 impl ControlMessage for ToDestination {
@@ -330,6 +370,7 @@ impl ControlMessage for ToDestination {
         "Ping",
         "CpuCap",
         "Disks",
+        "AskHeld",
     ];
 
     fn check(&self) -> Result<()> {
@@ -363,6 +404,7 @@ impl ControlMessage for ToDestination {
             Self::Prepare { .. }
             | Self::Commit { .. }
             | Self::PushedAll
+            | Self::AskHeld
             | Self::Query { .. }
             | Self::Ping { .. } => Ok(()),
         }
@@ -384,6 +426,8 @@ impl ControlMessage for ToSource {
         "Progress",
         "Pong",
         "DisksPlaced",
+        "Held",
+        "Missed",
     ];
 
     fn check(&self) -> Result<()> {
@@ -401,7 +445,13 @@ impl ControlMessage for ToSource {
                 "bytes",
                 MAX_DISKS_BYTES,
             ),
-            Self::Received { pages, .. } => pages.check(),
+            Self::Received { pages, .. } | Self::Missed { pages } => pages.check(),
+            Self::Held { fingerprints, .. } => bound(
+                "a message of fingerprints",
+                fingerprints.len(),
+                "fingerprints",
+                MAX_FINGERPRINTS,
+            ),
             Self::Accept { .. }
             | Self::RoundReceived { .. }
             | Self::Ready { .. }

@@ -39,8 +39,10 @@ pub use encoding::{Coding, EncodedPages, PageDecoder, PageEncoder, ZSTD_LEVELS};
 pub use error::{Result, WireError};
 pub use fault::{FAULT_REQUEST_BYTES, FaultRequest};
 pub use hello::{Hello, HelloReply, SessionToken, StreamRole};
-pub use page::{MAX_RUN_PAGES, PAGE_HEADER_BYTES, PageFrame, PageHeader};
+pub use page::{
+    HeldPages, MAX_RUN_PAGES, PAGE_HASH_BYTES, PAGE_HEADER_BYTES, PageFrame, PageHash, PageHeader,
+};
 
 pub use page_set::{PageSet, PageSetParts};
 pub use probe::Probe;
-pub use version::{CPU_CAP_SINCE, DISKS_SINCE, ENCODED_PAGES_SINCE, SPOKEN, VersionRange};
+pub use version::{CPU_CAP_SINCE, DISKS_SINCE, ENCODED_PAGES_SINCE, HELD_PAGES_SINCE, SPOKEN, VersionRange};

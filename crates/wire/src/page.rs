@@ -24,10 +24,10 @@
 //! | 16 | `Lz4` | the pages as an LZ4 block, shorter than they are |
 //! | 17 | `Zstd` | the pages as a Zstandard frame, shorter than they are |
 //! | 18 | `Delta` | an LZ4 block of the pages, exclusive-or the version the destination holds |
-//! | 19 | `Hash` | reserved for references to content the destination has |
+//! | 19 | `Held` | the BLAKE3 hash of each page, 32 bytes: the destination has it in a store of its own |
 //!
-//! Kinds 16 to 18 come with version 2 and always have a checksum ([`crate::encoding`]). The reserved kind is refused by
-//! name.
+//! Kinds 16 to 18 come with version 2, kind 19 with version 3; they always have a checksum ([`crate::encoding`],
+//! [`HeldPages`]).
 
 use std::io::Read;
 
@@ -38,8 +38,8 @@ use zerocopy::{FromBytes, FromZeros as _, Immutable, IntoBytes, KnownLayout, Una
 use crate::checksum::{self, crc32};
 use crate::encoding::{Coding, EncodedPages};
 use crate::error::{Result, WireError};
-use crate::read::{At, read_fixed};
-use crate::version::ENCODED_PAGES_SINCE;
+use crate::read::{At, read_fixed, read_payload};
+use crate::version::{ENCODED_PAGES_SINCE, HELD_PAGES_SINCE};
 
 /// Bytes of the header of a page frame.
 pub const PAGE_HEADER_BYTES: usize = 32;
@@ -55,7 +55,13 @@ const PUSH_END: u8 = 4;
 const LZ4: u8 = 16;
 const ZSTD: u8 = 17;
 const DELTA: u8 = 18;
-const HASH: u8 = 19;
+const HELD: u8 = 19;
+
+/// Bytes of the hash of a page.
+pub const PAGE_HASH_BYTES: usize = 32;
+
+/// The BLAKE3 hash of a page.
+pub type PageHash = [u8; PAGE_HASH_BYTES];
 
 /// A page frame whose header was checked. Its payload follows on the stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -80,6 +86,8 @@ pub enum PageFrame {
     },
     /// Pages in an encoded form: a payload of `len` bytes follows, for [`PageDecoder`](crate::PageDecoder).
     Encoded(EncodedPages),
+    /// Pages that the destination has: their hashes follow, for [`HeldPages::read`].
+    Held(HeldPages),
     /// Everything this stream sends in the round was sent before.
     RoundEnd {
         /// The round.
@@ -87,6 +95,44 @@ pub enum PageFrame {
     },
     /// Everything this stream pushes was sent before.
     PushEnd,
+}
+
+/// Pages that cross as their hashes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HeldPages {
+    /// Which pages.
+    pub run: PageRun,
+    /// In which round; 0 outside of rounds.
+    pub round: u32,
+    /// Checksum of the hashes.
+    pub crc: u32,
+}
+
+impl HeldPages {
+    /// The frame that says that the pages of `run` have these hashes: its header, which the hashes follow.
+    ///
+    /// # Panics
+    /// When there is not one hash a page, or the run is empty or longer than [`MAX_RUN_PAGES`].
+    pub fn frame(run: PageRun, round: u32, hashes: &[PageHash]) -> PageHeader {
+        assert_eq!(run.count, hashes.len() as u64, "one hash a page");
+        let crc = crc32(hashes.as_flattened());
+        PageHeader::held(Self { run, round, crc })
+    }
+
+    /// Bytes of payload that follow the header.
+    pub fn payload_bytes(&self) -> u64 {
+        self.run.count * PAGE_HASH_BYTES as u64
+    }
+
+    /// Reads the hashes, which follow the header.
+    ///
+    /// # Errors
+    /// When the connection ends, or the checksum does not match.
+    pub fn read(&self, reader: &mut impl Read) -> Result<Vec<PageHash>> {
+        let bytes = read_payload(reader, self.payload_bytes() as usize, "the hashes of pages")?;
+        checksum::check("the hashes of pages", self.crc, crc32(&bytes))?;
+        Ok(bytes.as_chunks::<PAGE_HASH_BYTES>().0.to_vec())
+    }
 }
 
 /// The encoded header of a page frame.
@@ -111,6 +157,7 @@ impl PageFrame {
         match self {
             Self::Raw { run, .. } => run.bytes(),
             Self::Encoded(pages) => pages.len.into(),
+            Self::Held(pages) => pages.payload_bytes(),
             Self::Uniform { .. } | Self::RoundEnd { .. } | Self::PushEnd => 0,
         }
     }
@@ -120,6 +167,7 @@ impl PageFrame {
         match *self {
             Self::Raw { run, .. } | Self::Uniform { run, .. } => Some(run),
             Self::Encoded(pages) => Some(pages.run),
+            Self::Held(pages) => Some(pages.run),
             Self::RoundEnd { .. } | Self::PushEnd => None,
         }
     }
@@ -133,6 +181,7 @@ impl PageFrame {
             Self::Encoded(pages) if version < ENCODED_PAGES_SINCE => {
                 Err(unknown_kind(coding_kind(pages.coding)))
             }
+            Self::Held(_) if version < HELD_PAGES_SINCE => Err(unknown_kind(HELD)),
             _ => Ok(()),
         }
     }
@@ -172,6 +221,7 @@ impl PageFrame {
             Self::Raw { run, round, crc } => PageHeader::raw(run, round, crc),
             Self::Uniform { run, round, byte } => PageHeader::uniform(run, round, byte),
             Self::Encoded(pages) => PageHeader::encoded(pages),
+            Self::Held(pages) => PageHeader::held(pages),
             Self::RoundEnd { round } => PageHeader::round_end(round),
             Self::PushEnd => PageHeader::push_end(),
         }
@@ -222,6 +272,19 @@ impl PageHeader {
         }
     }
 
+    /// Announces the hashes of pages that the destination has.
+    ///
+    /// # Panics
+    /// When the run is empty or longer than [`MAX_RUN_PAGES`].
+    pub fn held(pages: HeldPages) -> Self {
+        Self {
+            flags: FLAG_PAYLOAD_CRC,
+            payload_len: (pages.payload_bytes() as u32).into(),
+            payload_crc: pages.crc.into(),
+            ..Self::of_run(HELD, pages.run, pages.round)
+        }
+    }
+
     /// Says that this stream has sent all it sends in `round`.
     pub fn round_end(round: u32) -> Self {
         Self {
@@ -269,6 +332,11 @@ impl PageHeader {
             LZ4 => header.encoded_frame(Coding::Lz4, layout)?,
             ZSTD => header.encoded_frame(Coding::Zstd, layout)?,
             DELTA => header.encoded_frame(Coding::Delta, layout)?,
+            HELD => PageFrame::Held(HeldPages {
+                run: header.run(layout)?,
+                round,
+                crc: header.payload_crc.get(),
+            }),
             ROUND_END => PageFrame::RoundEnd { round },
             PUSH_END => PageFrame::PushEnd,
             other => return Err(unknown_kind(other)),
@@ -405,13 +473,14 @@ fn unknown_kind(kind: u8) -> WireError {
         LZ4 => "16 (lz4, not before version 2)".into(),
         ZSTD => "17 (zstd, not before version 2)".into(),
         DELTA => "18 (delta, not before version 2)".into(),
-        HASH => "19 (hash, reserved)".into(),
+        HELD => "19 (held, not before version 3)".into(),
         other => other.to_string(),
     };
     WireError::UnknownKind {
         what: "kind of page frame",
         came,
-        expected: "1 (raw), 2 (uniform), 3 (round end), 4 (push end), from version 2 on 16 (lz4), 17 (zstd) or 18 (delta)"
+        expected: "1 (raw), 2 (uniform), 3 (round end), 4 (push end), from version 2 on 16 (lz4), 17 (zstd) or 18 (delta), \
+             from version 3 on 19 (held)"
             .into(),
     }
 }

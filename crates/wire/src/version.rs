@@ -7,6 +7,8 @@
 //! * **2**: page frames `Lz4`, `Zstd`, `Delta` ([`crate::encoding`]). To a peer of version 1 pages cross raw.
 //! * **3**: control messages `CpuCap`, `Disks` and `DisksPlaced`, streams of disks ([`crate::StreamRole::Disk`]). A destination of an
 //!   earlier version uses as much CPU as it likes; a migration that moves disks is refused where the peer speaks one.
+//!   Control messages `AskHeld`, `Held` and `Missed`, page frame `Held`: pages that the destination has in a store of its own
+//!   cross as their hashes; to a peer of an earlier version they cross whole.
 //!
 //! Rules for the next entry: the layouts of hello and reply never change. A message or frame, once released,
 //! keeps its number and its fields for good; what is new gets a new number and may be sent only where the
@@ -24,6 +26,8 @@ pub const ENCODED_PAGES_SINCE: u16 = 2;
 pub const CPU_CAP_SINCE: u16 = 3;
 /// The first version with disks that move with the guest.
 pub const DISKS_SINCE: u16 = 3;
+/// The first version in which pages that the destination has cross as their hashes.
+pub const HELD_PAGES_SINCE: u16 = 3;
 
 /// An unbroken range of protocol versions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

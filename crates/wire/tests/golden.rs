@@ -7,8 +7,9 @@ use std::fmt::Write as _;
 use vmferry_core::{PageBitmap, PageRun, RamBlock, RamLayout};
 use vmferry_wire::{
     Coding, ControlMessage, DestinationSummary, EncodedPages, FaultModeWire, FaultRequest, FaultSummary,
-    Hello, HelloReply, Offer, OwnerState, PageDecoder, PageEncoder, PageFrame, PageSet, SessionToken,
-    StreamRole, ToDestination, ToSource, VerifySummary, VersionRange, read_control, write_control,
+    HeldPages, Hello, HelloReply, Offer, OwnerState, PageDecoder, PageEncoder, PageFrame, PageSet,
+    SessionToken, StreamRole, ToDestination, ToSource, VerifySummary, VersionRange, read_control,
+    write_control,
 };
 
 const VERSION_1: &str = include_str!("golden/version-1.txt");
@@ -26,9 +27,29 @@ fn version_1_is_written_and_read_as_ever() {
     lines.finish();
 }
 
+/// Pages that the destination has, of version 3.
+fn held_pages(lines: &mut Lines) {
+    control(lines, &[ToDestination::AskHeld], "to-destination held", 13..14);
+    let held = ToSource::Held {
+        fingerprints: vec![0, u64::MAX, 0x0123_4567_89ab_cdef],
+        last: true,
+    };
+    let missed = ToSource::Missed { pages: set_of_runs() };
+    control(lines, &[held, missed], "to-source held", 12..14);
+    let (run, hashes) = (PageRun::new(1023, 2), [[0xa5; 32], [0x5a; 32]]);
+    let header = HeldPages::frame(run, 0x0102_0304, &hashes).encode();
+    let golden = lines.check("page held", &[&header, hashes.as_flattened()].concat());
+    let mut golden = golden.as_slice();
+    let Ok(PageFrame::Held(held)) = PageFrame::read(&mut golden, &layout()) else {
+        panic!("no frame of hashes");
+    };
+    assert_eq!((held.run, held.round), (run, 0x0102_0304));
+    assert_eq!(held.read(&mut golden).unwrap(), hashes);
+}
+
 #[test]
 fn every_message_is_of_some_version() {
-    assert_eq!((ToDestination::NAMES.len(), ToSource::NAMES.len()), (13, 12));
+    assert_eq!((ToDestination::NAMES.len(), ToSource::NAMES.len()), (14, 14));
 }
 
 /// What version 2 has beyond version 1.
@@ -60,6 +81,7 @@ fn version_3_is_written_and_read_as_ever() {
     control(&mut lines, &[places], "to-source", 11..12);
     let caps = [None, Some(1), Some(6400)].map(|percent| ToDestination::CpuCap { percent });
     control(&mut lines, &caps, "to-destination", 11..12);
+    held_pages(&mut lines);
     lines.finish();
 }
 

@@ -6,9 +6,9 @@ use proptest::prelude::*;
 use vmferry_core::{PageBitmap, PageRun, RamBlock, RamLayout};
 use vmferry_wire::{
     Coding, ControlMessage, DestinationSummary, EncodedPages, FaultModeWire, FaultRequest, FaultSummary,
-    Hello, HelloReply, MAX_RUN_PAGES, Offer, OwnerState, PageFrame, PageHeader, PageSet, PageSetParts,
-    SessionToken, StreamRole, ToDestination, ToSource, VerifySummary, VersionRange, decode_control,
-    encode_control, read_control, write_control,
+    HeldPages, Hello, HelloReply, MAX_RUN_PAGES, Offer, OwnerState, PageFrame, PageHeader, PageSet,
+    PageSetParts, SessionToken, StreamRole, ToDestination, ToSource, VerifySummary, VersionRange,
+    decode_control, encode_control, read_control, write_control,
 };
 
 const PAGES: u64 = 70_000;
@@ -173,6 +173,8 @@ fn to_source() -> impl Strategy<Value = ToSource> {
         any::<(u64, u64)>().prop_map(|(faults, pages)| ToSource::Progress { faults, pages }),
         any::<u64>().prop_map(|nonce| ToSource::Pong { nonce }),
         "\\PC{0,200}".prop_map(|places_json| ToSource::DisksPlaced { places_json }),
+        (prop::collection::vec(any::<u64>(), 0..100), any::<bool>())
+            .prop_map(|(fingerprints, last)| ToSource::Held { fingerprints, last }),
     ]
 }
 
@@ -187,7 +189,7 @@ fn frames() -> impl Strategy<Value = PageFrame> {
             round,
             crc
         }),
-        (runs, any::<u32>(), any::<u8>()).prop_map(|(run, round, byte)| PageFrame::Uniform {
+        (runs.clone(), any::<u32>(), any::<u8>()).prop_map(|(run, round, byte)| PageFrame::Uniform {
             run,
             round,
             byte
@@ -203,6 +205,11 @@ fn frames() -> impl Strategy<Value = PageFrame> {
                 })
             }
         ),
+        (runs, any::<u32>(), any::<u32>()).prop_map(|(run, round, crc)| PageFrame::Held(HeldPages {
+            run,
+            round,
+            crc
+        })),
         any::<u32>().prop_map(|round| PageFrame::RoundEnd { round }),
         Just(PageFrame::PushEnd),
     ]

@@ -271,12 +271,12 @@ fn control_frames_with_wrong_headers_are_refused() {
 fn messages_that_do_not_decode_are_refused_by_name() {
     says(decode_control::<ToSource>(&[]), &["without a number"]);
     says(
-        decode_control::<ToSource>(&[12]),
-        &["unknown control message 12", "0 (Accept) to 11 (DisksPlaced)"],
+        decode_control::<ToSource>(&[14]),
+        &["unknown control message 14", "0 (Accept) to 13 (Missed)"],
     );
     says(
         decode_control::<ToDestination>(&[0xff, 0xff, 0xff, 0xff, 0x0f]),
-        &["4294967295", "0 (Offer) to 12 (Disks)"],
+        &["4294967295", "0 (Offer) to 13 (AskHeld)"],
     );
     says(
         decode_control::<ToSource>(&[2, 1]),
@@ -512,7 +512,7 @@ fn page_frames_with_wrong_fields_are_refused() {
         ),
         (
             page_header(19, 0, 0, 0, 1, 100, 0),
-            ["19 (hash, reserved)", "expected"],
+            ["payload length", "expected 32"],
         ),
         (
             page_header(1, 0, 0, 0, 1025, 1025 * 4096, 0),

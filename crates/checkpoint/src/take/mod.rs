@@ -5,8 +5,9 @@
 //! ----------------------           ------------                     ------
 //! begin in the store               a write is held up:
 //! protect what is open, live         tracking: release
-//! pause | disks as of now
-//!       | device state | protect what is open
+//! pause | device state
+//!       | protect what is open
+//!       | disks as of now
 //!       | CUT                        pending: copy, release   --->  copies into the store
 //! resume                             being copied: wait       <---  copy the next run, release who waits
 //! which pages were touched                                          hand it to the store

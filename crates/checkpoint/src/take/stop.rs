@@ -57,8 +57,6 @@ impl Shared {
     }
 
     fn cut_paused(&self, disks: Option<&DisksOfMoment<'_>>) -> Result<(Cut, Vec<u8>)> {
-        // First: a hypervisor that has saved its devices lets go of the disks.
-        disks.map_or(Ok(()), DisksOfMoment::begin)?;
         // The hypervisor saves its devices, and may write RAM for it, while pages are protected: its writes are held up and
         // answered like the guest's, and the moment that counts is the one after both.
         let (protected, device_state) = thread::scope(|scope| {
@@ -70,7 +68,10 @@ impl Shared {
             )
         });
         protected?;
-        Ok((self.cut()?, device_state?))
+        let device_state = device_state?;
+        // A hypervisor lets go of its disks as it saves its devices, which it cannot once it keeps them as of a moment.
+        disks.map_or(Ok(()), DisksOfMoment::begin)?;
+        Ok((self.cut()?, device_state))
     }
 
     fn cut(&self) -> Result<Cut> {

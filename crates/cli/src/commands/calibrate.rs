@@ -61,6 +61,14 @@ fn render(calibration: &Calibration) -> String {
         units::size(path.socket_buffer_bytes as u64),
     );
     row(
+        "a busy thread gets",
+        format!(
+            "{:.0} % of a processor here, {:.0} % there",
+            path.cpu_share * 100.0,
+            path.destination_cpu_share * 100.0
+        ),
+    );
+    row(
         "encoding, a processor",
         format!(
             "lz4 {}, zstd {}, zstd:5 {}, differences {}",

@@ -148,6 +148,13 @@ pub(crate) struct MigrateArgs {
     /// the migration teaches is kept under it, see `vmferry model`.
     #[arg(long, value_name = "CLASS")]
     workload: Option<Workload>,
+    /// Pages that the destination has in its store of checkpoints cross as their hashes
+    ///
+    /// Worth it for a guest that returns, or one that is like others there: the destination looks into its newest checkpoints
+    /// (`vmferry host --store`), of this guest first. Each page is checked against its hash; one that turns out to be missing there
+    /// crosses after all. Costs time of a processor at both sides.
+    #[arg(long)]
+    reuse: bool,
     /// Move the guest's disks too: the destination makes files for them, the guest goes on while they are copied
     ///
     /// Disks in files and block devices of this host move, network storage does not. The files here stay as they were at
@@ -348,6 +355,7 @@ pub(super) fn request(args: &MigrateArgs) -> MigrateRequest {
         goal: args.wanted_goal(),
         auto: args.strategy == Asked::Auto,
         forecast: None,
+        reuse: args.reuse,
         workload: args.workload,
         disks: args.with_disks.then(|| DiskRequest {
             folder: args.disk_dir.clone(),
@@ -420,6 +428,7 @@ fn never_begun(args: &MigrateArgs, error: String) -> Report {
         bytes_on_wire: 0,
         device_state_bytes: 0,
         pages: Default::default(),
+        reuse: None,
         encoding: Default::default(),
         rounds: Vec::new(),
         faults: Default::default(),

@@ -10,7 +10,7 @@ use std::time::Duration;
 use vmferry_checkpoint::take::{Series, SeriesEvents, SeriesRequest, TakeError, TakeOptions};
 use vmferry_core::take::{TakeOutcome, TakeReport};
 use vmferry_guest::GuestState;
-use vmferry_store::{Retention, Store, StoreOptions};
+use vmferry_store::{Retention, Store};
 
 use super::host::{LocalHost, of_guest};
 use super::refusal::Refusal;
@@ -114,7 +114,7 @@ impl LocalHost {
                 .mend("a checkpoint of a guest that stands still would let it go on"));
         }
         let location = request.store.clone().unwrap_or_else(|| self.store.clone());
-        let store = Store::open(&location, StoreOptions::default()).map_err(of_store)?;
+        let store = Store::open(&location, self.store_options()).map_err(of_store)?;
         // A store that does not answer is told now, not in a log.
         store.list(Some(name)).map_err(of_store)?;
         state_dir::set_marker(&member.dir, Marker::Checkpointed).map_err(Refusal::failed)?;

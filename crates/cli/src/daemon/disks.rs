@@ -457,7 +457,7 @@ mod tests {
                 .line()
                 .contains("the link broke")
         );
-        in_use(&[taken.clone()]);
+        in_use(std::slice::from_ref(&taken));
         check_usable(&taken).unwrap();
     }
 

@@ -1,11 +1,13 @@
 //! Guests that arrive at this host.
 
+use std::sync::Arc;
+
 use serde::Serialize;
 use serde_json::json;
 use vmferry_core::RamLayout;
 use vmferry_core::report::Outcome;
 use vmferry_guest::{DiskInfo, DiskPlan, GuestSpec, PlacedDisk};
-use vmferry_runtime::{Admitted, GuestDir, Host, IncomingReport};
+use vmferry_runtime::{Admitted, GuestDir, Holdings, Host, IncomingReport};
 
 use super::disks;
 use super::host::{LocalHost, of_guest};
@@ -46,6 +48,10 @@ impl Host for LocalHost {
             Err(why) => tracing::warn!("a guest on offer was refused: {why}"),
         }
         admitted
+    }
+
+    fn holdings(&self, name: &str, most: u64) -> Option<Arc<dyn Holdings>> {
+        self.held(name, most)
     }
 
     fn arrived(&self, name: &str) {

@@ -8,6 +8,7 @@ mod api;
 mod checkpoints;
 mod disks;
 mod history;
+mod holdings;
 mod host;
 mod incoming;
 mod outgoing;

@@ -197,6 +197,7 @@ mod tests {
             data_bytes: 150 << 20,
             bytes_on_wire: 151 << 20,
             device_state_bytes: 300 << 10,
+            reuse: None,
             encoding: Default::default(),
             pages: PageCounts {
                 sent: 38_400,

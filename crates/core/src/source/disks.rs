@@ -103,8 +103,21 @@ impl Source {
         ))
     }
 
+    /// What crosses now, bytes a second.
+    pub(super) fn rate_now(&self, now: Duration) -> f64 {
+        match (&self.state, self.disk_convergence()) {
+            (State::CopyingDisks, Some(disks)) => disks.bytes_per_s(),
+            _ => self.recorder.recent_rate(now),
+        }
+    }
+
     pub(super) fn disk_convergence(&self) -> Option<&Convergence> {
         self.disks.as_ref().map(|disks| &disks.convergence)
+    }
+
+    /// The bandwidth cap in force, bytes a second.
+    pub fn bandwidth_limit(&self) -> Option<u64> {
+        self.pace.bytes_per_s()
     }
 
     /// Asks to send `bytes` of disks at once, which the bandwidth cap of the migration covers like pages.

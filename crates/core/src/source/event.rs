@@ -61,6 +61,8 @@ pub enum Event {
         /// Which round.
         round: u32,
     },
+    /// Pages that crossed as references, and that the destination turned out not to have; before the end of their round.
+    Missed(PageBitmap),
     /// The destination loaded everything and waits for the commit.
     Ready(Epoch),
     /// The journal holds what was asked for.
@@ -237,6 +239,8 @@ pub struct SentBatch {
     pub compressed: u64,
     /// Pages that crossed as the difference to the version sent before.
     pub delta: u64,
+    /// Pages that crossed as references to content the destination has.
+    pub deduplicated: u64,
     /// Bytes, headers included.
     pub bytes: u64,
 }
@@ -244,6 +248,6 @@ pub struct SentBatch {
 impl SentBatch {
     /// Pages that crossed.
     pub const fn pages(&self) -> u64 {
-        self.raw + self.uniform + self.compressed + self.delta
+        self.raw + self.uniform + self.compressed + self.delta + self.deduplicated
     }
 }

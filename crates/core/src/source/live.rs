@@ -237,10 +237,15 @@ impl Source {
             State::StopCopy(stop) if stop.rest.as_ref().is_some_and(complete) => {
                 let round = self.finish_round(now);
                 self.recorder.round(round);
+                // Only pages that the destination missed are left.
+                let missed = self.ledger.pending().clone();
+                let again = (!missed.is_empty())
+                    .then(|| Round::new(self.rounds + 1, missed, self.setup.streams, now));
+                let wake = again.is_some().then_some(Command::WakeStreams);
                 if let State::StopCopy(stop) = &mut self.state {
-                    stop.rest = None;
+                    stop.rest = again;
                 }
-                Ok(self.prepare_if_all_sent())
+                Ok(wake.map_or_else(|| self.prepare_if_all_sent(), |wake| vec![wake]))
             }
             _ => Err(self.unexpected(
                 &format!("the end of round {number}"),
@@ -254,13 +259,14 @@ impl Source {
             return RoundReport::default();
         };
         let (pages, bytes, took) = (round.pages, round.bytes, now.saturating_sub(round.began));
+        let referenced = round.referenced;
         self.judged = Some(RoundJudged {
             held_back: round.held_back.take(),
             taken_back: round.taken_back,
             dirtied: std::mem::replace(&mut round.dirtied, PageBitmap::new(0)),
         });
         self.rounds += 1;
-        self.rates.round_received(pages, bytes, took);
+        self.rates.round_received(pages - referenced, bytes, took);
         RoundReport {
             ms: took.as_secs_f64() * 1e3,
             pages_sent: pages,

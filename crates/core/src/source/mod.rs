@@ -8,9 +8,11 @@ mod batch;
 mod disks;
 mod event;
 mod live;
+mod measured;
 mod pace;
 mod pushing;
 mod recorder;
+mod references;
 mod state;
 mod stop;
 
@@ -19,17 +21,17 @@ use std::time::Duration;
 use thiserror::Error;
 
 pub use event::{Batch, Command, Demand, Enlightenment, Event, SentBatch, Side, Summary};
+pub use measured::Measured;
 pub use state::Ownership;
 
 use crate::bitmap::PageBitmap;
 use crate::disks::Convergence;
-use crate::filter::FilterReport;
 use crate::handover::{Epoch, EpochMismatch};
 use crate::ledger::Ledger;
 use crate::pages::PageRun;
 use crate::policy::{Faults, Needs, Pick, Policy, View, in_address_order};
 use crate::rates::Rates;
-use crate::report::{Outcome, PhaseReport, Progress, RoundReport};
+use crate::report::{Outcome, Progress};
 use crate::strategy::Limits;
 use crate::tracking::{ScanPoint, Tracking};
 use ahead::Ahead;
@@ -98,6 +100,8 @@ pub struct Source {
     demanded: PageBitmap,
     /// Of these, the ones to push first after a reconnect: the guest waits for them.
     urgent: PageBitmap,
+    /// Pages that crossed as references to content that the destination should have.
+    referenced: PageBitmap,
     /// What crosses between the stop and the resume.
     ahead: Ahead,
     recorder: Recorder,
@@ -145,6 +149,7 @@ impl Source {
             rounds: 0,
             demanded: PageBitmap::new(setup.pages),
             urgent: PageBitmap::new(setup.pages),
+            referenced: PageBitmap::new(setup.pages),
             ahead: Ahead::default(),
             recorder: Recorder::new(State::Offered.phase()),
             answer,
@@ -237,12 +242,8 @@ impl Source {
         if let Some(round) = self.state.round_mut() {
             round.pages += pages;
             round.bytes += batch.bytes;
+            round.referenced += batch.deduplicated;
         }
-    }
-
-    /// The bandwidth cap in force, bytes a second.
-    pub fn bandwidth_limit(&self) -> Option<u64> {
-        self.pace.bytes_per_s()
     }
 
     /// How it ended and why, once it has.
@@ -284,10 +285,7 @@ impl Source {
             sent_pages: self.recorder.counts.sent,
             bytes_on_wire: self.recorder.bytes,
             encoding: None,
-            rate_bytes_per_s: match (&self.state, self.disk_convergence()) {
-                (State::CopyingDisks, Some(disks)) => disks.bytes_per_s(),
-                _ => self.recorder.recent_rate(now),
-            },
+            rate_bytes_per_s: self.rate_now(now),
             dirty_bytes_per_s: self.rates.dirty_bytes_per_s(),
             eta_ms: eta.map(|eta| eta.as_secs_f64() * 1e3),
             faults: self.recorder.demands,
@@ -324,6 +322,7 @@ impl Source {
             | Event::Tick) => self.live_event(now, event),
             Event::SwitchTaken => self.switch_taken(),
             event @ (Event::DisksProgress(_) | Event::DisksSettled) => self.disks_event(now, event),
+            Event::Missed(pages) => self.missed(&pages),
             event @ Event::Enlightened(_) => self.asking_event(now, event),
             event @ (Event::Stopped { .. }
             | Event::StateSent { .. }
@@ -489,15 +488,8 @@ impl Source {
                 memory_began,
                 ..
             } = self;
-            let view = view(
-                now.saturating_sub(*memory_began),
-                ledger,
-                last_scan,
-                tracking,
-                *rounds,
-                rates,
-                recorder,
-            );
+            let time = now.saturating_sub(*memory_began);
+            let view = view(time, ledger, last_scan, tracking, *rounds, rates, recorder);
             let mut left = state.round_mut().map(|round| &mut round.left);
             let (candidates, may_wait) = match &left {
                 Some(left) => (&**left, false),
@@ -548,41 +540,6 @@ impl Source {
             expected,
         }
     }
-}
-
-/// What a migration measured; the driver adds what only it knows and makes a [`crate::report::Report`] of it.
-#[derive(Clone, Debug, Default)]
-pub struct Measured {
-    /// Request until the end.
-    pub total: Duration,
-    /// Request until running at the destination.
-    pub execution_transfer: Option<Duration>,
-    /// Paused until running.
-    pub downtime: Option<Duration>,
-    /// Short pauses at the source.
-    pub micro_stops: Duration,
-    /// Bytes of pages.
-    pub page_bytes: u64,
-    /// Bytes of device state.
-    pub device_state_bytes: u64,
-    /// Pages that held data.
-    pub data_pages: u64,
-    /// How pages crossed.
-    pub counts: crate::report::PageCounts,
-    /// Rounds.
-    pub rounds: Vec<RoundReport>,
-    /// Phases.
-    pub phases: Vec<PhaseReport>,
-    /// What the destination said at the end.
-    pub summary: Summary,
-    /// What the operator should know.
-    pub notes: Vec<String>,
-    /// The bandwidth cap at the end.
-    pub bandwidth_bytes_per_s: Option<u64>,
-    /// How long pages waited for nothing but the bandwidth cap.
-    pub bandwidth_waited: Duration,
-    /// What the data filter learned.
-    pub filter: Option<FilterReport>,
 }
 
 fn view<'a>(

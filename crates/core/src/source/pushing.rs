@@ -34,7 +34,8 @@ impl Source {
         if matches!(self.state, State::Severed { .. }) {
             return Demand::UnderWay;
         }
-        if !self.ledger.pending().contains(page) {
+        let pending = self.ledger.pending().contains(page);
+        if !self.dereference(page) && !pending {
             return Demand::UnderWay;
         }
         let resent = self.ledger.claim(PageRun::single(page));
@@ -183,6 +184,7 @@ impl Source {
     fn reset_pending(&mut self, lacking: Option<PageBitmap>) {
         self.ledger
             .reset_pending(lacking.unwrap_or_else(|| PageBitmap::new(self.setup.pages)));
+        self.referenced.clear();
         self.demanded.intersect_with(self.ledger.pending());
         self.urgent = self.demanded.clone();
     }

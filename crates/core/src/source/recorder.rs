@@ -26,6 +26,7 @@ pub(super) struct Recorder {
     pub counts: PageCounts,
     pub bytes: u64,
     pub demands: u64,
+    missed: u64,
     pub device_state_bytes: u64,
     pub paused_at: Option<Duration>,
     pub summary: Summary,
@@ -47,6 +48,7 @@ impl Recorder {
             counts: PageCounts::default(),
             bytes: 0,
             demands: 0,
+            missed: 0,
             device_state_bytes: 0,
             paused_at: None,
             summary: Summary::default(),
@@ -89,6 +91,7 @@ impl Recorder {
         self.counts.uniform += batch.uniform;
         self.counts.compressed += batch.compressed;
         self.counts.delta += batch.delta;
+        self.counts.deduplicated += batch.deduplicated;
         self.bytes += batch.bytes;
     }
 
@@ -133,6 +136,11 @@ impl Recorder {
 
     pub(super) fn ended(&mut self, now: Duration) {
         self.total = now;
+    }
+
+    /// Pages that crossed as references in vain.
+    pub(super) fn missed(&mut self, pages: u64) {
+        self.missed += pages;
     }
 
     pub(super) fn note(&mut self, note: String) {

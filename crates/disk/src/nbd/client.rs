@@ -42,6 +42,9 @@ impl Extent {
     }
 }
 
+/// The replies to an option: their kinds and what is in them.
+type Answers = Vec<(u32, Vec<u8>)>;
+
 /// A connection to an export.
 #[derive(Debug)]
 pub struct NbdClient<S> {
@@ -229,7 +232,7 @@ impl<S: Read + Write> NbdClient<S> {
     }
 
     /// Sends an option; answers the payloads of its replies, or the error.
-    fn ask(&mut self, number: u32, data: &[u8]) -> Result<std::result::Result<Vec<(u32, Vec<u8>)>, String>> {
+    fn ask(&mut self, number: u32, data: &[u8]) -> Result<std::result::Result<Answers, String>> {
         let mut message = OPTION.to_be_bytes().to_vec();
         message.extend(number.to_be_bytes());
         message.extend((data.len() as u32).to_be_bytes());

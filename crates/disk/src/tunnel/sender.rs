@@ -29,6 +29,7 @@ pub struct Sender {
 }
 
 /// A part of a write that is treated as one.
+#[derive(Clone, Copy)]
 enum Part<'a> {
     Block(u64, &'a [u8]),
     Bytes(u64, &'a [u8]),

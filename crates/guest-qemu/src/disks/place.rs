@@ -151,7 +151,7 @@ impl Moved<'_> {
             Some(path) => ("file:", path),
             None => ("", value),
         };
-        (PathBuf::from(path) == self.from).then(|| format!("{scheme}{}", self.to.display()))
+        (Path::new(path) == self.from).then(|| format!("{scheme}{}", self.to.display()))
     }
 }
 

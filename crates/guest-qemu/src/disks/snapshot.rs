@@ -6,6 +6,10 @@
 //! guest never waits for it and never sees an error. A backup job would do the same with fewer steps, but in QEMU 7.2 its
 //! only answer to a full image is an I/O error for the guest.
 //!
+//! A QEMU that has saved its device state has let go of its disks until it runs again, and with a filter in place it cannot let go of
+//! them: so the filter comes after the device state, in the same pause. Exporting a node is what makes QEMU 7.2 take it up again
+//! while the guest stands still.
+//!
 //! What is written between snapshots is recorded by dirty bitmaps: one that goes on from each snapshot, and the one that was
 //! frozen by it.
 
@@ -104,11 +108,25 @@ impl QemuGuest {
                 return Err(error);
             }
         }
+        if let Err(error) = self.start_snapshot_server(&snapshot) {
+            self.tidy_up(&snapshot);
+            return Err(error);
+        }
         *current = Some(snapshot);
         Ok(())
     }
 
-    /// The image beside and the filter, which nothing uses yet.
+    fn start_snapshot_server(&self, snapshot: &Snapshot) -> Result<()> {
+        if snapshot.disks.is_empty() {
+            return Ok(());
+        }
+        let start = NbdServerStart {
+            addr: json!({"type": "unix", "data": {"path": snapshot.folder.join(SOCKET)}}),
+        };
+        self.run(&start, KEEPING).map(drop)
+    }
+
+    /// The image beside, which nothing uses yet.
     fn prepare_disk(&self, kept: &Kept) -> Result<()> {
         File::create_new(&kept.image)
             .map_err(|error| GuestError::operation(format!("creating {}", kept.image.display()), error))?;
@@ -120,12 +138,30 @@ impl QemuGuest {
             "driver": "qcow2", "node-name": kept.node("old"),
             "file": {"driver": "file", "filename": image},
         });
-        self.run(&BlockdevAdd(beside), KEEPING)?;
+        self.run(&BlockdevAdd(beside), KEEPING).map(drop)
+    }
+
+    /// Has QEMU take up the disk and the image beside, if it had let go of them, and puts the filter between.
+    fn put_filter(&self, kept: &Kept) -> Result<()> {
+        let nodes = [("awake", kept.disk.node.clone()), ("awake-old", kept.node("old"))];
+        for (role, node_name) in nodes {
+            // It goes with the server.
+            let awake = BlockExportAdd {
+                r#type: "nbd",
+                id: kept.node(role),
+                node_name,
+                name: role_name(role, &kept.disk.info.id),
+                writable: false,
+                bitmaps: Vec::new(),
+            };
+            self.run(&awake, KEEPING)?;
+        }
         let filter = json!({
             "driver": "copy-before-write", "node-name": kept.node("filter"),
             "file": kept.disk.node, "target": kept.node("old"), "on-cbw-error": "break-snapshot",
         });
-        self.run(&BlockdevAdd(filter), KEEPING).map(drop)
+        self.run(&BlockdevAdd(filter), KEEPING)?;
+        self.set_drive(&kept.device, kept.node("filter"))
     }
 
     pub(super) fn begin_disk_snapshot(&self) -> Result<()> {
@@ -138,7 +174,7 @@ impl QemuGuest {
         };
         snapshot.begun = true;
         for kept in &snapshot.disks {
-            self.set_drive(&kept.device, kept.node("filter"))?;
+            self.put_filter(kept)?;
         }
         let actions: Vec<Value> = snapshot.disks.iter().flat_map(record_anew).collect();
         if actions.is_empty() {
@@ -157,10 +193,6 @@ impl QemuGuest {
             return Ok(Vec::new());
         }
         let socket = snapshot.folder.join(SOCKET);
-        let start = NbdServerStart {
-            addr: json!({"type": "unix", "data": {"path": socket}}),
-        };
-        self.run(&start, KEEPING)?;
         let open = |kept: &Kept| self.open_disk(kept, &socket);
         snapshot.disks.iter().map(open).collect()
     }
@@ -255,7 +287,7 @@ impl QemuGuest {
 
     /// Takes everything apart, from the top; what is not there is no error.
     fn tidy_up(&self, snapshot: &Snapshot) {
-        if snapshot.begun {
+        if !snapshot.disks.is_empty() {
             self.stop_server();
         }
         for kept in &snapshot.disks {

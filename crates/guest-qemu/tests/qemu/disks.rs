@@ -318,6 +318,41 @@ fn a_snapshot_holds_while_the_guest_writes() {
     }
 }
 
+/// As a checkpoint does it: QEMU has saved its devices, and so has let go of its disks, when the snapshot begins; then it runs
+/// on. Again and again.
+#[test]
+fn a_snapshot_begins_after_the_device_state_was_saved() {
+    let Some(host) = Host::new() else { return };
+    for format in ["raw", "qcow2"] {
+        let guest = with_disk(&host, format);
+        let folder = host.folder("snapshot");
+        for round in 1..4 {
+            write(&guest, 0, MIB, round);
+            guest.prepare_out().unwrap();
+            guest.prepare_snapshot(&folder).unwrap();
+            guest.before_stop().unwrap();
+            guest.pause().unwrap();
+            guest.save_device_state().unwrap();
+            guest.begin_snapshot().unwrap();
+            guest.resume().unwrap();
+            let snapshot = guest.open_snapshot().unwrap().remove(1);
+            write(&guest, 0, MIB, 9);
+            let mut disk = NbdClient::connect(&snapshot.socket, &snapshot.export, None).unwrap();
+            let mut data = vec![0; MIB as usize];
+            disk.read(0, &mut data).unwrap();
+            assert!(data.iter().all(|&byte| byte == round), "{format}, round {round}");
+            assert_eq!(snapshot.written.is_some(), round > 1);
+            guest.check_snapshot().unwrap();
+            drop(disk);
+            guest.end_snapshot(true);
+            assert!(
+                holds(&guest, 0, MIB, 9),
+                "{format}: the guest's own writes are its disk's"
+            );
+        }
+    }
+}
+
 /// No room for what the guest overwrites: the snapshot is lost, the guest does not notice.
 #[test]
 fn a_snapshot_without_room_is_lost_and_the_guest_goes_on() {

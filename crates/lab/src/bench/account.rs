@@ -1,5 +1,7 @@
 //! What whoever moved the guest says of it.
 
+use std::time::Instant;
+
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use vmferry_core::PAGE_SIZE;
@@ -87,6 +89,14 @@ impl Account {
             },
         };
         report.pointer(path)?.as_f64()
+    }
+
+    /// When what counts began, of an experiment that had to prepare it first.
+    pub(super) fn began(&self) -> Option<Instant> {
+        match self {
+            Self::Experiment(report) => report.began,
+            Self::Vmferry(_) | Self::Qemu(_) => None,
+        }
     }
 
     /// Notes what the guest's client saw.

@@ -6,10 +6,14 @@ use super::scenario::Scenario;
 use crate::error::{LabError, Result};
 
 /// Name and text of each.
-const SCENARIOS: [(&str, &str); 22] = [
+const SCENARIOS: [(&str, &str); 27] = [
     (
         "agent-allocation",
         include_str!("../../../../benches/scenarios/agent-allocation.toml"),
+    ),
+    (
+        "checkpoint-interval",
+        include_str!("../../../../benches/scenarios/checkpoint-interval.toml"),
     ),
     (
         "contention-database",
@@ -22,6 +26,10 @@ const SCENARIOS: [(&str, &str); 22] = [
     (
         "contention-redis",
         include_str!("../../../../benches/scenarios/contention-redis.toml"),
+    ),
+    (
+        "disk-tunnel",
+        include_str!("../../../../benches/scenarios/disk-tunnel.toml"),
     ),
     (
         "encodings",
@@ -82,6 +90,18 @@ const SCENARIOS: [(&str, &str); 22] = [
     (
         "profile-paper",
         include_str!("../../../../benches/scenarios/profile-paper.toml"),
+    ),
+    (
+        "resume-configured",
+        include_str!("../../../../benches/scenarios/resume-configured.toml"),
+    ),
+    (
+        "resume-memory",
+        include_str!("../../../../benches/scenarios/resume-memory.toml"),
+    ),
+    (
+        "return-trip",
+        include_str!("../../../../benches/scenarios/return-trip.toml"),
     ),
     (
         "server-strategies",

@@ -1,26 +1,30 @@
 //! Hosts, link and mover of a run.
 
 use std::net::Ipv4Addr;
+use std::path::Path;
 use std::time::Duration;
 
-use vmferry_api::MigrateRequest;
+use vmferry_api::{CheckpointRequest, MigrateRequest};
 use vmferry_core::report::Progress;
 use vmferry_guest::GuestSpec;
 
 use super::account::Account;
-use super::experiment::Bed;
+use super::experiment::{self, Bed};
 use super::measure::{Workbench, check_report};
 use super::neighbour::Neighbour;
 use super::plan::{GUEST, PlannedRun, Request};
 use super::scenario::{Experiment, GuestKind, words};
 use crate::error::{LabError, Result};
+use crate::forecasting::Past;
 use crate::guards::{self, Interrupt};
 use crate::hosts::{Host, HostSetup};
 use crate::link::{BadLink, Link};
 use crate::linux::Place;
+use crate::load::Load;
 use crate::peer::Qemus;
 use crate::requirements;
-use crate::topology::{HostEnd, Topology};
+use crate::topology::{HostEnd, Seat, Topology};
+use crate::workload::Workload;
 
 /// Where guests arrive, in namespaces.
 pub(super) const PORT: u16 = 7120;
@@ -44,12 +48,26 @@ pub(super) enum Mover {
     Qemu(Box<Qemus>),
 }
 
+/// Who watches a guest from outside.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Watched<'a> {
+    /// What it does.
+    pub(super) workload: Option<&'a Workload>,
+    /// Its clients.
+    pub(super) load: Option<&'a Load>,
+}
+
 /// What two daemons are asked for.
 pub(super) enum Asked {
     /// To move the guest.
     Move(Box<MigrateRequest>),
     /// To move it there and back again.
-    MoveBack(Box<MigrateRequest>),
+    MoveBack {
+        /// Both ways.
+        request: Box<MigrateRequest>,
+        /// Whether a checkpoint is left behind before it goes.
+        leaves_checkpoint: bool,
+    },
     /// To do something else to it.
     Experiment(Experiment),
 }
@@ -59,7 +77,7 @@ impl Asked {
     pub(super) fn last_host(&self) -> usize {
         match self {
             Self::Move(_) => 1,
-            Self::MoveBack(_) | Self::Experiment(_) => 0,
+            Self::MoveBack { .. } | Self::Experiment(_) => 0,
         }
     }
 }
@@ -93,8 +111,14 @@ impl Ground {
             Ok(Mover::Vmferry(Box::new(hosts), asked))
         };
         let mover = match &run.request {
-            Request::Vmferry(request) => by_daemons(Asked::Move(request.clone()))?,
-            Request::Back(request) => by_daemons(Asked::MoveBack(request.clone()))?,
+            Request::Vmferry(request) => by_daemons(Asked::Move(with_disk_folder(request, folder.path())?))?,
+            Request::Back {
+                request,
+                leaves_checkpoint,
+            } => by_daemons(Asked::MoveBack {
+                request: request.clone(),
+                leaves_checkpoint: *leaves_checkpoint,
+            })?,
             Request::Experiment(experiment) => by_daemons(Asked::Experiment(experiment.clone()))?,
             Request::Qemu(request) => {
                 let qemus = Qemus::new(request.clone(), folder.path(), PORT, bench.interrupt);
@@ -123,10 +147,20 @@ impl Ground {
     }
 
     /// Makes everything ready for what is measured, as far as its user has to: the second host, or the guest at it.
-    pub(super) fn expect(&self, limit: Duration) -> Result<()> {
+    pub(super) fn expect(&self, limit: Duration, interrupt: &Interrupt) -> Result<()> {
         match &self.mover {
-            Mover::Vmferry(hosts, Asked::MoveBack(request)) => {
+            Mover::Vmferry(
+                hosts,
+                Asked::MoveBack {
+                    request,
+                    leaves_checkpoint,
+                },
+            ) => {
                 let [here, there] = hosts.as_ref();
+                if *leaves_checkpoint {
+                    // In the daemon's own store, where it looks when the guest comes back.
+                    experiment::take(here, CheckpointRequest::default(), limit, interrupt)?;
+                }
                 check_report(&here.migrate(GUEST, there, request, Some(limit), |_| {})?)
             }
             Mover::Vmferry(..) => Ok(()),
@@ -134,25 +168,27 @@ impl Ground {
         }
     }
 
-    /// What vmferry is asked for, with a forecast, where it is to move the guest.
-    pub(super) fn forecast(&self, seed: u64) -> Result<Option<MigrateRequest>> {
-        match &self.mover {
-            Mover::Vmferry(hosts, Asked::Move(request)) => {
-                let [source, destination] = hosts.as_ref();
-                source
-                    .forecast(GUEST, destination, request, RECORD, seed)
-                    .map(Some)
-            }
-            _ => Ok(None),
-        }
+    /// What vmferry is asked for, with a forecast where one is wanted.
+    pub(super) fn forecast(&self, past: &Past, seed: u64) -> Result<Option<MigrateRequest>> {
+        let Mover::Vmferry(hosts, asked) = &self.mover else {
+            return Ok(None);
+        };
+        let [a, b] = hosts.as_ref();
+        let (from, to, request) = match asked {
+            Asked::Move(request) => (a, b, request),
+            Asked::MoveBack { request, .. } => (b, a, request),
+            Asked::Experiment(_) => return Ok(None),
+        };
+        from.forecast(GUEST, to, request, RECORD, past, seed).map(Some)
     }
 
-    /// Moves the guest, as it was forecast and within `limit`, or does to it what else there is to do.
+    /// Moves the guest, as it was forecast where it was, within `limit`, or does to it what else there is to do.
     pub(super) fn act(
         &self,
         forecast: Option<&MigrateRequest>,
         limit: Duration,
         interrupt: &Interrupt,
+        watched: Watched<'_>,
         watch: impl FnMut(&Progress),
     ) -> Result<Account> {
         let (hosts, asked) = match &self.mover {
@@ -162,9 +198,23 @@ impl Ground {
         let [a, b] = hosts;
         let report = match asked {
             Asked::Move(request) => a.migrate(GUEST, b, forecast.unwrap_or(request), Some(limit), watch)?,
-            Asked::MoveBack(request) => b.migrate(GUEST, a, request, Some(limit), watch)?,
+            Asked::MoveBack { request, .. } => {
+                b.migrate(GUEST, a, forecast.unwrap_or(request), Some(limit), watch)?
+            }
             Asked::Experiment(experiment) => {
-                let found = Bed { hosts, interrupt }.carry_out(experiment)?;
+                let client = self.topology.as_ref().map(|topology| &topology.client);
+                let bed = Bed {
+                    hosts,
+                    interrupt,
+                    folder: self.folder.path(),
+                    limit,
+                    client: client
+                        .zip(watched.workload)
+                        .filter(|(_, workload)| workload.has_client()),
+                    address: Seat::MOVED.address,
+                    load: watched.load,
+                };
+                let found = bed.carry_out(experiment)?;
                 return Ok(Account::Experiment(Box::new(found)));
             }
         };
@@ -174,7 +224,7 @@ impl Ground {
     /// The host that sends: whose link is looked at.
     pub(super) fn sender(&self) -> Option<&HostEnd> {
         let index = match &self.mover {
-            Mover::Vmferry(_, Asked::MoveBack(_)) => 1,
+            Mover::Vmferry(_, Asked::MoveBack { .. }) => 1,
             _ => 0,
         };
         self.topology.as_ref().map(|topology| &topology.hosts[index])
@@ -184,6 +234,19 @@ impl Ground {
         let missing = || LabError::Missing("QEMU's own migration is measured in network namespaces".into());
         self.topology.as_ref().ok_or_else(missing)
     }
+}
+
+/// Both hosts are one machine: disks that move go to a folder of the destination's own.
+fn with_disk_folder(request: &MigrateRequest, folder: &Path) -> Result<Box<MigrateRequest>> {
+    let mut request = request.clone();
+    if let Some(disks) = &mut request.disks
+        && disks.folder.is_none()
+    {
+        let own = folder.join("disks-of-b");
+        std::fs::create_dir(&own).map_err(LabError::system(format!("make {}", own.display())))?;
+        disks.folder = Some(own);
+    }
+    Ok(Box::new(request))
 }
 
 impl Place for Ground {

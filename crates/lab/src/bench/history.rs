@@ -1,6 +1,7 @@
 //! Runs of a bench as migrations that models learn from.
 
 use vmferry_core::Workload;
+use vmferry_core::report::Report;
 use vmferry_core::workload::Class;
 use vmferry_forecast::history::Record;
 
@@ -8,6 +9,7 @@ use super::account::Account;
 use super::plan::Request;
 use super::results::{Results, Run};
 use super::scenario::{Guest, GuestKind};
+use crate::forecasting::Past;
 
 /// A record of each run that vmferry made.
 pub fn records(results: &Results) -> Vec<Record> {
@@ -16,6 +18,21 @@ pub fn records(results: &Results) -> Vec<Record> {
         .iter()
         .filter_map(|run| record(results, run))
         .collect()
+}
+
+/// What the runs so far teach about the next one, as a host that made them all would know it.
+pub(super) fn past(results: &Results) -> Past {
+    let reports = results
+        .runs
+        .iter()
+        .filter_map(|run| match &run.outcome.measured()?.account {
+            Account::Vmferry(report) => Some(Report::clone(report)),
+            Account::Qemu(_) | Account::Experiment(_) => None,
+        });
+    Past {
+        records: records(results),
+        reports: reports.collect(),
+    }
 }
 
 /// The record of a run, if vmferry made it and it has figures. The workload is the guest's, where the request does not name one.

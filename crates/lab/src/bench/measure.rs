@@ -8,12 +8,13 @@ use vmferry_core::report::{Outcome, Progress, Report};
 use vmferry_guest::GuestSpec;
 
 use super::account::Account;
-use super::ground::{Ground, Mover};
+use super::ground::{Ground, Mover, Watched};
 use super::neighbour::Neighbour;
 use super::operations::{self, Counters, Moments, Operations};
 use super::plan::{CommandLine, GUEST, PlannedRun, guest_words};
 use super::scenario::{GuestKind, Scenario};
 use crate::error::{LabError, Result};
+use crate::forecasting::Past;
 use crate::guards::Interrupt;
 use crate::linux::{self, LinuxGuest, Place as _};
 use crate::relay::LinkDelay;
@@ -54,6 +55,8 @@ pub(crate) struct Workbench<'a> {
     pub(crate) command: &'a dyn CommandLine,
     pub(crate) interrupt: &'a Interrupt,
     pub(crate) scenario: &'a Scenario,
+    /// Runs that were made before, for forecasts.
+    pub(crate) past: &'a Past,
 }
 
 impl Workbench<'_> {
@@ -91,7 +94,9 @@ impl Workbench<'_> {
         let last = &hosts[request.last_host()];
         source.run(&spec)?;
         let counters = Counters::watch(hosts)?;
-        let (mut measured, moments) = self.act(run, ground, spec, watch, || source.reset_gap(GUEST))?;
+        let (mut measured, moments) = self.act(run, ground, spec, Watched::default(), watch, || {
+            source.reset_gap(GUEST)
+        })?;
         if measured.is_moved() {
             let stats = last.stats(GUEST)?;
             // An idle guest has no client.
@@ -117,6 +122,7 @@ impl Workbench<'_> {
             workload: run.guest.workload.clone(),
             load: run.guest.load.clone(),
             agent: run.guest.agent,
+            disk: run.guest.disk,
         };
         let image = std::path::absolute(image).map_err(LabError::system("find the guest image"))?;
         let spec = self.spec(run, &guest.args(&image, folder)?)?;
@@ -130,7 +136,11 @@ impl Workbench<'_> {
                     .start_clients(Seat::MOVED.address, &topology.client, self.interrupt, alive)
             })
             .map_err(|error| with_console(error, &console))?;
-        let moved = self.act(run, ground, spec, watch, || Ok(()));
+        let watched = Watched {
+            workload: Some(&guest.workload),
+            load: load.as_ref(),
+        };
+        let moved = self.act(run, ground, spec, watched, watch, || Ok(()));
         let printed = std::fs::read(&console).unwrap_or_default();
         // What the guest says explains more than what came of it.
         if let Some(found) = trouble(&String::from_utf8_lossy(&printed))
@@ -156,16 +166,17 @@ impl Workbench<'_> {
         run: &PlannedRun,
         ground: &Ground,
         guest: GuestSpec,
+        watched: Watched<'_>,
         watch: impl FnMut(&Progress),
         about_to_begin: impl FnOnce() -> Result<()>,
     ) -> Result<(Measured, Moments)> {
         let sent = || ground.sender().map(HostEnd::sent_bytes).transpose();
         let limit = Duration::from_secs_f64(run.limit_s);
-        ground.expect(limit)?;
+        ground.expect(limit, self.interrupt)?;
         let start = Instant::now();
         self.interrupt
             .sleep(Duration::from_secs_f64(self.scenario.warm_up_s))?;
-        let forecast = ground.forecast(run.seed)?;
+        let forecast = ground.forecast(self.past, run.seed)?;
         about_to_begin()?;
         ground
             .neighbour
@@ -173,7 +184,8 @@ impl Workbench<'_> {
             .map_or(Ok(()), Neighbour::about_to_begin)?;
         let before = sent()?;
         let began = Instant::now();
-        let account = ground.act(forecast.as_ref(), limit, self.interrupt, watch)?;
+        let account = ground.act(forecast.as_ref(), limit, self.interrupt, watched, watch)?;
+        let began = account.began().unwrap_or(began);
         // The look that saw the end may have come late.
         let ended = (began + Duration::from_secs_f64(account.total_ms().max(0.0) / 1e3)).min(Instant::now());
         let link_bytes = before.zip(sent()?).map(|(before, after)| after - before);

@@ -127,19 +127,21 @@ impl Bench<'_> {
         if requirements::missing_for_network().is_none() {
             namespace::remove_stale();
         }
-        let bench = Workbench {
-            program: self.program,
-            image: self.image.clone(),
-            command: self.command,
-            interrupt: self.interrupt,
-            scenario: &scenario,
-        };
         for (index, run) in left.iter().enumerate() {
             let eta_s = eta_s(&left[index..], &results.runs);
             observe(Event::Begins { run, eta_s });
             let started = Instant::now();
             let started_unix_ms = unix_ms();
             let load_average = machine::load_average();
+            let past = history::past(&results);
+            let bench = Workbench {
+                program: self.program,
+                image: self.image.clone(),
+                command: self.command,
+                interrupt: self.interrupt,
+                scenario: &scenario,
+                past: &past,
+            };
             let outcome = match bench.measure(run, |progress| observe(Event::Moves(progress))) {
                 Ok(measured) => Outcome::Measured(Box::new(measured)),
                 Err(error) if error.is_interrupted() => return Err(error),

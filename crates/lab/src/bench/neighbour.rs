@@ -125,6 +125,7 @@ fn start_linux(
         workload: run.guest.workload.clone(),
         load: run.guest.load.clone(),
         agent: run.guest.agent,
+        disk: run.guest.disk,
     };
     topology.hosts[0].add_tap(guest.seat)?;
     host.run(&bench.spec(run, &guest.args(&image, folder)?)?)?;

@@ -9,7 +9,7 @@ use super::scenario::{BEST_PEER, Claim, Scenario};
 use super::statistics::{self, Interval, quantile};
 
 /// The figures that every summary has, as far as runs have them.
-pub const METRICS: [&str; 12] = [
+pub const METRICS: [&str; 17] = [
     "data_bytes",
     "link_bytes",
     "pages_sent",
@@ -22,6 +22,11 @@ pub const METRICS: [&str; 12] = [
     "operations_during_per_s",
     "operations_after_per_s",
     "operations_kept",
+    "start_ms",
+    "first_answer_ms",
+    "faults_10s",
+    "pause_ms",
+    "answer_ms",
 ];
 
 /// Several measurements of one thing.
@@ -141,7 +146,11 @@ pub fn verdicts(scenario: &Scenario, results: &Results) -> Vec<Verdict> {
     for claim in &scenario.claims {
         for (name, link) in cases(scenario) {
             let about = |guest: &&super::scenario::Guest| {
-                guest.name == name && claim.guest.is_none_or(|kind| kind == guest.kind)
+                guest.name == name
+                    && claim.guest.is_none_or(|kind| kind == guest.kind)
+                    && (claim.guests.is_empty() || claim.guests.iter().any(|it| it == name))
+                    // Relative to itself everything is as it is said.
+                    && claim.relative_to_guest.as_deref() != Some(name)
             };
             let tried = |run: &Run| run.key.guest == name && run.key.link == link;
             if scenario.guests.iter().any(|guest| about(&guest)) && results.runs.iter().any(tried) {
@@ -153,7 +162,7 @@ pub fn verdicts(scenario: &Scenario, results: &Results) -> Vec<Verdict> {
 }
 
 fn verdict(claim: &Claim, guest: &str, link: &str, results: &Results) -> Verdict {
-    let figures = |variant: &str| -> Vec<(u32, f64)> {
+    let of_guest = |guest: &str, variant: &str| -> Vec<(u32, f64)> {
         let runs = results
             .runs
             .iter()
@@ -164,23 +173,30 @@ fn verdict(claim: &Claim, guest: &str, link: &str, results: &Results) -> Verdict
         };
         runs.filter_map(figure).collect()
     };
+    let figures = |variant: &str| of_guest(guest, variant);
     let median = |figures: &[(u32, f64)]| Spread::of(figures.iter().map(|(_, figure)| *figure));
     let own = figures(&claim.variant);
     let plain = |figures: &[(u32, f64)]| -> Vec<f64> { figures.iter().map(|(_, figure)| *figure).collect() };
-    let (figure, found, each, interval) = match &claim.relative_to {
-        None => {
-            let name = format!("{} of {}", claim.metric, claim.variant);
-            let each = plain(&own);
-            let interval = statistics::of_median(&each);
-            (name, median(&own).map(|spread| spread.median), each, interval)
-        }
-        Some(other) => {
+    // Whose figures they are divided by, and what that is called.
+    let base = match (&claim.relative_to, &claim.relative_to_guest) {
+        (None, None) => None,
+        (_, Some(other)) => Some((of_guest(other, &claim.variant), format!("the same of {other}"))),
+        (Some(other), None) => {
             let best = best_peer(claim, &results.content, |peer| {
                 median(&figures(peer)).map(|spread| spread.median)
             });
             let other = best.unwrap_or(other);
-            let name = format!("{} of {} / {other}", claim.metric, claim.variant);
-            let others = figures(other);
+            Some((figures(other), other.to_owned()))
+        }
+    };
+    let name = format!("{} of {}", claim.metric, claim.variant);
+    let (figure, found, each, interval) = match base {
+        None => {
+            let each = plain(&own);
+            let interval = statistics::of_median(&each);
+            (name, median(&own).map(|spread| spread.median), each, interval)
+        }
+        Some((others, other)) => {
             let ratio = median(&own).zip(median(&others));
             let ratio = ratio.map(|(own, other)| own.median / other.median);
             // Runs of one repetition lie close to each other in time.
@@ -189,7 +205,8 @@ fn verdict(claim: &Claim, guest: &str, link: &str, results: &Results) -> Verdict
                 Some(own / other)
             };
             let interval = statistics::of_ratio(&plain(&own), &plain(&others));
-            (name, ratio, own.iter().filter_map(pair).collect(), interval)
+            let each = own.iter().filter_map(pair).collect();
+            (format!("{name} / {other}"), ratio, each, interval)
         }
     };
     let found = found.filter(|found| found.is_finite());

@@ -18,6 +18,9 @@ pub struct Span {
     pub interval: Option<(f64, f64)>,
 }
 
+/// Takes a figure of a strategy.
+type Figure = fn(&OutcomeRow) -> Span;
+
 /// A strategy.
 #[derive(Clone, Debug, PartialEq)]
 pub struct OutcomeRow {
@@ -37,7 +40,7 @@ pub struct OutcomeRow {
 pub fn outcomes_svg(title: &str, rows: &[OutcomeRow]) -> String {
     let height = rows.len() as f64 * ROW;
     let panel = (WIDTH - NAMES - RIGHT - 2.0 * GAP) / 3.0;
-    let panels: [(&str, fn(&OutcomeRow) -> Span); 3] = [
+    let panels: [(&str, Figure); 3] = [
         ("total time, s", |row| scaled(row.total_ms, 1e-3)),
         ("downtime, ms", |row| row.downtime_ms),
         ("on the wire, MiB", |row| row.wire_mib),
@@ -72,14 +75,7 @@ fn scaled(span: Span, factor: f64) -> Span {
     }
 }
 
-fn bars(
-    name: &str,
-    rows: &[OutcomeRow],
-    figure: fn(&OutcomeRow) -> Span,
-    left: f64,
-    width: f64,
-    top: f64,
-) -> Markup {
+fn bars(name: &str, rows: &[OutcomeRow], figure: Figure, left: f64, width: f64, top: f64) -> Markup {
     let highest = |span: Span| span.interval.map_or(span.value, |(_, high)| high.max(span.value));
     let most = round_up(rows.iter().map(|row| highest(figure(row))).fold(0.0, f64::max));
     let x = |value: f64| left + value.max(0.0) / most * width;

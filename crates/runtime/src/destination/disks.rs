@@ -127,7 +127,7 @@ impl DisksIn {
         });
         move |wire| match tunnel {
             Some((exports, had_content, known)) => {
-                through_tunnel(wire, disk, index, exports, had_content, known)
+                through_tunnel(wire, disk, index, exports, had_content, known);
             }
             None => carry(wire, disk),
         }
@@ -195,6 +195,8 @@ fn through_tunnel(
         tracing::warn!(reason, disk = number, "the tunnel of a disk broke");
         // The source may be gone.
         let _ = ToSource::Failed { reason }.write(&mut wire);
+        // It listens only once what it is sending has been taken.
+        while let Ok(Some(_)) = FromSource::read(&mut wire) {}
     }
     let _ = wire.shutdown();
 }

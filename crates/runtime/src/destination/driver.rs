@@ -120,6 +120,11 @@ impl<'a> Driver<'a> {
     fn take(&mut self, input: Input, events: &mut VecDeque<Event>) {
         let current = self.session.connection.load(Ordering::Acquire);
         match input {
+            Input::Missed { connection, pages } if connection == current => {
+                if let Err(reason) = self.tell_missed(&pages) {
+                    events.push_back(Event::Broken(reason));
+                }
+            }
             Input::Peer { connection, event } if connection == current => events.push_back(event),
             Input::Message { connection, message } if connection == current => match self.message(message) {
                 Ok(event) => events.extend(event),
@@ -130,7 +135,7 @@ impl<'a> Driver<'a> {
                 event: Event::AllArrived,
                 ..
             } => events.push_back(Event::AllArrived),
-            Input::Peer { .. } | Input::Message { .. } => {}
+            Input::Peer { .. } | Input::Message { .. } | Input::Missed { .. } => {}
             Input::Local(event) => events.push_back(event),
             Input::Connected(control) => {
                 self.give_up_at = None;
@@ -200,6 +205,10 @@ impl<'a> Driver<'a> {
             ToDestination::Query { epoch } => Event::Asked(Epoch(epoch)),
             ToDestination::CpuCap { percent } => {
                 self.session.cpu_cap.set(percent);
+                return Ok(None);
+            }
+            ToDestination::AskHeld => {
+                self.tell_holdings()?;
                 return Ok(None);
             }
             ToDestination::Ping { nonce } => {

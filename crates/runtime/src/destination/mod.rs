@@ -6,6 +6,7 @@ mod connection;
 mod disks;
 mod driver;
 mod faults;
+mod holdings;
 mod opening;
 mod pages;
 mod probe;
@@ -30,6 +31,7 @@ use crate::dir::GuestDir;
 use crate::error::RuntimeError;
 use crate::link::{DIAL_TIMEOUT, chain};
 use crate::source::MAX_STREAMS;
+pub use holdings::Holdings;
 use session::Session;
 use session_log::SessionLog;
 
@@ -66,6 +68,11 @@ pub trait Host: Send + Sync {
     ) -> Result<(Admitted, Vec<PlacedDisk>), String> {
         let _ = (spec, layout, plan);
         Err("this host takes no disks; migrate the guest without them".into())
+    }
+    /// The pages of a store of this host that may be pages of the guest on its way, no more than `most`; none where it has none.
+    fn holdings(&self, name: &str, most: u64) -> Option<Arc<dyn Holdings>> {
+        let _ = (name, most);
+        None
     }
     /// The guest is this host's from now on, and runs; pages may still arrive.
     fn arrived(&self, name: &str);

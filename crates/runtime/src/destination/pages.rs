@@ -9,8 +9,11 @@ use vmferry_core::{PAGE_SIZE, PageRun};
 use vmferry_guest::GuestRam;
 use vmferry_memory::TransferPipe;
 use vmferry_transport::BoxedStream;
-use vmferry_wire::{Coding, EncodedPages, PAGE_HEADER_BYTES, PageDecoder, PageFrame, crc32};
+use vmferry_wire::{
+    Coding, EncodedPages, HeldPages, PAGE_HEADER_BYTES, PageDecoder, PageFrame, PageHash, crc32,
+};
 
+use super::holdings::Holdings;
 use crate::link::chain;
 use crate::pager::Pager;
 
@@ -31,6 +34,10 @@ pub(super) struct Sink {
     pub ram: Arc<GuestRam>,
     /// In sessions whose guest may run before all pages are here.
     pub pager: OnceLock<Arc<Pager>>,
+    /// Pages of a store of this host, where the source asked for them.
+    pub holdings: OnceLock<Arc<dyn Holdings>>,
+    /// The store did not answer.
+    holdings_failed: AtomicBool,
     intake: AtomicU8,
     pub pages: AtomicU64,
     /// Bytes of page frames, headers included.
@@ -44,6 +51,8 @@ impl Sink {
         Self {
             ram,
             pager: OnceLock::new(),
+            holdings: OnceLock::new(),
+            holdings_failed: AtomicBool::new(false),
             intake: AtomicU8::new(Intake::Direct as u8),
             pages: AtomicU64::new(0),
             bytes: AtomicU64::new(0),
@@ -53,6 +62,21 @@ impl Sink {
 
     pub(super) fn set_intake(&self, intake: Intake) {
         self.intake.store(intake as u8, Ordering::Release);
+    }
+
+    /// Puts the page of this hash into `page`, where the store of this host has it.
+    fn read_held(&self, hash: &PageHash, page: &mut [u8]) -> bool {
+        let Some(holdings) = self.holdings.get() else {
+            return false;
+        };
+        if self.holdings_failed.load(Ordering::Relaxed) {
+            return false;
+        }
+        holdings.read(hash, page).unwrap_or_else(|error| {
+            tracing::warn!(error, "the store of this host is not asked for pages any more");
+            self.holdings_failed.store(true, Ordering::Relaxed);
+            false
+        })
     }
 
     fn intake(&self) -> Intake {
@@ -72,6 +96,16 @@ pub(super) enum Delivered {
     Event(Event),
 }
 
+/// Pages that came as hashes and that the store does not have.
+pub(super) enum Missed {
+    /// None.
+    Nothing,
+    /// Before the switch: the source is told before the end of the round.
+    InRound(Vec<PageRun>),
+    /// After it: they are demanded, one by one.
+    AfterSwitch(Vec<PageRun>),
+}
+
 /// Reads page frames of one stream.
 pub(super) struct PageReader {
     stream: BoxedStream,
@@ -80,6 +114,8 @@ pub(super) struct PageReader {
     version: u16,
     buffer: Vec<u8>,
     decoder: PageDecoder,
+    /// Of the last frame.
+    missed: Missed,
     /// Pages that need no look on their way cross it; none where there were no descriptors for it.
     pipe: Option<TransferPipe>,
 }
@@ -92,6 +128,7 @@ impl PageReader {
             version,
             buffer: Vec::new(),
             decoder: PageDecoder::default(),
+            missed: Missed::Nothing,
             pipe: TransferPipe::new().ok(),
         }
     }
@@ -120,6 +157,10 @@ impl PageReader {
             PageFrame::Uniform { run, byte, .. } => {
                 sink.pages.fetch_add(run.count, Ordering::Relaxed);
                 self.uniform(sink, run, byte)?
+            }
+            PageFrame::Held(pages) => {
+                sink.pages.fetch_add(pages.run.count, Ordering::Relaxed);
+                self.held(sink, &pages)?
             }
             PageFrame::Encoded(pages) => {
                 sink.pages.fetch_add(pages.run.count, Ordering::Relaxed);
@@ -177,6 +218,44 @@ impl PageReader {
         self.place(sink, intake, run)
     }
 
+    /// Takes pages of which the hashes came from the store of this host.
+    fn held(&mut self, sink: &Sink, pages: &HeldPages) -> Result<bool, String> {
+        let hashes = pages.read(&mut self.stream).map_err(|e| chain(&e))?;
+        let intake = sink.intake();
+        let mut content = vec![0; pages.run.bytes() as usize];
+        let found: Vec<bool> = hashes
+            .iter()
+            .zip(content.chunks_exact_mut(PAGE_SIZE as usize))
+            .map(|(hash, page)| sink.read_held(hash, page))
+            .collect();
+        let (mut last, mut missed, mut at) = (false, Vec::new(), 0);
+        for part in found.chunk_by(|a, b| a == b) {
+            let run = PageRun::new(pages.run.first + at as u64, part.len() as u64);
+            if part[0] {
+                let from = at * PAGE_SIZE as usize;
+                self.buffer.clear();
+                self.buffer
+                    .extend_from_slice(&content[from..from + run.bytes() as usize]);
+                last |= self.place(sink, intake, run)?;
+            } else {
+                missed.push(run);
+            }
+            at += part.len();
+        }
+        self.missed = match intake {
+            _ if missed.is_empty() => Missed::Nothing,
+            Intake::Direct => Missed::InRound(missed),
+            Intake::Paged => Missed::AfterSwitch(missed),
+            Intake::Closed => Missed::Nothing,
+        };
+        Ok(last)
+    }
+
+    /// The pages of the last frame that this host lacks.
+    pub(super) fn take_missed(&mut self) -> Missed {
+        std::mem::replace(&mut self.missed, Missed::Nothing)
+    }
+
     /// Puts the buffer where it belongs; answers whether these were the last pages outstanding.
     fn place(&mut self, sink: &Sink, intake: Intake, run: PageRun) -> Result<bool, String> {
         match intake {
@@ -192,6 +271,8 @@ impl PageReader {
                     .ok_or("no pages were expected after the resume")?;
                 pager.arrived(run, &self.buffer).map_err(|e| chain(&e))
             }
+            // A page that was demanded while it came from the store comes twice.
+            Intake::Closed if sink.holdings.get().is_some() => Ok(false),
             Intake::Closed => Err(format!(
                 "got pages {}..{} when all pages were here, expected none",
                 run.first,

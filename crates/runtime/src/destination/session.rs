@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::{self, JoinHandle};
 
 use crossbeam_channel::{Sender, bounded};
+use vmferry_core::PageRun;
 use vmferry_core::destination::Event;
 use vmferry_transport::BoxedStream;
 use vmferry_wire::{SessionToken, StreamRole};
@@ -12,7 +13,7 @@ use vmferry_wire::{SessionToken, StreamRole};
 use super::IncomingProgress;
 use super::disks::DisksIn;
 use super::faults::FaultLine;
-use super::pages::{Delivered, PageReader, Sink};
+use super::pages::{Delivered, Missed, PageReader, Sink};
 use crate::cpu_cap::{CpuCap, Member};
 use crate::error::RuntimeError;
 use crate::usage::Usage;
@@ -35,6 +36,13 @@ pub(super) enum Input {
         connection: u64,
         /// What the source says.
         message: vmferry_wire::ToDestination,
+    },
+    /// Pages that came as hashes and are not here, before the end of their round.
+    Missed {
+        /// Number of the connection.
+        connection: u64,
+        /// Which.
+        pages: Vec<PageRun>,
     },
     /// From this host.
     Local(Event),
@@ -231,7 +239,18 @@ impl Session {
         for frames in 1u64.. {
             // Holding no page: what waits are the source's own.
             cpu.as_mut().map(Member::pace);
-            match reader.next(sink) {
+            let delivered = reader.next(sink);
+            match reader.take_missed() {
+                Missed::Nothing => {}
+                Missed::InRound(pages) => {
+                    let _ = self.inputs.send(Input::Missed { connection, pages });
+                }
+                Missed::AfterSwitch(runs) => {
+                    let pages = runs.into_iter().flat_map(PageRun::pages);
+                    pages.for_each(|page| self.faults.ask(page));
+                }
+            }
+            match delivered {
                 Ok(Delivered::Pages) if frames.is_multiple_of(FRAMES_PER_FLUSH) => usage.flush(),
                 Ok(Delivered::Pages) => {}
                 Ok(Delivered::Event(event)) => {

@@ -45,6 +45,7 @@ impl Driver {
             bytes_on_wire: measured.page_bytes + self.control_bytes + self.disk_bytes,
             device_state_bytes: measured.device_state_bytes,
             pages: measured.counts,
+            reuse: self.shared.reuse.report(),
             encoding: self.shared.encodings.report(),
             rounds: measured.rounds,
             faults: measured.summary.faults,

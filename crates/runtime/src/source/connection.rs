@@ -9,7 +9,7 @@ use std::time::Duration;
 use vmferry_core::policy::Faults;
 use vmferry_core::source::Event;
 use vmferry_transport::BoxedStream;
-use vmferry_wire::{FaultModeWire, Offer, StreamRole, ToDestination, write_control};
+use vmferry_wire::{FaultModeWire, HELD_PAGES_SINCE, Offer, StreamRole, ToDestination, write_control};
 
 use super::driver::{Driver, Input};
 use super::{control, faults, pages};
@@ -57,7 +57,12 @@ impl Driver {
             faults,
             verify: request.verify,
             epoch: self.journal.epoch().next().0,
-        }))
+        }))?;
+        if shared.reuse.wanted() && version >= HELD_PAGES_SINCE {
+            shared.reuse.asked();
+            self.send(&ToDestination::AskHeld)?;
+        }
+        Ok(())
     }
 
     pub(super) fn begin_connection(&mut self, control: BoxedStream) -> Result<(), String> {
@@ -131,6 +136,7 @@ impl Driver {
         // What its threads still say does not count any more, and what arrived nobody knows.
         self.connections += 1;
         self.shared.encodings.no_more_deltas();
+        self.shared.reuse.end();
         connection.closing.store(true, Ordering::Relaxed);
         for stream in connection.streams.iter().chain([&connection.control]) {
             let _ = stream.shutdown();

@@ -62,11 +62,10 @@ impl Peer {
 /// Reads until the connection ends.
 pub(super) fn read(mut stream: BoxedStream, shared: &Shared, peer: &Peer) {
     let _usage = shared.usage.thread();
-    let mut owner = None;
-    let mut received: Option<PageSetParts> = None;
+    let mut gathered = Gathered::default();
     loop {
         match read_control::<ToSource>(&mut stream) {
-            Ok(message) => match event(message, shared, &mut owner, &mut received) {
+            Ok(message) => match gathered.event(message, shared) {
                 Ok(Some(event)) => peer.tell(event),
                 Ok(None) => {}
                 Err(error) => return peer.broken(&chain(&error)),
@@ -76,66 +75,96 @@ pub(super) fn read(mut stream: BoxedStream, shared: &Shared, peer: &Peer) {
     }
 }
 
-/// The event in a message; none where more belongs to it.
-fn event(
-    message: ToSource,
-    shared: &Shared,
-    owner: &mut Option<(Epoch, Claim)>,
-    received: &mut Option<PageSetParts>,
-) -> Result<Option<Event>, WireError> {
-    Ok(Some(match message {
-        ToSource::Accept { streams } => Event::Accepted {
-            streams: usize::from(streams),
-        },
-        ToSource::Refuse { reason } => Event::Failed(format!("the destination refused: {reason}")),
-        ToSource::Failed { reason } => Event::Failed(format!("the destination failed: {reason}")),
-        ToSource::RoundReceived { round, .. } => Event::RoundReceived { round },
-        ToSource::Ready { epoch } => Event::Ready(Epoch(epoch)),
-        ToSource::Running { epoch } => Event::Running(Epoch(epoch)),
-        ToSource::Owner { epoch, state } => {
-            let epoch = Epoch(epoch);
-            match state {
-                OwnerState::Declined => reconnected(epoch, Claim::Declined, None),
-                OwnerState::Owner | OwnerState::Prepared => {
-                    // The pages it has follow.
-                    let claim = match state {
-                        OwnerState::Prepared => Claim::Prepared,
-                        _ => Claim::Owner,
-                    };
-                    *owner = Some((epoch, claim));
-                    *received = Some(PageSetParts::new(shared.ram.layout()));
+/// Messages that make one event together.
+#[derive(Default)]
+struct Gathered {
+    owner: Option<(Epoch, Claim)>,
+    received: Option<PageSetParts>,
+    /// Waits for what the destination has.
+    accepted: Option<Event>,
+}
+
+impl Gathered {
+    /// The event in a message; none where more belongs to it.
+    fn event(&mut self, message: ToSource, shared: &Shared) -> Result<Option<Event>, WireError> {
+        Ok(Some(match message {
+            ToSource::Accept { streams } => {
+                let accepted = Event::Accepted {
+                    streams: usize::from(streams),
+                };
+                // What the destination has is known before the first page crosses.
+                if shared.reuse.awaited() {
+                    self.accepted = Some(accepted);
                     return Ok(None);
                 }
-                OwnerState::Unknown => Event::Disconnected(
-                    "the destination knows nothing of this session; if it is the right host, use `vmferry resolve`".into(),
-                ),
+                accepted
             }
-        }
-        ToSource::Received { pages: part, last } => {
-            let Some(mut set) = received.take() else {
-                return Ok(None);
-            };
-            set.add(&part)?;
-            if !last {
-                *received = Some(set);
-                return Ok(None);
+            ToSource::Held { fingerprints, last } => {
+                let pages = shared.ram.layout().pages();
+                let told = shared.reuse.told(&fingerprints, last, pages);
+                told.map_err(|came| WireError::Unexpected {
+                    what: "the number of pages that the destination may have",
+                    came,
+                    expected: format!("at most {pages}, once, when it was asked"),
+                })?;
+                return Ok(if last { self.accepted.take() } else { None });
             }
-            let mut lacking = set.finish()?;
-            lacking.invert();
-            let (epoch, claim) = owner.take().unwrap_or((Epoch::default(), Claim::Owner));
-            reconnected(epoch, claim, Some(lacking))
-        }
-        ToSource::DisksPlaced { places_json } => match places(&places_json) {
-            Ok(places) => {
-                *shared.places.lock().unwrap_or_else(PoisonError::into_inner) = places;
-                return Ok(None);
+            ToSource::Missed { pages: part } => {
+                let mut missed = PageBitmap::new(shared.ram.layout().pages());
+                part.add_to(&mut missed)?;
+                shared.reuse.missed(&missed);
+                Event::Missed(missed)
             }
-            Err(reason) => Event::Failed(reason),
-        },
-        ToSource::Complete { summary } => Event::Complete(to_summary(summary)),
-        ToSource::Pong { nonce: AFTER_SWITCH } => Event::SwitchTaken,
-        ToSource::Progress { .. } | ToSource::Pong { .. } => return Ok(None),
-    }))
+            ToSource::Refuse { reason } => Event::Failed(format!("the destination refused: {reason}")),
+            ToSource::Failed { reason } => Event::Failed(format!("the destination failed: {reason}")),
+            ToSource::RoundReceived { round, .. } => Event::RoundReceived { round },
+            ToSource::Ready { epoch } => Event::Ready(Epoch(epoch)),
+            ToSource::Running { epoch } => Event::Running(Epoch(epoch)),
+            ToSource::Owner { epoch, state } => {
+                let epoch = Epoch(epoch);
+                match state {
+                    OwnerState::Declined => reconnected(epoch, Claim::Declined, None),
+                    OwnerState::Owner | OwnerState::Prepared => {
+                        // The pages it has follow.
+                        let claim = match state {
+                            OwnerState::Prepared => Claim::Prepared,
+                            _ => Claim::Owner,
+                        };
+                        self.owner = Some((epoch, claim));
+                        self.received = Some(PageSetParts::new(shared.ram.layout()));
+                        return Ok(None);
+                    }
+                    OwnerState::Unknown => Event::Disconnected(
+                        "the destination knows nothing of this session; if it is the right host, use `vmferry resolve`".into(),
+                    ),
+                }
+            }
+            ToSource::Received { pages: part, last } => {
+                let Some(mut set) = self.received.take() else {
+                    return Ok(None);
+                };
+                set.add(&part)?;
+                if !last {
+                    self.received = Some(set);
+                    return Ok(None);
+                }
+                let mut lacking = set.finish()?;
+                lacking.invert();
+                let (epoch, claim) = self.owner.take().unwrap_or((Epoch::default(), Claim::Owner));
+                reconnected(epoch, claim, Some(lacking))
+            }
+            ToSource::DisksPlaced { places_json } => match places(&places_json) {
+                Ok(places) => {
+                    *shared.places.lock().unwrap_or_else(PoisonError::into_inner) = places;
+                    return Ok(None);
+                }
+                Err(reason) => Event::Failed(reason),
+            },
+            ToSource::Complete { summary } => Event::Complete(to_summary(summary)),
+            ToSource::Pong { nonce: AFTER_SWITCH } => Event::SwitchTaken,
+            ToSource::Progress { .. } | ToSource::Pong { .. } => return Ok(None),
+        }))
+    }
 }
 
 fn reconnected(epoch: Epoch, claim: Claim, lacking: Option<PageBitmap>) -> Event {

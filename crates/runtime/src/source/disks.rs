@@ -41,7 +41,10 @@ pub(super) struct DiskCopy {
     lines: Vec<Line>,
     watcher: Option<JoinHandle<()>>,
     settler: Option<JoinHandle<()>>,
+    /// The lines end.
     stop: Arc<AtomicBool>,
+    /// The watcher ends.
+    seen_enough: Arc<AtomicBool>,
     /// Bytes copied of each disk, as of the last look.
     copied: Arc<Vec<AtomicU64>>,
     /// What crossed through tunnels, once they have ended.
@@ -268,6 +271,7 @@ impl DiskCopy {
             watcher: None,
             settler: None,
             stop: Arc::default(),
+            seen_enough: Arc::default(),
             crossed: None,
         }
     }
@@ -281,7 +285,12 @@ impl DiskCopy {
             .map(|planned| planned.disk.id.clone())
             .collect();
         let tunnels: Vec<_> = self.lines.iter().filter_map(|line| line.tunnel.clone()).collect();
-        let (vm, shared, stop, copied) = (vm.clone(), shared.clone(), self.stop.clone(), self.copied.clone());
+        let (vm, shared, stop, copied) = (
+            vm.clone(),
+            shared.clone(),
+            self.seen_enough.clone(),
+            self.copied.clone(),
+        );
         let watch = move || {
             let mut usage = shared.usage.thread();
             while !stop.load(Ordering::Relaxed) {
@@ -302,10 +311,9 @@ impl DiskCopy {
 
     fn stop_watching(&mut self) {
         if let Some(watcher) = self.watcher.take() {
-            self.stop.store(true, Ordering::Relaxed);
+            self.seen_enough.store(true, Ordering::Relaxed);
             watcher.thread().unpark();
             let _ = watcher.join();
-            self.stop.store(false, Ordering::Relaxed);
         }
     }
 

@@ -15,7 +15,7 @@ use crate::link::chain;
 pub(super) fn serve(mut stream: BoxedStream, shared: &Shared, peer: &Peer) {
     let _usage = shared.usage.thread();
     let mut answers = match stream.try_clone() {
-        Ok(stream) => PageWriter::for_answers(stream, shared.encodings.clone()),
+        Ok(stream) => PageWriter::for_answers(stream, shared.encodings.clone(), shared.reuse.clone()),
         Err(error) => return peer.broken(&format!("cannot answer faults: {error}")),
     };
     loop {

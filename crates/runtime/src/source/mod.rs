@@ -13,6 +13,7 @@ mod encodings;
 mod faults;
 mod page_writer;
 mod pages;
+mod reuse;
 mod steps;
 
 use std::sync::atomic::{AtomicU16, Ordering};
@@ -40,6 +41,7 @@ use crate::link::{new_token, parse_token, token_text};
 use crate::usage::Usage;
 use driver::{Driver, Input};
 use encodings::Encodings;
+use reuse::Reuse;
 
 /// Most page streams.
 pub const MAX_STREAMS: u16 = 64;
@@ -88,6 +90,7 @@ struct Shared {
     clock: Clock,
     ram: Arc<GuestRam>,
     encodings: Arc<Encodings>,
+    reuse: Arc<Reuse>,
     usage: Usage,
     cpu_cap: CpuCap,
     /// Version of the protocol agreed on with the destination; 0 before that.
@@ -300,6 +303,7 @@ impl Outgoing {
             source: Mutex::new(source),
             wake: Condvar::new(),
             encodings: Arc::new(Encodings::new(request.encoding, delta_cache_bytes, clock)),
+            reuse: Arc::new(Reuse::new(request.reuse, vm.ram().layout().pages())),
             clock,
             ram: vm.ram().clone(),
             usage: Usage::start(),

@@ -5,15 +5,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use vmferry_core::encoding::{Codec, Encoded, PagesByEncoding, SentWith};
+use vmferry_core::policy::Faults;
 use vmferry_core::source::SentBatch;
 use vmferry_core::tracking::ScanPoint;
 use vmferry_core::{PAGE_SIZE, PageRun};
 use vmferry_guest::GuestRam;
 use vmferry_transport::BoxedStream;
-use vmferry_wire::{PAGE_HEADER_BYTES, PageHeader, crc32};
+use vmferry_wire::{HeldPages, PAGE_HEADER_BYTES, PageHash, PageHeader, crc32};
 
 use super::batch::{BatchEncoder, Moment};
 use super::encodings::Encodings;
+use super::reuse::{Reuse, fingerprint};
 
 /// Writes page frames.
 pub(super) struct PageWriter {
@@ -21,6 +23,7 @@ pub(super) struct PageWriter {
     /// Number of the page stream; none on the fault stream.
     index: Option<usize>,
     encodings: Arc<Encodings>,
+    reuse: Arc<Reuse>,
     encoder: BatchEncoder,
     /// Headers that go out in front of the next raw pages.
     headers: Vec<u8>,
@@ -28,6 +31,8 @@ pub(super) struct PageWriter {
     copy: Vec<u8>,
     counts: PagesByEncoding,
     bytes: u64,
+    /// Pages and bytes of the batch that crossed as hashes.
+    referenced: (u64, u64),
     /// Waits since the last batch.
     held_back: HeldBack,
 }
@@ -43,16 +48,23 @@ pub(super) struct HeldBack {
 
 impl PageWriter {
     /// For page stream `index`.
-    pub(super) fn new(stream: BoxedStream, index: usize, encodings: Arc<Encodings>) -> Self {
+    pub(super) fn new(
+        stream: BoxedStream,
+        index: usize,
+        encodings: Arc<Encodings>,
+        reuse: Arc<Reuse>,
+    ) -> Self {
         Self {
             stream,
             index: Some(index),
             encodings,
+            reuse,
             encoder: BatchEncoder::default(),
             headers: Vec::new(),
             copy: Vec::new(),
             counts: PagesByEncoding::default(),
             bytes: 0,
+            referenced: (0, 0),
             held_back: HeldBack::default(),
         }
     }
@@ -65,11 +77,54 @@ impl PageWriter {
 
     /// For the answers to faults. They cross raw or as one byte: the guest waits for a single page, and what encoding it
     /// could spare a gigabit link (half of 33 us) is what encoding and decoding take.
-    pub(super) fn for_answers(stream: BoxedStream, encodings: Arc<Encodings>) -> Self {
+    pub(super) fn for_answers(stream: BoxedStream, encodings: Arc<Encodings>, reuse: Arc<Reuse>) -> Self {
         Self {
             index: None,
-            ..Self::new(stream, 0, encodings)
+            ..Self::new(stream, 0, encodings, reuse)
         }
+    }
+
+    /// Sends those pages of `runs` as their hashes that the destination may have; answers the others, for
+    /// [`PageWriter::batch`]. `refers` hears of them before they cross. They are copied first, so that the hash is of a content
+    /// that was there: a page that is written meanwhile is dirty, and crosses again.
+    pub(super) fn references(
+        &mut self,
+        ram: &GuestRam,
+        runs: &[PageRun],
+        (round, point, faults): (u32, ScanPoint, Faults),
+        refers: &mut dyn FnMut(PageRun),
+    ) -> io::Result<Vec<PageRun>> {
+        let reuse = self.reuse.clone();
+        let Some(held) = reuse.of_batch(round, point, faults) else {
+            return Ok(runs.to_vec());
+        };
+        let (mut rest, mut hits) = (Vec::new(), Vec::new());
+        for &run in runs {
+            self.copy.resize(run.bytes() as usize, 0);
+            ram.read(run, &mut self.copy);
+            for (page, content) in run.pages().zip(self.copy.chunks_exact(PAGE_SIZE as usize)) {
+                let hash = (!is_uniform(content)).then(|| *blake3::hash(content).as_bytes());
+                match hash.filter(|hash| held.contains(&fingerprint(hash)) && !reuse.was_missed(page)) {
+                    Some(hash) => hits.push((page, hash)),
+                    None => add_page(&mut rest, page),
+                }
+            }
+        }
+        let mut frames = Vec::new();
+        for hits in hits.chunk_by(|(page, _), (next, _)| page + 1 == *next) {
+            let run = PageRun::new(hits[0].0, hits.len() as u64);
+            let hashes: Vec<PageHash> = hits.iter().map(|(_, hash)| *hash).collect();
+            refers(run);
+            if let Some(versions) = self.encodings.versions() {
+                versions.forget(run);
+            }
+            frames.extend(HeldPages::frame(run, round, &hashes).encode());
+            frames.extend_from_slice(hashes.as_flattened());
+        }
+        self.stream.write_all(&frames)?;
+        self.referenced = (hits.len() as u64, frames.len() as u64);
+        reuse.crossed(self.referenced.0, self.referenced.1);
+        Ok(rest)
     }
 
     /// Sends the pages of `runs`, in the encoding whose turn it is.
@@ -82,7 +137,9 @@ impl PageWriter {
     ) -> io::Result<SentBatch> {
         self.counts = PagesByEncoding::default();
         self.bytes = 0;
+        let (deduplicated, referenced_bytes) = std::mem::take(&mut self.referenced);
         let payload_bytes = match self.index {
+            _ if runs.is_empty() => 0,
             Some(index) => self.planned(index, ram, runs, round, point)?,
             None => {
                 self.as_they_are(ram, runs, round, point)?;
@@ -95,7 +152,8 @@ impl PageWriter {
             uniform: self.counts.uniform,
             compressed: self.counts.lz4 + self.counts.zstd,
             delta: self.counts.delta,
-            bytes: self.bytes,
+            deduplicated,
+            bytes: self.bytes + referenced_bytes,
         })
     }
 
@@ -244,4 +302,17 @@ impl PageWriter {
         self.headers.clear();
         Ok(())
     }
+}
+
+/// Adds a page to the last run, where it follows it, or begins another one.
+fn add_page(runs: &mut Vec<PageRun>, page: u64) {
+    match runs.last_mut() {
+        Some(run) if run.end() == page => run.count += 1,
+        _ => runs.push(PageRun::single(page)),
+    }
+}
+
+/// Such a page crosses as one byte, which is shorter still.
+fn is_uniform(page: &[u8]) -> bool {
+    page[1..] == page[..page.len() - 1]
 }

@@ -13,7 +13,7 @@ use super::page_writer::PageWriter;
 /// Runs until the migration or the connection ends.
 pub(super) fn send(stream: BoxedStream, index: usize, shared: &Shared, peer: &Peer) {
     let mut usage = shared.usage.thread();
-    let mut writer = PageWriter::new(stream, index, shared.encodings.clone());
+    let mut writer = PageWriter::new(stream, index, shared.encodings.clone(), shared.reuse.clone());
     let mut cpu = shared.cpu_cap.member();
     cpu.pace();
     let mut source = shared.source();
@@ -37,8 +37,13 @@ pub(super) fn send(stream: BoxedStream, index: usize, shared: &Shared, peer: &Pe
                 source = shared.source();
             }
             Batch::Pages { runs, round, point } => {
+                let faults = source.needs().faults;
                 drop(source);
-                let sent = match writer.batch(&shared.ram, &runs, round, point) {
+                let mut refers = |run| shared.source().refers(run);
+                let sent = writer
+                    .references(&shared.ram, &runs, (round, point, faults), &mut refers)
+                    .and_then(|rest| writer.batch(&shared.ram, &rest, round, point));
+                let sent = match sent {
                     Ok(sent) => sent,
                     Err(error) => return peer.broken(&format!("cannot send pages: {error}")),
                 };

@@ -13,7 +13,7 @@ use vmferry_core::report::Report;
 use vmferry_core::{RamLayout, Strategy};
 use vmferry_guest::{Backend, GuestSpec, Vm};
 use vmferry_guest_synth::{Fill, LoadConfig, SynthBackend, SynthConfig, SynthGuest};
-use vmferry_runtime::{Admitted, GuestDir, Host, Incoming, IncomingReport, Outgoing, Request};
+use vmferry_runtime::{Admitted, GuestDir, Holdings, Host, Incoming, IncomingReport, Outgoing, Request};
 use vmferry_transport::{Endpoint, Listener};
 
 /// A host: a backend, directories, and what arrived.
@@ -25,6 +25,8 @@ pub struct TestHost {
     pub arrived: Mutex<Vec<String>>,
     pub discarded: Mutex<Vec<String>>,
     pub finished: Mutex<HashMap<String, IncomingReport>>,
+    /// What a store of this host has.
+    pub holdings: Mutex<Option<Arc<dyn Holdings>>>,
 }
 
 impl TestHost {
@@ -36,6 +38,7 @@ impl TestHost {
             arrived: Mutex::default(),
             discarded: Mutex::default(),
             finished: Mutex::default(),
+            holdings: Mutex::default(),
         })
     }
 
@@ -59,6 +62,10 @@ impl Host for TestHost {
             .map_err(|e| e.to_string())?;
         self.held.lock().unwrap().insert(spec.name.clone(), vm.clone());
         Ok(Admitted { vm, dir })
+    }
+
+    fn holdings(&self, _name: &str, _most: u64) -> Option<Arc<dyn Holdings>> {
+        self.holdings.lock().unwrap().clone()
     }
 
     fn arrived(&self, name: &str) {

@@ -13,7 +13,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use vmferry_core::forecast::{Expected, Forecast, Goal};
 use vmferry_core::{Encoding, Limits, Strategy};
 use vmferry_forecast::simulated::SIMULATIONS;
-use vmferry_lab::forecasting::{self, ForecastStep, ForecastWish};
+use vmferry_lab::forecasting::{self, ForecastStep, ForecastWish, Past};
 use vmferry_transport::Endpoint;
 
 use super::interrupts::Interrupts;
@@ -103,6 +103,7 @@ pub(super) fn run(common: &Common, args: &ForecastArgs) -> Result<ExitCode> {
             .as_ref()
             .map(|file| trace::read(file, false))
             .transpose()?,
+        past: &Past::default(),
         simulations: args.simulations as usize,
         seed: args.seed,
     };
@@ -131,6 +132,7 @@ pub(super) fn made(
         goal,
         record,
         trace: None,
+        past: &Past::default(),
         simulations: SIMULATIONS,
         seed: 1,
     };

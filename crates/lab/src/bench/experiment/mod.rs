@@ -1,8 +1,15 @@
 //! Experiments with a guest that is not moved, or not only moved: what is done, and what was found.
 
 mod agent;
+mod checkpoint;
+mod resume;
+
+pub(super) use checkpoint::take;
 
 use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+use std::path::Path;
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -11,6 +18,9 @@ use super::scenario::Experiment;
 use crate::error::Result;
 use crate::guards::Interrupt;
 use crate::hosts::Host;
+use crate::load::Load;
+use crate::namespace::Namespace;
+use crate::workload::Workload;
 
 /// What an experiment found.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -21,6 +31,9 @@ pub struct ExperimentReport {
     pub total_ms: f64,
     /// Longest time between two answers from its begin on, milliseconds, where there was a client.
     pub perceived_downtime_ms: Option<f64>,
+    /// When what counts began, where that was not at once.
+    #[serde(skip)]
+    pub(super) began: Option<Instant>,
     /// What it found, by name.
     pub figures: BTreeMap<String, f64>,
     /// What the daemons said, as they said it.
@@ -32,9 +45,24 @@ pub struct ExperimentReport {
 pub(super) struct Bed<'a> {
     pub(super) hosts: &'a [Host; 2],
     pub(super) interrupt: &'a Interrupt,
+    /// Of the run.
+    pub(super) folder: &'a Path,
+    /// How long one step may take.
+    pub(super) limit: Duration,
+    /// Where clients of the guest are, and what they ask; absent where it has none.
+    pub(super) client: Option<(&'a Namespace, &'a Workload)>,
+    /// The guest's address.
+    pub(super) address: Ipv4Addr,
+    /// The clients.
+    pub(super) load: Option<&'a Load>,
 }
 
 impl Bed<'_> {
+    /// Where checkpoints are put: both hosts reach it.
+    fn store(&self) -> String {
+        self.folder.join("store").display().to_string()
+    }
+
     /// Carries an experiment out.
     ///
     /// # Errors
@@ -42,6 +70,12 @@ impl Bed<'_> {
     pub(super) fn carry_out(&self, experiment: &Experiment) -> Result<ExperimentReport> {
         let report = match experiment {
             Experiment::Agent { agent, for_s } => self.agent(*agent, *for_s)?,
+            Experiment::Checkpoint { every_s, for_s } => self.checkpoints(*every_s, *for_s)?,
+            Experiment::Resume {
+                mode,
+                interval_s,
+                for_s,
+            } => self.resume(*mode, *interval_s, *for_s)?,
         };
         Ok(ExperimentReport {
             experiment: experiment.name().to_owned(),

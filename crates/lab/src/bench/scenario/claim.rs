@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::guest::GuestKind;
+use super::guest::{Guest, GuestKind};
 use super::variant::Variant;
 
 /// Stands for the peer with the best median of the metric, among those that have one.
@@ -21,6 +21,12 @@ pub struct Claim {
     /// The variant it is divided by; or [`BEST_PEER`].
     #[serde(default)]
     pub relative_to: Option<String>,
+    /// The guest, with the same variant over the same link, whose metric it is divided by.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub relative_to_guest: Option<String>,
+    /// Only for these guests, by name; for all where empty.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub guests: Vec<String>,
     /// Largest value for which it holds.
     #[serde(default)]
     pub at_most: Option<f64>,
@@ -37,8 +43,23 @@ pub struct Claim {
 
 impl Claim {
     /// Whether it is about variants that there are.
-    pub(super) fn check(&self, variants: &[Variant]) -> std::result::Result<(), String> {
+    pub(super) fn check(&self, variants: &[Variant], guests: &[Guest]) -> std::result::Result<(), String> {
         let text = &self.text;
+        if let Some(unknown) = self
+            .guests
+            .iter()
+            .chain(&self.relative_to_guest)
+            .find(|name| !guests.iter().any(|guest| guest.name == **name))
+        {
+            return Err(format!(
+                "the claim {text:?} is about guest {unknown:?}, and there is none of that name"
+            ));
+        }
+        if self.relative_to.is_some() && self.relative_to_guest.is_some() {
+            return Err(format!(
+                "the claim {text:?} is relative to a variant and to a guest: one of them goes"
+            ));
+        }
         for name in std::iter::once(&self.variant).chain(&self.relative_to) {
             let is_best_peer = name == BEST_PEER && self.relative_to.as_ref() == Some(name);
             if is_best_peer && variants.iter().any(|variant| variant.peer.is_some()) {

@@ -7,6 +7,7 @@
 //! ```
 
 use serde::{Deserialize, Serialize};
+use vmferry_core::resume::ResumeMode;
 
 use super::guest::{Guest, GuestKind};
 
@@ -19,6 +20,25 @@ pub enum Experiment {
         /// What of it.
         agent: AgentUse,
         /// So long, seconds.
+        for_s: f64,
+    },
+    /// Checkpoints of the guest are taken while it goes on.
+    Checkpoint {
+        /// From one to the next, seconds; none is taken where absent.
+        #[serde(default)]
+        every_s: Option<f64>,
+        /// So long, seconds.
+        for_s: f64,
+    },
+    /// A checkpoint of the guest is taken, the guest is ended and resumed at the other host. Its clients are held back meanwhile; they
+    /// must not write, because it goes on from the moment of the checkpoint.
+    Resume {
+        /// `eager`, `lazy` or `predictive`.
+        mode: ResumeMode,
+        /// For so long it is watched before the checkpoint what the guest reads and writes, seconds.
+        #[serde(default = "five_seconds")]
+        interval_s: f64,
+        /// So long it is watched from the request on, seconds.
         for_s: f64,
     },
 }
@@ -40,27 +60,46 @@ impl Experiment {
     pub fn name(&self) -> &'static str {
         match self {
             Self::Agent { .. } => "agent",
+            Self::Checkpoint { .. } => "checkpoint",
+            Self::Resume { .. } => "resume",
         }
     }
 
     /// The guest as the experiment needs it; none where it does not suit.
     pub(crate) fn guest(&self, guest: &Guest) -> Option<Guest> {
         match self {
-            // A synthetic guest has none.
-            Self::Agent { .. } if guest.kind == GuestKind::Synth => None,
+            // A synthetic guest has no agent, and counts for itself: after a resume less than before.
+            Self::Agent { .. } | Self::Resume { .. } if guest.kind == GuestKind::Synth => None,
             Self::Agent { agent, .. } => Some(Guest {
                 agent: *agent != AgentUse::Absent,
                 ..guest.clone()
             }),
+            Self::Checkpoint { .. } | Self::Resume { .. } => Some(guest.clone()),
         }
     }
 
     /// Whether it makes sense; if not, what is wrong.
     pub(super) fn check(&self) -> Result<(), String> {
-        let Self::Agent { for_s, .. } = self;
-        match (0.1..=86_400.0).contains(for_s) {
-            true => Ok(()),
-            false => Err(format!("for_s is {for_s}, expected 0.1 to 86400")),
+        let times = match self {
+            Self::Agent { for_s, .. } => vec![("for_s", *for_s)],
+            Self::Checkpoint { every_s, for_s } => {
+                let every = every_s.map(|every_s| ("every_s", every_s));
+                every.into_iter().chain([("for_s", *for_s)]).collect()
+            }
+            Self::Resume {
+                interval_s, for_s, ..
+            } => vec![("interval_s", *interval_s), ("for_s", *for_s)],
+        };
+        match times
+            .into_iter()
+            .find(|(_, seconds)| !(0.1..=86_400.0).contains(seconds))
+        {
+            None => Ok(()),
+            Some((name, seconds)) => Err(format!("{name} is {seconds}, expected 0.1 to 86400")),
         }
     }
+}
+
+fn five_seconds() -> f64 {
+    5.0
 }

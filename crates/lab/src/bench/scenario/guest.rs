@@ -42,12 +42,25 @@ pub struct Guest {
     /// guests contend for.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub neighbour: bool,
+    /// A disk that it may write, of a guest of kind `qemu`: it moves with `with-disks`, to a folder of the destination's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disk: Option<Disk>,
     /// Further options of `vmferry run`, without their dashes.
     #[serde(default)]
     pub options: Options,
     /// What `--quick` changes.
     #[serde(default)]
     pub quick: Option<GuestQuick>,
+}
+
+/// A disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Disk {
+    /// Its size.
+    pub mib: u64,
+    /// So much of it, at its end, holds data; the rest was never written.
+    pub filled_mib: u64,
 }
 
 /// What `--quick` changes in a guest.
@@ -60,6 +73,8 @@ pub struct GuestQuick {
     pub load: Option<String>,
     /// See [`Guest::workload`].
     pub workload: Option<Workload>,
+    /// See [`Guest::disk`].
+    pub disk: Option<Disk>,
 }
 
 impl Guest {
@@ -69,6 +84,7 @@ impl Guest {
             self.memory = quick.memory.unwrap_or(self.memory);
             self.load = quick.load.or(self.load);
             self.workload = quick.workload.unwrap_or(self.workload);
+            self.disk = quick.disk.or(self.disk);
         }
         self
     }
@@ -79,6 +95,19 @@ impl Guest {
             return Err(format!(
                 "guest {name:?} is synthetic: workload and agent are for guests of kind \"qemu\""
             ));
+        }
+        if let Some(disk) = self.disk {
+            if self.kind == GuestKind::Synth || self.workload.disk_mib().is_some() {
+                return Err(format!(
+                    "guest {name:?} can have no disk of its own: it is synthetic, or its workload brings one"
+                ));
+            }
+            if disk.mib == 0 || disk.filled_mib > disk.mib {
+                return Err(format!(
+                    "the disk of guest {name:?} has {} MiB, of which {} hold data: expected more than none, and no more than all",
+                    disk.mib, disk.filled_mib
+                ));
+            }
         }
         let workload = self.workload.check();
         workload.map_err(|why| format!("guest {name:?}: {why}"))?;

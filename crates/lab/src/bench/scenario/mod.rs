@@ -58,7 +58,7 @@ use serde::{Deserialize, Serialize};
 pub use claim::{BEST_PEER, Claim};
 pub use experiment::{AgentUse, Experiment};
 pub use figure::{Dimension, Figure, FigureKind};
-pub use guest::{Guest, GuestKind, GuestQuick};
+pub use guest::{Disk, Guest, GuestKind, GuestQuick};
 pub(crate) use options::words;
 pub use options::{OptionValue, Options};
 pub use variant::Variant;
@@ -214,7 +214,7 @@ impl Scenario {
         self.variants.iter().try_for_each(Variant::check)?;
         self.claims
             .iter()
-            .try_for_each(|claim| claim.check(&self.variants))?;
+            .try_for_each(|claim| claim.check(&self.variants, &self.guests))?;
         all_different("figure", self.figures.iter().map(|figure| figure.id.as_str()))?;
         self.figures.iter().try_for_each(|figure| figure.check(self))?;
         let named = self.claims.iter().filter_map(|claim| claim.figure.as_ref());
@@ -399,21 +399,6 @@ at_most = 0.5
             ),
             (
                 "strategy = \"hybrid\"",
-                "name = \"hybrid\"\nexperiment = { kind = \"agent\", agent = \"idle\", for_s = 0 }",
-                "for_s is 0",
-            ),
-            (
-                "strategy = \"hybrid\"",
-                "name = \"hybrid\"\nexperiment = { kind = \"dance\" }",
-                "dance",
-            ),
-            (
-                "strategy = \"hybrid\"",
-                "name = \"hybrid\"\npeer = \"qemu-pre-copy\"\nthere_and_back = true",
-                "no strategy to go by",
-            ),
-            (
-                "strategy = \"hybrid\"",
                 "name = \"hybrid\"\npeer = \"qemu-rdma\"",
                 "no peer \"qemu-rdma\"",
             ),
@@ -431,6 +416,50 @@ at_most = 0.5
                 "load = \"write:64M\"",
                 "workload = { kind = \"cpu\", percent = 1 }",
                 "synthetic",
+            ),
+        ] {
+            let error = refusal(&SMALL.replace(from, to));
+            assert!(error.contains(named), "{to}: {error}");
+        }
+    }
+
+    #[test]
+    fn experiments_disks_and_claims_that_make_no_sense_are_refused() {
+        for (from, to, named) in [
+            (
+                "strategy = \"hybrid\"",
+                "name = \"hybrid\"\nexperiment = { kind = \"agent\", agent = \"idle\", for_s = 0 }",
+                "for_s is 0",
+            ),
+            (
+                "strategy = \"hybrid\"",
+                "strategy = \"hybrid\"\nleaves_checkpoint = true",
+                "does not come back to it",
+            ),
+            (
+                "load = \"write:64M\"",
+                "disk = { mib = 8, filled_mib = 1 }",
+                "no disk of its own",
+            ),
+            (
+                "variant = \"hybrid\"",
+                "variant = \"hybrid\"\nrelative_to_guest = \"b\"",
+                "guest \"b\"",
+            ),
+            (
+                "variant = \"hybrid\"",
+                "variant = \"hybrid\"\nguests = [\"c\"]",
+                "guest \"c\"",
+            ),
+            (
+                "strategy = \"hybrid\"",
+                "name = \"hybrid\"\nexperiment = { kind = \"dance\" }",
+                "dance",
+            ),
+            (
+                "strategy = \"hybrid\"",
+                "name = \"hybrid\"\npeer = \"qemu-pre-copy\"\nthere_and_back = true",
+                "no strategy to go by",
             ),
         ] {
             let error = refusal(&SMALL.replace(from, to));
