@@ -75,14 +75,7 @@ fn scaled(span: Span, factor: f64) -> Span {
     }
 }
 
-fn bars(
-    name: &str,
-    rows: &[OutcomeRow],
-    figure: Figure,
-    left: f64,
-    width: f64,
-    top: f64,
-) -> Markup {
+fn bars(name: &str, rows: &[OutcomeRow], figure: Figure, left: f64, width: f64, top: f64) -> Markup {
     let highest = |span: Span| span.interval.map_or(span.value, |(_, high)| high.max(span.value));
     let most = round_up(rows.iter().map(|row| highest(figure(row))).fold(0.0, f64::max));
     let x = |value: f64| left + value.max(0.0) / most * width;
