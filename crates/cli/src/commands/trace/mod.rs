@@ -11,8 +11,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use anyhow::{Context as _, Result, bail};
 use clap::{Args, Subcommand};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use serde_json::json;
-use vmferry_trace::{Partial, Trace};
+use serde::Serialize;
+use vmferry_trace::{Partial, Summary, Trace};
 
 use super::interrupts::Interrupts;
 use super::output;
@@ -70,6 +70,14 @@ enum Then {
     Show(show::ShowArgs),
 }
 
+/// What was recorded, for scripts.
+#[derive(Serialize)]
+struct Recorded<'a> {
+    file: &'a Path,
+    file_bytes: usize,
+    summary: &'a Summary,
+}
+
 pub(super) fn run(common: &Common, args: &TraceArgs) -> Result<ExitCode> {
     if let Some(Then::Show(args)) = &args.then {
         return show::run(common, args);
@@ -100,7 +108,11 @@ pub(super) fn run(common: &Common, args: &TraceArgs) -> Result<ExitCode> {
     let trace = Trace::read(&mut &bytes[..])?;
     let summary = trace.summary();
     match common.json {
-        true => output::json(&json!({"file": file, "file_bytes": bytes.len(), "summary": summary}))?,
+        true => output::json(&Recorded {
+            file: &file,
+            file_bytes: bytes.len(),
+            summary: &summary,
+        })?,
         false => {
             let size = units::size(bytes.len() as u64);
             output::text(&format!("{}: {size}\n{}", file.display(), show::render(&summary)))?;
