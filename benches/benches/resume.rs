@@ -13,7 +13,7 @@ use vmferry_benches::{Figures, Output, runs};
 use vmferry_checkpoint::resume::{Request, Resuming};
 use vmferry_checkpoint::take::{Session, TakeControl, TakeOptions};
 use vmferry_core::resume::{ResumeMode, ResumeReport, Service};
-use vmferry_guest::{Backend as _, Guest as _, MigrateOut as _};
+use vmferry_guest::Backend as _;
 use vmferry_guest_qemu::QemuBackend;
 use vmferry_runtime::GuestDir;
 use vmferry_store::{CheckpointId, Store, StoreOptions};

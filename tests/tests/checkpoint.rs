@@ -11,7 +11,6 @@ use serde_json::Value;
 use vmferry_checkpoint::take::{Session, TakeControl, TakeOptions};
 use vmferry_core::PageRun;
 use vmferry_core::take::{TakeOutcome, TakeReport};
-use vmferry_guest::Guest as _;
 use vmferry_store::{CheckpointId, Store, StoreOptions};
 use vmferry_tests::witness::{Witness, differing};
 use vmferry_tests::{Hosts, Pair, TestGuest, eventually, is_alive, need, shared_turn};
@@ -214,7 +213,7 @@ fn a_daemon_that_is_killed_leaves_a_guest_that_goes_on() {
         hosts.source.call(&series).expect_json();
         thread::sleep(Duration::from_millis(delay_ms));
         let pid = hosts.source.guest_pid("vm");
-        hosts.crash_source();
+        hosts.source.crash();
         assert!(is_alive(pid));
         // In the few milliseconds of a pause it waits for the next daemon, which is the only one to know that it was to run.
         let was_paused = !goes_on(&guest);
@@ -244,11 +243,12 @@ fn goes_on(guest: &TestGuest) -> bool {
 fn a_full_disk_costs_the_checkpoint_and_not_the_guest() {
     need!(Qemu, Root, Userfaultfd);
     let _turn = shared_turn();
-    let hosts = Hosts::new();
     let dir = tempfile::tempdir().unwrap();
+    // Before the daemons: their namespaces have what is mounted then.
+    let small = SmallDisk::mount(&dir.path().join("small"), 8);
+    let hosts = Hosts::new();
     let guest = TestGuest::new("vm", dir.path(), RAM_MIB, "write:16:20", &[]);
     hosts.run(&guest);
-    let small = SmallDisk::mount(&dir.path().join("small"), 8);
     let store = small.path().join("store").display().to_string();
     let failed = hosts.source.call(&["checkpoint", "vm", "--store", &store]);
     assert_ne!(failed.code, Some(0), "{failed:?}");

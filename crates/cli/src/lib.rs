@@ -11,6 +11,7 @@ mod demo;
 mod disk_table;
 mod encoding_table;
 mod failure;
+mod forecast_table;
 pub mod loadspec;
 pub mod names;
 mod progress;

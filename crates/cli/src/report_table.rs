@@ -8,7 +8,7 @@ use vmferry_core::filter::FilterReport;
 use vmferry_core::report::{LimitsReport, Outcome, PageCounts, Report, Verified};
 
 use crate::units::{bandwidth, count, millis, rate, size};
-use crate::{disk_table, encoding_table, table};
+use crate::{disk_table, encoding_table, forecast_table, table};
 
 /// The report as a table, with a line that says how it ended above it.
 pub fn render(report: &Report) -> String {
@@ -117,6 +117,9 @@ fn summary(report: &Report) -> String {
     );
     if let Some(limits) = limits(&report.limits) {
         row("limits", limits);
+    }
+    if let Some(expected) = forecast_table::expected(report) {
+        row("expected", expected);
     }
     if let Some(filter) = &report.filter {
         row("data filter", data_filter(filter));

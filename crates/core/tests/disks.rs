@@ -135,7 +135,7 @@ fn limits_of_time_count_from_when_the_disks_are_there() {
         ..Limits::default()
     };
     let mut source = source(Strategy::PreCopy, &limits);
-    let hour = 3600_000;
+    let hour = 3_600_000;
     let mut take = |ms: u64, event: Event| source.handle(Duration::from_millis(ms), event).unwrap();
     take(1, accepted());
     assert_eq!(take(hour, progress(0, 0, true)), [Command::Arm]);

@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use crate::{Event, Features, Mapping, Mode, PagemapScanner, Result, Userfaultfd};
+use crate::{Event, Features, Mapping, Mode, PAGE_SIZE, PagemapScanner, Result, Userfaultfd};
 
 /// Most bytes protected by one request: the process's own page faults wait for no longer than that takes.
 const PROTECT_AT_ONCE: u64 = 16 << 20;
@@ -100,9 +100,8 @@ impl WriteGate {
         for event in events {
             match event {
                 Event::PageFault { address, .. } => {
-                    held.extend(self.offsets(address..address + 1).map(|part| {
-                        Held::Write(part.start / crate::PAGE_SIZE as u64 * crate::PAGE_SIZE as u64)
-                    }))
+                    let page = address / PAGE_SIZE as u64 * PAGE_SIZE as u64;
+                    held.extend(self.offsets(page..page + 1).map(|part| Held::Write(part.start)));
                 }
                 Event::Remove(addresses) | Event::Unmap(addresses) => {
                     held.extend(self.offsets(addresses).map(Held::Dropped));

@@ -215,23 +215,13 @@ impl<'a> SourceHost<'a> {
                 Duration::ZERO
             }
             Command::SendPrepare(epoch) => {
-                self.say(
-                    now,
-                    MESSAGE_BYTES,
-                    DestinationEvent::Prepare(*epoch),
-                    agenda,
-                    wires,
-                );
+                let prepare = DestinationEvent::Prepare(*epoch);
+                self.say(now, MESSAGE_BYTES, prepare, agenda, wires);
                 Duration::ZERO
             }
             Command::SendCommit(epoch) => {
-                self.say(
-                    now,
-                    MESSAGE_BYTES,
-                    DestinationEvent::Commit(*epoch),
-                    agenda,
-                    wires,
-                );
+                let commit = DestinationEvent::Commit(*epoch);
+                self.say(now, MESSAGE_BYTES, commit, agenda, wires);
                 Duration::ZERO
             }
             Command::SendAllPushed => {

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use vmferry_core::destination::Event as DestinationEvent;
 use vmferry_core::encoding::{Codec, Encoded, SentWith};
-use vmferry_core::report::{FaultReport, LimitsReport, Outcome as Ended, Report};
+use vmferry_core::report::{FaultReport, LimitsReport, Outcome as Ended, PageCounts, Report, RoundReport};
 use vmferry_core::source::Event as SourceEvent;
 use vmferry_core::{MigrationRequest, PAGE_SIZE, PageRun};
 
@@ -251,33 +251,6 @@ impl<'a> World<'a> {
             Some((outcome, error)) => (outcome, error.map(str::to_owned)),
             None => (Ended::Failed, None),
         };
-        let mut counts = measured.counts;
-        for count in [
-            &mut counts.sent,
-            &mut counts.resent,
-            &mut counts.ahead,
-            &mut counts.raw,
-            &mut counts.uniform,
-            &mut counts.hole,
-            &mut counts.free,
-            &mut counts.filtered,
-            &mut counts.compressed,
-            &mut counts.delta,
-        ] {
-            *count *= per;
-        }
-        let mut rounds = measured.rounds;
-        for round in &mut rounds {
-            round.pages_sent *= per;
-            round.pages_dirtied *= per;
-            for count in [
-                &mut round.pages_filtered,
-                &mut round.pages_taken_back,
-                &mut round.bytes_saved,
-            ] {
-                *count = count.map(|count| count * per);
-            }
-        }
         let recorded = self.guest.replay.recorded;
         let report = Report {
             vm: recorded.vm.clone(),
@@ -294,10 +267,10 @@ impl<'a> World<'a> {
             data_bytes: measured.data_pages * per * PAGE_SIZE,
             bytes_on_wire: self.wires.there.bytes as u64,
             device_state_bytes: measured.device_state_bytes,
-            pages: counts,
+            pages: counts_in_pages(measured.counts, per),
             reuse: None,
             encoding: vmferry_core::encoding::EncodingReport::default(),
-            rounds,
+            rounds: rounds_in_pages(measured.rounds, per),
             faults: self.destination.fault_report(),
             phases: measured.phases,
             cpu_seconds: vmferry_core::report::CpuSeconds {
@@ -331,6 +304,41 @@ impl<'a> World<'a> {
             report,
         }
     }
+}
+
+/// Counts of units that are `per` pages each, as pages.
+fn counts_in_pages(mut counts: PageCounts, per: u64) -> PageCounts {
+    for count in [
+        &mut counts.sent,
+        &mut counts.resent,
+        &mut counts.ahead,
+        &mut counts.raw,
+        &mut counts.uniform,
+        &mut counts.hole,
+        &mut counts.free,
+        &mut counts.filtered,
+        &mut counts.compressed,
+        &mut counts.delta,
+    ] {
+        *count *= per;
+    }
+    counts
+}
+
+/// The same of rounds.
+fn rounds_in_pages(mut rounds: Vec<RoundReport>, per: u64) -> Vec<RoundReport> {
+    for round in &mut rounds {
+        round.pages_sent *= per;
+        round.pages_dirtied *= per;
+        for count in [
+            &mut round.pages_filtered,
+            &mut round.pages_taken_back,
+            &mut round.bytes_saved,
+        ] {
+            *count = count.map(|count| count * per);
+        }
+    }
+    rounds
 }
 
 /// Faults that were served, for the report.

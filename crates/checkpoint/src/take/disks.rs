@@ -84,7 +84,7 @@ fn save_disk(
     let written = match (&snapshot.written, before) {
         (Some((export, context)), Some(_)) => {
             let mut written = NbdClient::connect(&snapshot.socket, export, Some(context))?;
-            let blocks = blocks(&mut written, bytes, |extent| extent.is_dirty())?;
+            let blocks = blocks(&mut written, bytes, vmferry_disk::Extent::is_dirty)?;
             written.disconnect();
             blocks
         }

@@ -323,7 +323,7 @@ impl Session {
         let left_out = shared
             .vm
             .disks()
-            .map_or_else(|| Ok(Vec::new()), |disks| disks.list());
+            .map_or_else(|| Ok(Vec::new()), vmferry_guest::Disks::list);
         if let Ok(left_out) = left_out
             && !left_out.is_empty()
         {

@@ -1,6 +1,7 @@
 //! What the threads of a session share, and the one that answers held writes.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -108,9 +109,10 @@ impl Shared {
         let mut inner = self.lock();
         match inner.taker.on_write(page, self.copies.has_room()) {
             OnWrite::Wait => {
+                let inner = &mut *inner;
                 // A write may be heard of twice: it waits since the first time.
-                if !inner.waiting.contains_key(&page) {
-                    inner.waiting.insert(page, heard);
+                if let Entry::Vacant(vacant) = inner.waiting.entry(page) {
+                    vacant.insert(heard);
                     inner.log.waited();
                 }
                 self.copies.nudge();

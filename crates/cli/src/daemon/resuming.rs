@@ -505,7 +505,7 @@ fn log_end(name: &str, outcome: Outcome, report: &ResumeReport) {
         ),
         Outcome::Cancelled => tracing::info!("resuming {checkpoint} as {name} was cancelled"),
         Outcome::Failed => {
-            tracing::warn!("resuming {checkpoint} as {name} failed, nothing is left of it: {why}")
+            tracing::warn!("resuming {checkpoint} as {name} failed, nothing is left of it: {why}");
         }
         Outcome::Unresolved => tracing::error!("{name}, resumed from {checkpoint}, cannot go on: {why}"),
     }

@@ -1,4 +1,6 @@
-//! `auto`. Ours: the strategy that the forecast picked for the operator's goal, for as long as reality keeps to the forecast.
+//! `auto`. Source: ours; that post-copy bounds what pre-copy cannot is Hines 2009, and QEMU switches so on demand (`migrate-start-postcopy`).
+//!
+//! The strategy that the forecast picked for the operator's goal, for as long as reality keeps to the forecast.
 //!
 //! Pre-copy is where that matters: it takes as long as the guest writes, and a guest may begin to write more after the forecast
 //! was made. Once the guest should long have been handed over, or more was sent than was expected, or in more rounds, the

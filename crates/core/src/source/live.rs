@@ -259,13 +259,14 @@ impl Source {
             return RoundReport::default();
         };
         let (pages, bytes, took) = (round.pages, round.bytes, now.saturating_sub(round.began));
+        let referenced = round.referenced;
         self.judged = Some(RoundJudged {
             held_back: round.held_back.take(),
             taken_back: round.taken_back,
             dirtied: std::mem::replace(&mut round.dirtied, PageBitmap::new(0)),
         });
         self.rounds += 1;
-        self.rates.round_received(pages, bytes, took);
+        self.rates.round_received(pages - referenced, bytes, took);
         RoundReport {
             ms: took.as_secs_f64() * 1e3,
             pages_sent: pages,

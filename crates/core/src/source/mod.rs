@@ -8,6 +8,7 @@ mod batch;
 mod disks;
 mod event;
 mod live;
+mod measured;
 mod pace;
 mod pushing;
 mod recorder;
@@ -20,17 +21,17 @@ use std::time::Duration;
 use thiserror::Error;
 
 pub use event::{Batch, Command, Demand, Enlightenment, Event, SentBatch, Side, Summary};
+pub use measured::Measured;
 pub use state::Ownership;
 
 use crate::bitmap::PageBitmap;
 use crate::disks::Convergence;
-use crate::filter::FilterReport;
 use crate::handover::{Epoch, EpochMismatch};
 use crate::ledger::Ledger;
 use crate::pages::PageRun;
 use crate::policy::{Faults, Needs, Pick, Policy, View, in_address_order};
 use crate::rates::Rates;
-use crate::report::{Outcome, PhaseReport, Progress, RoundReport};
+use crate::report::{Outcome, Progress};
 use crate::strategy::Limits;
 use crate::tracking::{ScanPoint, Tracking};
 use ahead::Ahead;
@@ -241,6 +242,7 @@ impl Source {
         if let Some(round) = self.state.round_mut() {
             round.pages += pages;
             round.bytes += batch.bytes;
+            round.referenced += batch.deduplicated;
         }
     }
 
@@ -538,41 +540,6 @@ impl Source {
             expected,
         }
     }
-}
-
-/// What a migration measured; the driver adds what only it knows and makes a [`crate::report::Report`] of it.
-#[derive(Clone, Debug, Default)]
-pub struct Measured {
-    /// Request until the end.
-    pub total: Duration,
-    /// Request until running at the destination.
-    pub execution_transfer: Option<Duration>,
-    /// Paused until running.
-    pub downtime: Option<Duration>,
-    /// Short pauses at the source.
-    pub micro_stops: Duration,
-    /// Bytes of pages.
-    pub page_bytes: u64,
-    /// Bytes of device state.
-    pub device_state_bytes: u64,
-    /// Pages that held data.
-    pub data_pages: u64,
-    /// How pages crossed.
-    pub counts: crate::report::PageCounts,
-    /// Rounds.
-    pub rounds: Vec<RoundReport>,
-    /// Phases.
-    pub phases: Vec<PhaseReport>,
-    /// What the destination said at the end.
-    pub summary: Summary,
-    /// What the operator should know.
-    pub notes: Vec<String>,
-    /// The bandwidth cap at the end.
-    pub bandwidth_bytes_per_s: Option<u64>,
-    /// How long pages waited for nothing but the bandwidth cap.
-    pub bandwidth_waited: Duration,
-    /// What the data filter learned.
-    pub filter: Option<FilterReport>,
 }
 
 fn view<'a>(

@@ -121,6 +121,8 @@ pub(super) struct Round {
     pub pages: u64,
     /// See `pages`.
     pub bytes: u64,
+    /// Of the pages, those that crossed as references: they say nothing about how fast pages cross.
+    pub referenced: u64,
     /// When to take the next sample, for policies that sample.
     pub next_sample: Option<Duration>,
     /// The interval of samples.
@@ -141,6 +143,7 @@ impl Round {
             began,
             pages: 0,
             bytes: 0,
+            referenced: 0,
             next_sample: None,
             sample_every: None,
             sampling: false,

@@ -91,7 +91,7 @@ pub fn fit(observations: &[Observation]) -> Result<Model, ModelError> {
         })?;
         tried.push((fitted, vec![f64::INFINITY; data.points.len()]));
     }
-    Ok(choose(data, tried))
+    Ok(choose(data, &tried))
 }
 
 /// Fits one form, whatever others would say.
@@ -104,10 +104,10 @@ pub fn fit_form(observations: &[Observation], form: &Form) -> Result<Model, Mode
     let parts = data.parts();
     let errors = cross_validate(form, &data.points, &parts);
     let errors = errors.unwrap_or_else(|| vec![f64::INFINITY; data.points.len()]);
-    Ok(choose(data, vec![(fitted, errors)]))
+    Ok(choose(data, &[(fitted, errors)]))
 }
 
-fn choose(data: Data, tried: Vec<(Fitted, Vec<f64>)>) -> Model {
+fn choose(data: Data, tried: &[(Fitted, Vec<f64>)]) -> Model {
     let mean = |errors: &[f64]| errors.iter().sum::<f64>() / errors.len() as f64;
     let best = (0..tried.len())
         .min_by(|&a, &b| mean(&tried[a].1).total_cmp(&mean(&tried[b].1)))

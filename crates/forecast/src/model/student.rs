@@ -116,6 +116,6 @@ mod tests {
             assert!((found - expected).abs() < 1e-6, "{share} {freedom}: {found}");
             assert!((quantile(1.0 - share, freedom) + found).abs() < 1e-6);
         }
-        assert_eq!(quantile(0.5, 4).abs() < 1e-12, true);
+        assert!(quantile(0.5, 4).abs() < 1e-12);
     }
 }

@@ -6,7 +6,7 @@ use super::scenario::Scenario;
 use crate::error::{LabError, Result};
 
 /// Name and text of each.
-const SCENARIOS: [(&str, &str); 26] = [
+const SCENARIOS: [(&str, &str); 27] = [
     (
         "agent-allocation",
         include_str!("../../../../benches/scenarios/agent-allocation.toml"),
@@ -98,6 +98,10 @@ const SCENARIOS: [(&str, &str); 26] = [
     (
         "resume-memory",
         include_str!("../../../../benches/scenarios/resume-memory.toml"),
+    ),
+    (
+        "return-trip",
+        include_str!("../../../../benches/scenarios/return-trip.toml"),
     ),
     (
         "server-strategies",

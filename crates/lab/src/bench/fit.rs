@@ -19,6 +19,8 @@ struct Conditions<'a> {
     experiment: Option<&'a Experiment>,
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     there_and_back: bool,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    leaves_checkpoint: bool,
     options: &'a Options,
     host_options: Option<&'a Options>,
     warm_up_s: f64,
@@ -48,6 +50,7 @@ pub(super) fn conditions(scenario: &Scenario, key: &RunKey) -> Option<String> {
         peer: variant.peer.as_deref(),
         experiment: variant.experiment.as_ref(),
         there_and_back: variant.there_and_back,
+        leaves_checkpoint: variant.leaves_checkpoint,
         options: &variant.options,
         // A peer has no daemons.
         host_options: variant.peer.is_none().then_some(&scenario.host_options),

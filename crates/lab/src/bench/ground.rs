@@ -4,12 +4,12 @@ use std::net::Ipv4Addr;
 use std::path::Path;
 use std::time::Duration;
 
-use vmferry_api::MigrateRequest;
+use vmferry_api::{CheckpointRequest, MigrateRequest};
 use vmferry_core::report::Progress;
 use vmferry_guest::GuestSpec;
 
 use super::account::Account;
-use super::experiment::Bed;
+use super::experiment::{self, Bed};
 use super::measure::{Workbench, check_report};
 use super::neighbour::Neighbour;
 use super::plan::{GUEST, PlannedRun, Request};
@@ -62,7 +62,12 @@ pub(super) enum Asked {
     /// To move the guest.
     Move(Box<MigrateRequest>),
     /// To move it there and back again.
-    MoveBack(Box<MigrateRequest>),
+    MoveBack {
+        /// Both ways.
+        request: Box<MigrateRequest>,
+        /// Whether a checkpoint is left behind before it goes.
+        leaves_checkpoint: bool,
+    },
     /// To do something else to it.
     Experiment(Experiment),
 }
@@ -72,7 +77,7 @@ impl Asked {
     pub(super) fn last_host(&self) -> usize {
         match self {
             Self::Move(_) => 1,
-            Self::MoveBack(_) | Self::Experiment(_) => 0,
+            Self::MoveBack { .. } | Self::Experiment(_) => 0,
         }
     }
 }
@@ -107,7 +112,13 @@ impl Ground {
         };
         let mover = match &run.request {
             Request::Vmferry(request) => by_daemons(Asked::Move(with_disk_folder(request, folder.path())?))?,
-            Request::Back(request) => by_daemons(Asked::MoveBack(request.clone()))?,
+            Request::Back {
+                request,
+                leaves_checkpoint,
+            } => by_daemons(Asked::MoveBack {
+                request: request.clone(),
+                leaves_checkpoint: *leaves_checkpoint,
+            })?,
             Request::Experiment(experiment) => by_daemons(Asked::Experiment(experiment.clone()))?,
             Request::Qemu(request) => {
                 let qemus = Qemus::new(request.clone(), folder.path(), PORT, bench.interrupt);
@@ -136,10 +147,20 @@ impl Ground {
     }
 
     /// Makes everything ready for what is measured, as far as its user has to: the second host, or the guest at it.
-    pub(super) fn expect(&self, limit: Duration) -> Result<()> {
+    pub(super) fn expect(&self, limit: Duration, interrupt: &Interrupt) -> Result<()> {
         match &self.mover {
-            Mover::Vmferry(hosts, Asked::MoveBack(request)) => {
+            Mover::Vmferry(
+                hosts,
+                Asked::MoveBack {
+                    request,
+                    leaves_checkpoint,
+                },
+            ) => {
                 let [here, there] = hosts.as_ref();
+                if *leaves_checkpoint {
+                    // In the daemon's own store, where it looks when the guest comes back.
+                    experiment::take(here, CheckpointRequest::default(), limit, interrupt)?;
+                }
                 check_report(&here.migrate(GUEST, there, request, Some(limit), |_| {})?)
             }
             Mover::Vmferry(..) => Ok(()),
@@ -155,7 +176,7 @@ impl Ground {
         let [a, b] = hosts.as_ref();
         let (from, to, request) = match asked {
             Asked::Move(request) => (a, b, request),
-            Asked::MoveBack(request) => (b, a, request),
+            Asked::MoveBack { request, .. } => (b, a, request),
             Asked::Experiment(_) => return Ok(None),
         };
         from.forecast(GUEST, to, request, RECORD, past, seed).map(Some)
@@ -177,7 +198,7 @@ impl Ground {
         let [a, b] = hosts;
         let report = match asked {
             Asked::Move(request) => a.migrate(GUEST, b, forecast.unwrap_or(request), Some(limit), watch)?,
-            Asked::MoveBack(request) => {
+            Asked::MoveBack { request, .. } => {
                 b.migrate(GUEST, a, forecast.unwrap_or(request), Some(limit), watch)?
             }
             Asked::Experiment(experiment) => {
@@ -203,7 +224,7 @@ impl Ground {
     /// The host that sends: whose link is looked at.
     pub(super) fn sender(&self) -> Option<&HostEnd> {
         let index = match &self.mover {
-            Mover::Vmferry(_, Asked::MoveBack(_)) => 1,
+            Mover::Vmferry(_, Asked::MoveBack { .. }) => 1,
             _ => 0,
         };
         self.topology.as_ref().map(|topology| &topology.hosts[index])

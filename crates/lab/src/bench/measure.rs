@@ -172,7 +172,7 @@ impl Workbench<'_> {
     ) -> Result<(Measured, Moments)> {
         let sent = || ground.sender().map(HostEnd::sent_bytes).transpose();
         let limit = Duration::from_secs_f64(run.limit_s);
-        ground.expect(limit)?;
+        ground.expect(limit, self.interrupt)?;
         let start = Instant::now();
         self.interrupt
             .sleep(Duration::from_secs_f64(self.scenario.warm_up_s))?;

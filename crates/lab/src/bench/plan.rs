@@ -56,7 +56,12 @@ pub enum Request {
     /// By vmferry; the destination is still to be filled in.
     Vmferry(Box<MigrateRequest>),
     /// By vmferry there and back again; the way back is what counts.
-    Back(Box<MigrateRequest>),
+    Back {
+        /// Both ways.
+        request: Box<MigrateRequest>,
+        /// Whether a checkpoint is left behind before it goes.
+        leaves_checkpoint: bool,
+    },
     /// By QEMU itself.
     Qemu(PeerRequest),
     /// It is not: something else is done to it.
@@ -69,7 +74,7 @@ impl Request {
         match self {
             // It has no QEMU.
             Self::Qemu(_) if guest.kind == GuestKind::Synth => None,
-            Self::Qemu(_) | Self::Vmferry(_) | Self::Back(_) => Some(guest.clone()),
+            Self::Qemu(_) | Self::Vmferry(_) | Self::Back { .. } => Some(guest.clone()),
             Self::Experiment(experiment) => experiment.guest(guest),
         }
     }
@@ -206,7 +211,10 @@ fn request(
     let words = migrate_words(variant)?;
     let request = Box::new(command.migration(&words)?);
     let request = match variant.there_and_back {
-        true => Request::Back(request),
+        true => Request::Back {
+            request,
+            leaves_checkpoint: variant.leaves_checkpoint,
+        },
         false => Request::Vmferry(request),
     };
     Ok((request, words))

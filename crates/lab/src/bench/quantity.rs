@@ -42,60 +42,12 @@ pub enum Better {
 impl Quantity {
     /// Of the metric of this name. Of names that are not known the unit is told from their end (`_ms`, `_bytes`, `_per_s`).
     pub fn of(name: &str) -> Self {
-        use Better::{Higher, Lower};
-        let known = match name {
-            "data_bytes" => Some(("data sent", Lower)),
-            "link_bytes" => Some(("bytes on the link", Lower)),
-            "pages_sent" | "pages.sent" => Some(("pages sent", Lower)),
-            "total_ms" => Some(("total time", Lower)),
-            "execution_transfer_ms" => Some(("execution transfer time", Lower)),
-            "downtime_ms" => Some(("downtime", Lower)),
-            "perceived_downtime_ms" => Some(("perceived downtime", Lower)),
-            "fetched_share" => Some(("fetched on demand, of the data", Lower)),
-            "operations_during_per_s" => Some(("operations a second while it moves", Higher)),
-            "operations_after_per_s" => Some(("operations a second afterwards", Higher)),
-            "neighbour_during_per_s" => {
-                Some(("operations a second of its neighbour, while it moves", Higher))
-            }
-            "neighbour_10s_per_s" => Some((
-                "operations a second of its neighbour, 10 s from the request",
-                Higher,
-            )),
-            "aggregate_during_per_s" => Some(("operations a second of both, while it moves", Higher)),
-            "aggregate_10s_per_s" => Some(("operations a second of both, 10 s from the request", Higher)),
-            "operations_kept" => Some(("throughput kept while it moves", Higher)),
-            "cpu_seconds.source" => Some(("CPU time of the source", Lower)),
-            "cpu_seconds.destination" => Some(("CPU time of the destination", Lower)),
-            "memory_bytes.source" => Some(("own memory of the source", Lower)),
-            "memory_bytes.destination" => Some(("own memory of the destination", Lower)),
-            "faults.network" => Some(("faults over the network", Lower)),
-            "faults.p50_us" => Some(("fault service time, median", Lower)),
-            "faults.p99_us" => Some(("fault service time, 99th percentile", Lower)),
-            "faults.max_us" => Some(("fault service time, longest", Lower)),
-            "start_ms" => Some(("time until the guest runs", Lower)),
-            "first_answer_ms" => Some(("time until it answers", Lower)),
-            "all_in_place_ms" => Some(("time until all is in place", Lower)),
-            "faults_10s" => Some(("pages waited for in the first 10 s", Lower)),
-            "store_bytes" => Some(("read from the store", Lower)),
-            "pause_ms" => Some(("pause, median", Lower)),
-            "pause_max_ms" => Some(("pause, longest", Lower)),
-            "first_pause_ms" => Some(("pause of the first, which saves everything", Lower)),
-            "stored_bytes" => Some(("added to the store", Lower)),
-            "disks.bytes_on_wire" => Some(("bytes of the disk on the link", Lower)),
-            "disks.copy_ms" => Some(("time until the disk had crossed once", Lower)),
-            "disks.settle_ms" => Some(("time from the stop until both disks were equal", Lower)),
-            "answer_ms" => Some(("time until the agent has answered", Lower)),
-            "filter.cost.sample_ms" => Some(("time to take a sample in and decide upon it", Lower)),
-            "filter.cost.decide_ms" => Some(("time to learn, forecast and filter, all samples", Lower)),
-            "filter.memory_bytes" => Some(("memory of the model", Lower)),
-            "pages.resent" => Some(("pages sent again", Lower)),
-            _ => None,
-        };
+        let known = known(name);
         let (label, better) = match known {
             Some((label, better)) => (label.to_owned(), Some(better)),
             None if name.starts_with("latency_") => {
                 let words = name.trim_end_matches("_ms").replace('_', " ");
-                (words, Some(Lower))
+                (words, Some(Better::Lower))
             }
             None if name == "filter.states_seen" => ("states that occurred".to_owned(), None),
             None if name == "filter.frequent_share" => {
@@ -121,6 +73,57 @@ impl Quantity {
             unit: Unit::of(name),
             better,
         }
+    }
+}
+
+/// What metrics are called whose names do not say it well, and which of two is better.
+fn known(name: &str) -> Option<(&'static str, Better)> {
+    use Better::{Higher, Lower};
+    match name {
+        "data_bytes" => Some(("data sent", Lower)),
+        "link_bytes" => Some(("bytes on the link", Lower)),
+        "pages_sent" | "pages.sent" => Some(("pages sent", Lower)),
+        "total_ms" => Some(("total time", Lower)),
+        "execution_transfer_ms" => Some(("execution transfer time", Lower)),
+        "downtime_ms" => Some(("downtime", Lower)),
+        "perceived_downtime_ms" => Some(("perceived downtime", Lower)),
+        "fetched_share" => Some(("fetched on demand, of the data", Lower)),
+        "operations_during_per_s" => Some(("operations a second while it moves", Higher)),
+        "operations_after_per_s" => Some(("operations a second afterwards", Higher)),
+        "neighbour_during_per_s" => Some(("operations a second of its neighbour, while it moves", Higher)),
+        "neighbour_10s_per_s" => Some((
+            "operations a second of its neighbour, 10 s from the request",
+            Higher,
+        )),
+        "aggregate_during_per_s" => Some(("operations a second of both, while it moves", Higher)),
+        "aggregate_10s_per_s" => Some(("operations a second of both, 10 s from the request", Higher)),
+        "operations_kept" => Some(("throughput kept while it moves", Higher)),
+        "cpu_seconds.source" => Some(("CPU time of the source", Lower)),
+        "cpu_seconds.destination" => Some(("CPU time of the destination", Lower)),
+        "memory_bytes.source" => Some(("own memory of the source", Lower)),
+        "memory_bytes.destination" => Some(("own memory of the destination", Lower)),
+        "faults.network" => Some(("faults over the network", Lower)),
+        "faults.p50_us" => Some(("fault service time, median", Lower)),
+        "faults.p99_us" => Some(("fault service time, 99th percentile", Lower)),
+        "faults.max_us" => Some(("fault service time, longest", Lower)),
+        "start_ms" => Some(("time until the guest runs", Lower)),
+        "first_answer_ms" => Some(("time until it answers", Lower)),
+        "all_in_place_ms" => Some(("time until all is in place", Lower)),
+        "faults_10s" => Some(("pages waited for in the first 10 s", Lower)),
+        "store_bytes" => Some(("read from the store", Lower)),
+        "pause_ms" => Some(("pause, median", Lower)),
+        "pause_max_ms" => Some(("pause, longest", Lower)),
+        "first_pause_ms" => Some(("pause of the first, which saves everything", Lower)),
+        "stored_bytes" => Some(("added to the store", Lower)),
+        "disks.bytes_on_wire" => Some(("bytes of the disk on the link", Lower)),
+        "disks.copy_ms" => Some(("time until the disk had crossed once", Lower)),
+        "disks.settle_ms" => Some(("time from the stop until both disks were equal", Lower)),
+        "answer_ms" => Some(("time until the agent has answered", Lower)),
+        "filter.cost.sample_ms" => Some(("time to take a sample in and decide upon it", Lower)),
+        "filter.cost.decide_ms" => Some(("time to learn, forecast and filter, all samples", Lower)),
+        "filter.memory_bytes" => Some(("memory of the model", Lower)),
+        "pages.resent" => Some(("pages sent again", Lower)),
+        _ => None,
     }
 }
 

@@ -9,7 +9,7 @@ use super::scenario::{BEST_PEER, Claim, Scenario};
 use super::statistics::{self, Interval, quantile};
 
 /// The figures that every summary has, as far as runs have them.
-pub const METRICS: [&str; 12] = [
+pub const METRICS: [&str; 17] = [
     "data_bytes",
     "link_bytes",
     "pages_sent",
@@ -22,6 +22,11 @@ pub const METRICS: [&str; 12] = [
     "operations_during_per_s",
     "operations_after_per_s",
     "operations_kept",
+    "start_ms",
+    "first_answer_ms",
+    "faults_10s",
+    "pause_ms",
+    "answer_ms",
 ];
 
 /// Several measurements of one thing.

@@ -103,11 +103,10 @@ impl PageWriter {
             self.copy.resize(run.bytes() as usize, 0);
             ram.read(run, &mut self.copy);
             for (page, content) in run.pages().zip(self.copy.chunks_exact(PAGE_SIZE as usize)) {
-                let hash = *blake3::hash(content).as_bytes();
-                if held.contains(&fingerprint(&hash)) && !is_uniform(content) && !reuse.was_missed(page) {
-                    hits.push((page, hash));
-                } else {
-                    add_page(&mut rest, page);
+                let hash = (!is_uniform(content)).then(|| *blake3::hash(content).as_bytes());
+                match hash.filter(|hash| held.contains(&fingerprint(hash)) && !reuse.was_missed(page)) {
+                    Some(hash) => hits.push((page, hash)),
+                    None => add_page(&mut rest, page),
                 }
             }
         }

@@ -19,6 +19,11 @@ const COLUMNS: &[Column] = &[
     ("downtime", "downtime_ms", units::millis),
     ("perceived", "perceived_downtime_ms", units::millis),
     ("fetched", "fetched_share", percent),
+    ("start", "start_ms", units::millis),
+    ("first answer", "first_answer_ms", units::millis),
+    ("waited for", "faults_10s", count),
+    ("pause", "pause_ms", units::millis),
+    ("agent", "answer_ms", units::millis),
     ("ops/s before", "operations_before_per_s", count),
     ("during", "operations_during_per_s", count),
 ];

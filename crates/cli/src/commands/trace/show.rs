@@ -7,8 +7,8 @@ use std::process::ExitCode;
 use anyhow::{Context as _, Result};
 use clap::Args;
 use vmferry_report::standalone::trace_svg;
-use vmferry_trace::Summary;
 use vmferry_trace::summary::HeatMap;
+use vmferry_trace::{Blend, Summary};
 
 use super::read;
 use crate::cli::Common;
@@ -107,10 +107,8 @@ pub(super) fn render(summary: &Summary) -> String {
     row(
         "content",
         format!(
-            "{:.0} % of one byte, the rest to {:.0} % by lz4 and {:.0} % by zstd ({} pages looked at)",
-            content.uniform_share() * 100.0,
-            content.lz4 * 100.0,
-            content.zstd * 100.0,
+            "{} ({} pages looked at)",
+            compressible(content),
             content.looked_at
         ),
     );
@@ -121,16 +119,20 @@ pub(super) fn render(summary: &Summary) -> String {
             .map(|delta| format!(", differences to {:.0} %", delta * 100.0));
         row(
             "written pages",
-            format!(
-                "{:.0} % of one byte, the rest to {:.0} % by lz4 and {:.0} % by zstd{}",
-                written.uniform_share() * 100.0,
-                written.lz4 * 100.0,
-                written.zstd * 100.0,
-                delta.unwrap_or_default()
-            ),
+            format!("{}{}", compressible(written), delta.unwrap_or_default()),
         );
     }
     table::render(table)
+}
+
+/// What encodings make of pages.
+fn compressible(content: &Blend) -> String {
+    format!(
+        "{:.0} % of one byte, the rest to {:.0} % by lz4 and {:.0} % by zstd",
+        content.uniform_share() * 100.0,
+        content.lz4 * 100.0,
+        content.zstd * 100.0
+    )
 }
 
 /// Dirty rate and heat map in characters.

@@ -9,6 +9,8 @@ use super::{Bed, ExperimentReport};
 use crate::bench::plan::GUEST;
 use crate::bench::statistics::quantile;
 use crate::error::{LabError, Result};
+use crate::guards::Interrupt;
+use crate::hosts::Host;
 
 /// How often a checkpoint under way is looked at.
 const LOOK: Duration = Duration::from_millis(20);
@@ -62,24 +64,13 @@ impl Bed<'_> {
     /// Takes one checkpoint once it was watched for so long what the guest reads and writes.
     ///
     /// # Errors
-    /// When it fails, or the daemon refuses.
+    /// See [`take`].
     pub(super) fn one_checkpoint(&self, watch: Duration) -> Result<TakeReport> {
         let request = CheckpointRequest {
             watch_ms: Some(watch.as_millis() as u64),
             ..self.checkpoint_request()
         };
-        self.hosts[0].checkpoint(GUEST, request)?;
-        let taken = self.interrupt.wait_for("the checkpoint to end", self.limit, || {
-            let state = self.hosts[0].checkpoint_state(GUEST)?;
-            Ok(if state.ended { state.last } else { None })
-        })?;
-        match taken.outcome {
-            TakeOutcome::Completed => Ok(taken),
-            _ => {
-                let why = taken.error.unwrap_or_else(|| "it was cancelled".into());
-                Err(LabError::Missing(format!("the checkpoint failed: {why}")))
-            }
-        }
+        take(&self.hosts[0], request, self.limit, self.interrupt)
     }
 
     fn checkpoint_request(&self) -> CheckpointRequest {
@@ -88,6 +79,30 @@ impl Bed<'_> {
             // Where there are any, they hold nothing that was written.
             without_disks: true,
             ..CheckpointRequest::default()
+        }
+    }
+}
+
+/// Takes one checkpoint of the guest at a host, and waits until it is complete.
+///
+/// # Errors
+/// When it fails or takes too long, or the daemon refuses; or interrupted.
+pub(in crate::bench) fn take(
+    host: &Host,
+    request: CheckpointRequest,
+    limit: Duration,
+    interrupt: &Interrupt,
+) -> Result<TakeReport> {
+    host.checkpoint(GUEST, request)?;
+    let taken = interrupt.wait_for("the checkpoint to end", limit, || {
+        let state = host.checkpoint_state(GUEST)?;
+        Ok(if state.ended { state.last } else { None })
+    })?;
+    match taken.outcome {
+        TakeOutcome::Completed => Ok(taken),
+        _ => {
+            let why = taken.error.unwrap_or_else(|| "it was cancelled".into());
+            Err(LabError::Missing(format!("the checkpoint failed: {why}")))
         }
     }
 }

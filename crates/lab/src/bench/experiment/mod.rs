@@ -4,6 +4,8 @@ mod agent;
 mod checkpoint;
 mod resume;
 
+pub(super) use checkpoint::take;
+
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::path::Path;

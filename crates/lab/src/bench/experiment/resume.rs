@@ -139,8 +139,8 @@ fn figures(
     figure("faults_p50_us", resumed.faults.p50_us);
     figure("faults_p99_us", resumed.faults.p99_us);
     figure("store_bytes", resumed.store_bytes as f64);
-    figure("data_bytes", resumed.data_bytes as f64);
-    figure("ram_bytes", resumed.ram_bytes as f64);
+    figure("configured_bytes", resumed.data_bytes as f64);
+    figure("allocated_bytes", resumed.ram_bytes as f64);
     figure("before_start_pages", resumed.pages.before_start as f64);
     figure("demanded_pages", resumed.pages.demanded as f64);
     figure("checkpoint_pause_ms", taken.pause_ms);

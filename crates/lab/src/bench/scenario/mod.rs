@@ -399,8 +399,42 @@ at_most = 0.5
             ),
             (
                 "strategy = \"hybrid\"",
+                "name = \"hybrid\"\npeer = \"qemu-rdma\"",
+                "no peer \"qemu-rdma\"",
+            ),
+            (
+                "strategy = \"hybrid\"",
+                "name = \"hybrid\"\npeer = \"qemu-pre-copy\"\noptions = { downtime = \"5ms\" }",
+                "no option \"downtime\"",
+            ),
+            (
+                "strategy = \"hybrid\"",
+                "strategy = \"hybrid\"\nlimit_s = -1",
+                "limit_s of variant \"hybrid\"",
+            ),
+            (
+                "load = \"write:64M\"",
+                "workload = { kind = \"cpu\", percent = 1 }",
+                "synthetic",
+            ),
+        ] {
+            let error = refusal(&SMALL.replace(from, to));
+            assert!(error.contains(named), "{to}: {error}");
+        }
+    }
+
+    #[test]
+    fn experiments_disks_and_claims_that_make_no_sense_are_refused() {
+        for (from, to, named) in [
+            (
+                "strategy = \"hybrid\"",
                 "name = \"hybrid\"\nexperiment = { kind = \"agent\", agent = \"idle\", for_s = 0 }",
                 "for_s is 0",
+            ),
+            (
+                "strategy = \"hybrid\"",
+                "strategy = \"hybrid\"\nleaves_checkpoint = true",
+                "does not come back to it",
             ),
             (
                 "load = \"write:64M\"",
@@ -426,26 +460,6 @@ at_most = 0.5
                 "strategy = \"hybrid\"",
                 "name = \"hybrid\"\npeer = \"qemu-pre-copy\"\nthere_and_back = true",
                 "no strategy to go by",
-            ),
-            (
-                "strategy = \"hybrid\"",
-                "name = \"hybrid\"\npeer = \"qemu-rdma\"",
-                "no peer \"qemu-rdma\"",
-            ),
-            (
-                "strategy = \"hybrid\"",
-                "name = \"hybrid\"\npeer = \"qemu-pre-copy\"\noptions = { downtime = \"5ms\" }",
-                "no option \"downtime\"",
-            ),
-            (
-                "strategy = \"hybrid\"",
-                "strategy = \"hybrid\"\nlimit_s = -1",
-                "limit_s of variant \"hybrid\"",
-            ),
-            (
-                "load = \"write:64M\"",
-                "workload = { kind = \"cpu\", percent = 1 }",
-                "synthetic",
             ),
         ] {
             let error = refusal(&SMALL.replace(from, to));

@@ -29,6 +29,9 @@ pub struct Variant {
     /// The guest moves there and back again, and it is the way back that is measured.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub there_and_back: bool,
+    /// Before it goes there, a checkpoint of it is left behind, in the store of the host that it comes back to.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub leaves_checkpoint: bool,
     /// Of a strategy, further options of `vmferry migrate` without their dashes; of a peer, those of [`PeerRequest`].
     #[serde(default)]
     pub options: Options,
@@ -104,6 +107,11 @@ impl Variant {
         if self.there_and_back && self.strategy.is_none() {
             return Err(format!(
                 "variant {name:?} goes there and back, and has no strategy to go by"
+            ));
+        }
+        if self.leaves_checkpoint && !self.there_and_back {
+            return Err(format!(
+                "variant {name:?} leaves a checkpoint behind, and does not come back to it"
             ));
         }
         if let Some(limit_s) = self.limit_s
