@@ -13,10 +13,14 @@ struct Requirement {
     is_met: fn() -> bool,
 }
 
-const REQUIREMENTS: [Requirement; 4] = [
+const REQUIREMENTS: [Requirement; 5] = [
     Requirement {
         package: "qemu-system-x86",
         is_met: || command::exists("qemu-system-x86_64"),
+    },
+    Requirement {
+        package: "qemu-utils",
+        is_met: || command::exists("qemu-img"),
     },
     Requirement {
         package: "iproute2",
