@@ -156,10 +156,10 @@ mod tests {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../benches/scenarios");
         let files = std::fs::read_dir(folder).unwrap().flatten();
         let mut files: Vec<_> = files
-            .map(|file| file.file_name().into_string().unwrap())
+            .map(|file| file.path().file_stem().unwrap().to_string_lossy().into_owned())
             .collect();
         files.sort();
-        let known: Vec<_> = names().map(|name| format!("{name}.toml")).collect();
+        let known: Vec<_> = names().map(str::to_owned).collect();
         assert_eq!(files, known);
         for name in names() {
             let (found, scenario) = find(name).unwrap();

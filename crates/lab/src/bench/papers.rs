@@ -118,6 +118,10 @@ pub const PAPERS: [Paper; 5] = [
             ),
             figure("Fig. 10", "its model"),
             figure(
+                "section 4.D",
+                "migration time of a guest that sends or receives, by the source's CPU",
+            ),
+            figure(
                 "Table 1",
                 "time that was predicted from five points beside time that was measured",
             ),
