@@ -90,6 +90,8 @@ pub(crate) struct Held {
     pub(crate) began_ms: i64,
     /// Since its last renewal, by the store's clock.
     pub(crate) silent: Duration,
+    /// What it was taken with.
+    nonce: Option<String>,
     dead: bool,
 }
 
@@ -119,13 +121,20 @@ impl Lease {
     async fn take_as(backend: &Backend, object: Path, body: Body) -> Result<Result<Self, Held>> {
         loop {
             let asked = Instant::now();
-            if backend.create(&object, body.bytes()).await? {
+            // Where the answer to the first try was lost, the next finds what that put there: it is ours all the same.
+            let created = backend.create(&object, body.bytes()).await?;
+            let found = match created {
+                true => None,
+                false => look(backend, &object).await?,
+            };
+            let is_ours = found.as_ref().is_some_and(|held| held.nonce.as_ref() == Some(&body.nonce));
+            if created || is_ours {
                 let meta = backend.head(&object).await?;
                 let began_ms = meta.map(|meta| meta.last_modified.timestamp_millis());
                 let began_ms = began_ms.ok_or_else(|| StoreError::LeaseLost(object.to_string()))?;
                 return Ok(Ok(Self::hold(backend.clone(), object, body, began_ms, asked)));
             }
-            match look(backend, &object).await? {
+            match found {
                 Some(held) if !held.is_over() => return Ok(Err(held)),
                 Some(held) => {
                     tracing::info!(owner = held.owner, %object, "a lease that is over is taken away");
@@ -195,7 +204,8 @@ impl Lease {
             Err(error) => Err(error),
         };
         self.health.lost.store(true, Ordering::Release);
-        answer
+        // The store may still have it.
+        answer.inspect_err(|_| abandon(self.body.nonce.clone()))
     }
 }
 
@@ -272,6 +282,7 @@ pub(crate) async fn look(backend: &Backend, object: &Path) -> Result<Option<Held
             .map_or_else(|| "somebody".to_owned(), |body| body.owner.clone()),
         began_ms: body.as_ref().and_then(|body| body.began_ms).unwrap_or(renewed_ms),
         silent: Duration::from_millis(silent_ms.max(0) as u64),
+        nonce: body.as_ref().map(|body| body.nonce.clone()),
         dead: body.is_some_and(|body| body.process.is_dead() || is_abandoned(&body.nonce)),
     }))
 }

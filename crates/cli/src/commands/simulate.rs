@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 use clap::Args;
 use serde::Serialize;
 use vmferry_core::report::Outcome as Ended;
@@ -180,6 +180,7 @@ fn read_path(text: &[u8]) -> Result<PathModel> {
     if let Some(path) = value.get_mut("path") {
         value = path.take();
     }
+    ensure!(value.is_object(), "a path is a JSON object, as `vmferry calibrate --json` prints it");
     Ok(serde_json::from_value(value)?)
 }
 

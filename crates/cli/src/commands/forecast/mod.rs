@@ -275,8 +275,8 @@ mod tests {
         for part in [
             "pre-copy (gives up in 10%)",
             "hybrid *",
-            "4.00 s (2.00 s to 8.00 s)",
-            "1.00 GiB (512 MiB to 2.00 GiB)",
+            "4 s (2 s to 8 s)",
+            "1 GiB (512 MiB to 2 GiB)",
             "8.0% (4.0% to 16.0%)",
             "for evict: hybrid, since it is away soonest",
             "5.0 s of web, 40 simulations",
