@@ -71,6 +71,8 @@ pub(super) struct Filling {
     pub(super) retries: AtomicU64,
     /// Reads that patience is at its end with and that the guest waits for.
     lacking: Mutex<usize>,
+    /// An earlier daemon paused the guest for a lack that nobody here has said anything about.
+    lack_inherited: AtomicBool,
     /// What the store does not give and the guest has not asked for.
     problem: Mutex<Option<String>>,
     inputs: Sender<Input>,
@@ -98,6 +100,7 @@ impl Filling {
             usage: Usage::start(),
             retries: AtomicU64::new(0),
             lacking: Mutex::default(),
+            lack_inherited: AtomicBool::new(false),
             problem: Mutex::default(),
             inputs,
         }
@@ -107,6 +110,11 @@ impl Filling {
     pub(super) fn begin(&self, work: Work) {
         let known = self.work.set(Mutex::new(work)).is_ok();
         debug_assert!(known, "a resume begins once");
+    }
+
+    /// An earlier daemon paused the guest for want of a page: the first page that it gets ends that, if no other is lacking.
+    pub(super) fn inherit_lack(&self) {
+        self.lack_inherited.store(true, Ordering::Release);
     }
 
     /// From now on pages appear by the fault mechanism. Nobody reads meanwhile.
@@ -188,6 +196,12 @@ impl Filling {
     }
 
     fn note_placed(&self, fetch: &Fetch) {
+        if fetch.cause == Cause::Demand && self.lack_inherited.swap(false, Ordering::AcqRel) {
+            let lacking = self.lacking.lock().unwrap_or_else(PoisonError::into_inner);
+            if *lacking == 0 {
+                self.tell(Event::Back);
+            }
+        }
         let Some(placed) = self.work().map(|mut work| work.placed(fetch)) else {
             return;
         };

@@ -230,6 +230,9 @@ impl Resuming {
         let report = driver::blank_report(&vm, &reader, &request);
         let ram = vm.ram().clone();
         let filling = Filling::new(reader, ram, pager, request.patience, since, inputs.clone());
+        if machine.stalled().is_some() {
+            filling.inherit_lack();
+        }
         let shared = Arc::new(Shared {
             seen: Mutex::new(Seen {
                 phase: machine.phase(),
