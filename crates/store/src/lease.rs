@@ -127,7 +127,9 @@ impl Lease {
                 true => None,
                 false => look(backend, &object).await?,
             };
-            let is_ours = found.as_ref().is_some_and(|held| held.nonce.as_ref() == Some(&body.nonce));
+            let is_ours = found
+                .as_ref()
+                .is_some_and(|held| held.nonce.as_ref() == Some(&body.nonce));
             if created || is_ours {
                 let meta = backend.head(&object).await?;
                 let began_ms = meta.map(|meta| meta.last_modified.timestamp_millis());

@@ -180,7 +180,10 @@ fn read_path(text: &[u8]) -> Result<PathModel> {
     if let Some(path) = value.get_mut("path") {
         value = path.take();
     }
-    ensure!(value.is_object(), "a path is a JSON object, as `vmferry calibrate --json` prints it");
+    ensure!(
+        value.is_object(),
+        "a path is a JSON object, as `vmferry calibrate --json` prints it"
+    );
     Ok(serde_json::from_value(value)?)
 }
 
