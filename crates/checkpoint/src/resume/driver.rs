@@ -66,6 +66,8 @@ impl Driver {
     pub(super) fn run(mut self) {
         let shared = self.shared.clone();
         let mut usage = shared.filling.usage.thread();
+        // An earlier daemon may have left it paused: that counts from now on.
+        self.show();
         let mut events: VecDeque<Event> = self.open().into();
         loop {
             while let Some(event) = events.pop_front() {
