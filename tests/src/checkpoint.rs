@@ -76,7 +76,7 @@ pub fn write(store: &Store, vm: &dyn Vm, written: PageBitmap, interval: Duration
         interval_ms: Some(u64::try_from(interval.as_millis()).expect("a short time")),
         pause_ms: 0.0,
     };
-    writer.commit(taken).expect("the store takes it all")
+    writer.commit(taken).expect("the store takes it all").id
 }
 
 /// The same checkpoint of a guest that is said to be of another specification.
@@ -105,5 +105,5 @@ pub fn with_spec(store: &Store, id: &CheckpointId, spec: serde_json::Value) -> C
         interval_ms: manifest.interval_ms,
         pause_ms: 0.0,
     };
-    writer.commit(taken).expect("the store takes it all")
+    writer.commit(taken).expect("the store takes it all").id
 }

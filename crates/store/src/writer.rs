@@ -168,11 +168,12 @@ impl Writer {
         })
     }
 
-    /// Completes the checkpoint: waits for everything written, then puts the manifest. From then on it exists.
+    /// Completes the checkpoint: waits for everything written, then puts the manifest. From then on it exists. Answers what was
+    /// put, so that nobody has to ask the store for it: a store that fails just then has the checkpoint all the same.
     ///
     /// # Errors
     /// When anything could not be written, the lease was lost, or somebody else wrote this checkpoint: then it does not exist.
-    pub fn commit(self, taken: Taken) -> Result<CheckpointId> {
+    pub fn commit(self, taken: Taken) -> Result<Manifest> {
         self.check_set(&taken.written)?;
         self.check_set(&taken.accessed)?;
         let mut packer = self.packer.into_inner().expect("not poisoned");
@@ -234,7 +235,7 @@ struct Commit {
 }
 
 impl Commit {
-    async fn run(mut self, mut manifest: Manifest) -> Result<CheckpointId> {
+    async fn run(mut self, mut manifest: Manifest) -> Result<Manifest> {
         for index in 0..manifest.layout.pages().div_ceil(TABLE_PAGES) as usize {
             let table = self.table(&mut manifest, index).await?;
             manifest.tables.push(table);
@@ -250,7 +251,7 @@ impl Commit {
         if let Err(error) = self.lease.give_back().await {
             tracing::debug!(%error, "a lease could not be given back; it ends by itself");
         }
-        Ok(manifest.id)
+        Ok(manifest)
     }
 
     /// The table of the pages of `index`: the parent's where nothing is new.

@@ -212,7 +212,8 @@ impl Model {
                 let now = std::mem::replace(&mut self.memory[vm], memory);
                 let made = writer
                     .blob(b"state")
-                    .and_then(|state| writer.commit(taken(PAGES, state)));
+                    .and_then(|state| writer.commit(taken(PAGES, state)))
+                    .map(|manifest| manifest.id);
                 let fine = self.note(vm, made);
                 if fine {
                     self.memory[vm] = now;
@@ -329,7 +330,9 @@ fn a_sweep_leaves_alone_what_a_writer_saw_when_it_began() {
     store.sweep().unwrap();
     for writer in [inherits, shares] {
         let state = writer.blob(b"state").unwrap();
-        let id = writer.commit(taken(PAGES, state)).unwrap();
+        let manifest = writer.commit(taken(PAGES, state)).unwrap();
+        let id = manifest.id.clone();
+        assert_eq!(store.manifest(&id).unwrap(), manifest);
         assert!(read_all(&store, &id).unwrap() == ram);
         assert_eq!(store.manifest(&id).unwrap().pages.new, 0);
     }
@@ -407,7 +410,7 @@ fn a_writer_whose_lease_was_taken_away_cannot_commit() {
     let second = store.begin(draft("web", PAGES, None)).unwrap();
     assert_eq!(first.id(), second.id());
     let state = second.blob(b"second").unwrap();
-    let id = second.commit(taken(PAGES, state)).unwrap();
+    let id = second.commit(taken(PAGES, state)).unwrap().id;
     let state = first.blob(b"first").unwrap();
     let error = first.commit(taken(PAGES, state)).unwrap_err();
     assert!(matches!(error, StoreError::LeaseLost(_)), "{error}");

@@ -217,18 +217,18 @@ impl Session {
             pause_ms: report.pause_ms,
             ..taken
         };
-        let id = phases.run("commit", || writer.commit(taken))?;
+        let manifest = phases.run("commit", || writer.commit(taken))?;
         // A cancel that came too late.
         let _ = shared.check();
+        // The store has it: from here on nothing fails, or the next one would inherit from another one than the taker thinks.
         shared.lock().taker.commit();
         if let Some(disks) = disks {
             disks.stored();
         }
-        let manifest = self.store.manifest(&id)?;
         report.new_pages = manifest.pages.new;
         report.stored_bytes = manifest.pages.stored_bytes;
         self.disks_before = manifest.disks;
-        self.parent = Some(id);
+        self.parent = Some(manifest.id);
         Ok(())
     }
 

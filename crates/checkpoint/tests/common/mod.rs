@@ -172,7 +172,7 @@ pub fn write(store: &Store, vm: &dyn Vm, written: PageBitmap) -> CheckpointId {
         interval_ms: Some(300),
         pause_ms: 0.0,
     };
-    writer.commit(taken).unwrap()
+    writer.commit(taken).unwrap().id
 }
 
 pub fn hashes(vm: &dyn Vm) -> Vec<u128> {

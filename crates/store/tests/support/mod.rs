@@ -57,7 +57,7 @@ pub(crate) fn checkpoint(store: &Store, vm: &str, memory: &[u8]) -> Result<Check
     let writer = store.begin(draft(vm, pages, None))?;
     writer.pages(PageRun::new(0, pages), memory)?;
     let state = writer.blob(b"device state")?;
-    writer.commit(taken(pages, state))
+    Ok(writer.commit(taken(pages, state))?.id)
 }
 
 /// A checkpoint of `memory`, of which only `written` is other than in `parent`.
@@ -76,10 +76,11 @@ pub(crate) fn increment(
     rest.invert();
     writer.inherit(&rest)?;
     let state = writer.blob(b"device state")?;
-    writer.commit(Taken {
+    let taken = Taken {
         written: written.clone(),
         ..taken(pages, state)
-    })
+    };
+    Ok(writer.commit(taken)?.id)
 }
 
 /// All memory of a checkpoint.
