@@ -1,18 +1,23 @@
 //! Reaching into a running process: system calls made in its name, and its file descriptors.
 
+#[cfg(target_arch = "x86_64")]
+mod code;
+#[cfg(target_arch = "x86_64")]
+mod net;
 #[cfg_attr(not(target_arch = "x86_64"), path = "session_unsupported.rs")]
 mod session;
 mod threads;
 
 use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags};
 
-use self::session::Session;
+use self::session::{CallCode, Session};
 use crate::uffd::{IOC_NEW, USER_MODE_ONLY};
 use crate::{Error, Result, Userfaultfd};
 
@@ -46,7 +51,7 @@ pub enum UffdRequest {
 /// Another process, held by a pidfd, into which system calls can be injected.
 ///
 /// An injection stops one thread of the process (by `ptrace`, 50 to 200 us), lets it make the call, puts back all
-/// that was changed and lets go, whatever happens in between. The thread is one that sleeps where it can be
+/// that was changed and lets go, whatever happens in between; should we be killed, the thread puts itself back. The thread is one that sleeps where it can be
 /// stopped without noticing, if there is any; others may see `EINTR`, as after any signal. Injection needs the
 /// right to trace the process, a target that no debugger holds, and, where the target runs under a seccomp
 /// filter, one that lets the call pass.
@@ -54,6 +59,8 @@ pub enum UffdRequest {
 pub struct RemoteProcess {
     pid: u32,
     pidfd: OwnedFd,
+    /// Where its code makes system calls, once that was looked for.
+    code: OnceLock<CallCode>,
 }
 
 impl RemoteProcess {
@@ -70,7 +77,11 @@ impl RemoteProcess {
             .and_then(Pid::from_raw)
             .ok_or(Error::ProcessGone)?;
         match rustix::process::pidfd_open(raw, PidfdFlags::empty()) {
-            Ok(pidfd) => Ok(RemoteProcess { pid, pidfd }),
+            Ok(pidfd) => Ok(RemoteProcess {
+                pid,
+                pidfd,
+                code: OnceLock::new(),
+            }),
             Err(Errno::SRCH | Errno::INVAL) => Err(Error::ProcessGone),
             Err(e) => Err(Error::system(format!("open process {pid}"), e)),
         }
@@ -222,9 +233,15 @@ impl RemoteProcess {
     /// held. So each session has a thread of its own: the target is let go even where detaching failed.
     fn with_session<T: Send>(&self, action: impl FnOnce(&mut Session) -> Result<T> + Send) -> Result<T> {
         let run = || {
-            let instruction = session::find_syscall_instruction(self.pid)?;
+            let code = match self.code.get() {
+                Some(code) => *code,
+                None => {
+                    let found = CallCode::find(self.pid)?;
+                    *self.code.get_or_init(|| found)
+                }
+            };
             for thread in threads::by_suitability(self.pid)? {
-                match Session::start(self.pid, thread, instruction, PATIENCE) {
+                match Session::start(self.pid, thread, code, PATIENCE) {
                     Ok(mut session) => return action(&mut session),
                     // Threads come and go, and some are stuck: the next one may do.
                     Err(Error::ProcessGone | Error::AttachTimedOut { .. }) => {}

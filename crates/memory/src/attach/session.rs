@@ -1,58 +1,28 @@
 //! One thread of another process, stopped, and system calls made by it (x86_64).
 
-use std::fs::File;
 use std::io;
 use std::marker::PhantomData;
-use std::os::unix::fs::FileExt;
 use std::time::{Duration, Instant};
 
-use super::Syscall;
-use crate::{Error, Result, maps};
+pub(super) use super::code::CallCode;
+use super::{Syscall, net};
+use crate::{Error, Result};
 
-/// The bytes of the `syscall` instruction.
-const SYSCALL: [u8; 2] = [0x0F, 0x05];
 /// `cs` of a thread in 64-bit mode.
 const CODE_64_BIT: u64 = 0x33;
 /// `PTRACE_EVENT_STOP`: what a stop asked for by `PTRACE_INTERRUPT` reports, and a stop of the whole process.
 const EVENT_STOP: i32 = 128;
+/// What a stop at the beginning or the end of a system call reports, with `PTRACE_O_TRACESYSGOOD`. Should we die in one of them,
+/// the kernel would deliver what it reports: this is no signal, and nothing happens.
+const CALL_STOP: i32 = libc::SIGTRAP | 0x80;
+/// Registers of floating point and vectors, for `PTRACE_GETREGSET`.
+const NT_X86_XSTATE: usize = 0x202;
+/// More than any processor has of them.
+const MOST_XSTATE: usize = 32 << 10;
 /// The kernel's internal "interrupted, to be restarted" results (`ERESTARTSYS` to `ERESTART_RESTARTBLOCK`).
 const RESTARTS: std::ops::RangeInclusive<i64> = 512..=516;
 /// How long the kernel spends at least before a stop is there; then waiting sleeps instead of spinning.
 const SPIN: Duration = Duration::from_micros(300);
-
-/// The address of a `syscall` instruction in code of process `pid`: in its vDSO, or else in any code it has
-/// mapped. Two bytes that look like one will do: only they are executed.
-pub(super) fn find_syscall_instruction(pid: u32) -> Result<u64> {
-    let mut code = maps::read_maps(pid)?;
-    code.retain(|entry| entry.executable && entry.path != "[vsyscall]");
-    code.sort_by_key(|entry| entry.path != "[vdso]");
-    let memory = File::open(format!("/proc/{pid}/mem")).map_err(|e| match e.raw_os_error() {
-        Some(libc::ENOENT | libc::ESRCH) => Error::ProcessGone,
-        _ => Error::TraceForbidden { pid, source: e },
-    })?;
-    let mut buffer = vec![0; 1 << 18];
-    for addresses in code.into_iter().map(|entry| entry.addresses) {
-        let mut at = addresses.start;
-        while at + 1 < addresses.end {
-            let len = buffer.len().min((addresses.end - at) as usize);
-            let Ok(read) = memory.read_at(&mut buffer[..len], at) else {
-                break;
-            };
-            if let Some(found) = buffer[..read]
-                .windows(SYSCALL.len())
-                .position(|bytes| bytes == SYSCALL)
-            {
-                return Ok(at + found as u64);
-            }
-            if read < 2 {
-                break;
-            }
-            // The last byte again: the instruction may lie across the seam.
-            at += read as u64 - 1;
-        }
-    }
-    Err(Error::NoSyscallInstruction { pid })
-}
 
 /// A thread that is stopped and in our hands until this is dropped, which puts everything back.
 ///
@@ -60,7 +30,7 @@ pub(super) fn find_syscall_instruction(pid: u32) -> Result<u64> {
 pub(super) struct Session {
     pid: u32,
     thread: libc::pid_t,
-    instruction: u64,
+    code: CallCode,
     patience: Duration,
     started: Instant,
     /// What to put back, once it was saved.
@@ -75,25 +45,30 @@ pub(super) struct Session {
 struct Saved {
     registers: libc::user_regs_struct,
     signal_mask: u64,
+    /// Where the stack is for calls: on a net, should we die in the middle of one.
+    stack: u64,
 }
 
 /// Why a thread stopped.
 enum Stop {
     /// It was interrupted, or its whole process was stopped.
     Event,
+    /// A system call begins or ends.
+    Call,
     /// It is about to get this signal.
     Signal(libc::c_int),
 }
 
 impl Session {
     /// Stops `thread` of process `pid`.
-    pub(super) fn start(pid: u32, thread: u32, instruction: u64, patience: Duration) -> Result<Self> {
+    pub(super) fn start(pid: u32, thread: u32, code: CallCode, patience: Duration) -> Result<Self> {
         let thread = thread as libc::pid_t;
-        ptrace(libc::PTRACE_SEIZE, thread, 0, 0).map_err(|e| seize_error(pid, thread, e))?;
+        let options = libc::PTRACE_O_TRACESYSGOOD as usize;
+        ptrace(libc::PTRACE_SEIZE, thread, 0, options).map_err(|e| seize_error(pid, thread, e))?;
         let mut session = Session {
             pid,
             thread,
-            instruction,
+            code,
             patience,
             started: Instant::now(),
             saved: None,
@@ -110,7 +85,7 @@ impl Session {
         Ok(session)
     }
 
-    /// Saves registers and signal mask, and blocks signals so that none runs a handler in the middle of a call.
+    /// Saves what is to be put back, here and in a net on the thread's own stack.
     fn save(&mut self) -> Result<()> {
         let registers = self.registers()?;
         if registers.cs != CODE_64_BIT {
@@ -119,14 +94,22 @@ impl Session {
         let mut signal_mask = 0u64;
         let mask_size = size_of_val(&signal_mask);
         self.request(libc::PTRACE_GETSIGMASK, mask_size, &raw mut signal_mask as usize)?;
+        let thread = net::Thread {
+            registers: &registers,
+            signal_mask,
+            xstate: &self.xstate()?,
+        };
+        let restorer = self.code.restorer;
+        let net = restorer.and_then(|restorer| net::spread(self.pid, &thread, restorer));
+        if net.is_none() {
+            tracing::debug!(pid = self.pid, "no net below a call: nobody may kill us now");
+        }
         self.saved = Some(Saved {
             registers,
             signal_mask,
+            stack: net.unwrap_or(registers.rsp),
         });
-        // SIGTRAP stays deliverable: the kernel answers a blocked one, which the single step raises, by resetting
-        // the process's handler.
-        let mut blocked = !(1u64 << (libc::SIGTRAP - 1));
-        self.request(libc::PTRACE_SETSIGMASK, mask_size, &raw mut blocked as usize)
+        Ok(())
     }
 
     /// Has the stopped thread make `call`; gives back its result.
@@ -134,7 +117,8 @@ impl Session {
         let saved = self.saved.as_ref().expect("a session begins by saving");
         let [rdi, rsi, rdx, r10, r8, r9] = call.arguments;
         let registers = libc::user_regs_struct {
-            rip: self.instruction,
+            rip: self.code.call,
+            rsp: saved.stack,
             rax: call.number as u64,
             // Not inside a system call: or the kernel would set about restarting the one it was stopped in.
             orig_rax: u64::MAX,
@@ -146,8 +130,11 @@ impl Session {
             r9,
             ..saved.registers
         };
+        // In this order: from here on the net puts the signal mask back, too.
         self.set_registers(&registers)?;
-        let result = self.step()?.rax as i64;
+        // No handler in the middle of a call.
+        self.set_signal_mask(!0)?;
+        let result = self.make_call()?;
         match result {
             -4095..0 if RESTARTS.contains(&-result) => Err(Error::AttachTimedOut { pid: self.pid }),
             -4095..0 => {
@@ -162,21 +149,18 @@ impl Session {
         }
     }
 
-    /// Executes the one instruction; gives back the registers behind it.
-    fn step(&mut self) -> Result<libc::user_regs_struct> {
-        let behind = self.instruction + SYSCALL.len() as u64;
+    /// Lets the thread make the call; gives back its result, with the thread stopped where it can be let go.
+    fn make_call(&mut self) -> Result<i64> {
         let mut deadline = Instant::now() + self.patience;
-        let mut interrupted = false;
-        self.resume(libc::PTRACE_SINGLESTEP, 0)?;
+        let (mut has_begun, mut interrupted) = (false, false);
+        self.resume(libc::PTRACE_SYSCALL, 0)?;
         loop {
             match self.wait(deadline) {
-                Ok(Stop::Signal(libc::SIGTRAP)) if self.registers()?.rip == behind => {
-                    return self.registers();
-                }
+                Ok(Stop::Call) if has_begun => break,
+                Ok(Stop::Call) => has_begun = true,
                 // Not blockable, or aimed at us: it waits until we are gone.
                 Ok(Stop::Signal(signal)) => self.deferred = signal,
-                // The process is stopped or continued as a whole meanwhile, or our own interruption below; the
-                // trap of the step is still to come.
+                // The process is stopped or continued as a whole meanwhile.
                 Ok(Stop::Event) => {}
                 Err(Error::AttachTimedOut { .. }) if !interrupted => {
                     interrupted = true;
@@ -186,7 +170,25 @@ impl Session {
                 }
                 Err(e) => return Err(e),
             }
-            self.resume(libc::PTRACE_SINGLESTEP, 0)?;
+            self.resume(libc::PTRACE_SYSCALL, 0)?;
+        }
+        let result = self.registers()?.rax as i64;
+        self.move_on_to_event()?;
+        Ok(result)
+    }
+
+    /// From the end of a call to a stop of the kind that we found it in: only there does the kernel look whether the call that
+    /// the thread was in is to be restarted. The thread executes nothing on the way.
+    fn move_on_to_event(&mut self) -> Result<()> {
+        self.request(libc::PTRACE_INTERRUPT, 0, 0)?;
+        let deadline = Instant::now() + self.patience;
+        loop {
+            self.resume(libc::PTRACE_CONT, 0)?;
+            match self.wait(deadline)? {
+                Stop::Event => return Ok(()),
+                Stop::Signal(signal) => self.deferred = signal,
+                Stop::Call => {}
+            }
         }
     }
 
@@ -197,10 +199,10 @@ impl Session {
             if let Some(status) = self.poll_stop()? {
                 self.stopped = true;
                 let (signal, event) = (status & 0xFF, status >> 8);
-                return Ok(if event == EVENT_STOP {
-                    Stop::Event
-                } else {
-                    Stop::Signal(signal)
+                return Ok(match (event, signal) {
+                    (EVENT_STOP, _) => Stop::Event,
+                    (_, CALL_STOP) => Stop::Call,
+                    _ => Stop::Signal(signal),
                 });
             }
             if Instant::now() >= deadline {
@@ -249,6 +251,22 @@ impl Session {
         self.request(libc::PTRACE_SETREGS, 0, std::ptr::from_ref(registers) as usize)
     }
 
+    fn set_signal_mask(&self, mut mask: u64) -> Result<()> {
+        let bytes = size_of_val(&mask);
+        self.request(libc::PTRACE_SETSIGMASK, bytes, &raw mut mask as usize)
+    }
+
+    fn xstate(&self) -> Result<Vec<u8>> {
+        let mut bytes = vec![0; MOST_XSTATE];
+        let mut whole = libc::iovec {
+            iov_base: bytes.as_mut_ptr().cast(),
+            iov_len: bytes.len(),
+        };
+        self.request(libc::PTRACE_GETREGSET, NT_X86_XSTATE, &raw mut whole as usize)?;
+        bytes.truncate(whole.iov_len);
+        Ok(bytes)
+    }
+
     /// Lets the thread run on in the way of `request`, delivering `signal` (0: none).
     fn resume(&mut self, request: libc::c_uint, signal: libc::c_int) -> Result<()> {
         self.request(request, 0, signal as usize)?;
@@ -271,15 +289,11 @@ impl Drop for Session {
             // It never stopped, or died. The end of our thread lets it go.
             return;
         }
-        if let Some(Saved {
-            registers,
-            signal_mask,
-        }) = &self.saved
-        {
-            let restored = self.set_registers(registers).and_then(|()| {
-                let mask = &raw const *signal_mask as usize;
-                self.request(libc::PTRACE_SETSIGMASK, size_of_val(signal_mask), mask)
-            });
+        if let Some(saved) = &self.saved {
+            // In this order: until the registers are put back, the net would put back the mask, too.
+            let restored = self
+                .set_signal_mask(saved.signal_mask)
+                .and_then(|()| self.set_registers(&saved.registers));
             if let Err(e) = restored {
                 tracing::warn!(pid = self.pid, error = %e, "a thread could not be put back as it was");
             }
@@ -329,7 +343,7 @@ fn tracer_of(pid: u32) -> Option<u32> {
 /// `ptrace(2)`, for the requests used here: each takes a number in `data`, or reads or writes one object there.
 fn ptrace(request: libc::c_uint, thread: libc::pid_t, address: usize, data: usize) -> io::Result<()> {
     // SAFETY: the callers in this file pass, for GETREGS and SETREGS, the address of a `user_regs_struct`; for
-    // GETSIGMASK and SETSIGMASK, of a `u64` with its size in `address`; numbers otherwise. The objects live until
+    // GETSIGMASK and SETSIGMASK, of a `u64` with its size in `address`; for GETREGSET, of an `iovec` of a buffer; numbers otherwise. The objects live until
     // the call returns, and the other process's memory is not ours to be unsafe about.
     match unsafe { libc::ptrace(request, thread, address, data) } {
         -1 => Err(io::Error::last_os_error()),

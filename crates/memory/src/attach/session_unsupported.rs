@@ -8,12 +8,18 @@ use crate::{Error, Result};
 /// Cannot be had.
 pub(super) enum Session {}
 
-pub(super) fn find_syscall_instruction(_pid: u32) -> Result<u64> {
-    Err(Error::UnsupportedArchitecture)
+/// Nowhere.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum CallCode {}
+
+impl CallCode {
+    pub(super) fn find(_pid: u32) -> Result<Self> {
+        Err(Error::UnsupportedArchitecture)
+    }
 }
 
 impl Session {
-    pub(super) fn start(_pid: u32, _thread: u32, _instruction: u64, _patience: Duration) -> Result<Self> {
+    pub(super) fn start(_pid: u32, _thread: u32, _code: CallCode, _patience: Duration) -> Result<Self> {
         Err(Error::UnsupportedArchitecture)
     }
 

@@ -56,6 +56,34 @@ fn five_hundred_injections_go_unnoticed() {
     }
 }
 
+/// Whoever injects may be killed at any moment: the thread is as it was before.
+#[test]
+fn a_death_in_the_middle_goes_unnoticed() {
+    if !can_attach() {
+        return;
+    }
+    let mut puppet = Puppet::new(1);
+    puppet.memory.store_u64(8, 1_000_000);
+    for work in ["compute", "futex"] {
+        assert_eq!(puppet.ask(&format!("work {work}")), "started");
+        for round in 0..60 {
+            let mut injector = Puppet::new(1);
+            let inject = format!("inject {} {}", puppet.pid(), puppet.base());
+            assert_eq!(injector.ask(&inject), "injecting");
+            std::thread::sleep(Duration::from_micros(3000 + 170 * round));
+            drop(injector);
+            assert_eq!(puppet.ask("hello"), "hello", "{work}, round {round}");
+        }
+        let done = puppet.ask("rest");
+        let (done, failed) = done.split_once(' ').unwrap();
+        assert!(done.parse::<u64>().unwrap() > 100, "{work} was done {done} times");
+        assert_eq!(failed, "0", "{work} went wrong");
+        // Nothing is left of it.
+        let process = puppet.process();
+        assert_eq!(process.inject(GETPID).unwrap(), i64::from(process.pid()));
+    }
+}
+
 /// Threads that end between being chosen and being stopped.
 #[test]
 fn threads_may_come_and_go() {

@@ -10,7 +10,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use rustix::event::PollFd;
-use vmferry_memory::{FileId, Mapping, RemoteProcess, SharedMemory, mappings_of, spawn_detached};
+use vmferry_memory::{FileId, Mapping, RemoteProcess, SharedMemory, Syscall, mappings_of, spawn_detached};
 
 use crate::PAGE;
 
@@ -169,10 +169,26 @@ pub(crate) fn dance(strings: &str) {
                 work = Some(Work::start(rest.to_owned()));
                 "started".to_owned()
             }
+            // inject PID ADDRESS: calls of a millisecond, whose timespec is at the address there, until killed.
+            "inject" => {
+                writeln!(&stream, "injecting").unwrap();
+                inject_for_ever(numbers[0] as u32, numbers[1])
+            }
             "rest" => work.take().expect("nothing was started").stop(),
             other => panic!("unknown command {other}"),
         };
         writeln!(&stream, "{answer}").unwrap();
+    }
+}
+
+fn inject_for_ever(pid: u32, timespec: u64) -> ! {
+    let process = RemoteProcess::open(pid).unwrap();
+    loop {
+        let sleep = Syscall {
+            number: libc::SYS_nanosleep,
+            arguments: [timespec, 0, 0, 0, 0, 0],
+        };
+        process.inject(sleep).unwrap();
     }
 }
 
