@@ -10,8 +10,6 @@ use std::thread;
 use std::time::Duration;
 
 use faulty::{Fault, Faulty, Plan};
-use proptest::prelude::*;
-use proptest::test_runner::{Config, TestRunner};
 use vmferry_checkpoint::take::{Session, TakeControl, TakeOptions};
 use vmferry_core::take::{TakeOutcome, TakeReport};
 use vmferry_guest::Guest as _;
@@ -261,102 +259,5 @@ fn a_guest_that_ends_in_the_middle_ends_the_checkpoint() {
         assert_eq!(report.outcome, TakeOutcome::Failed, "{report:?}");
         assert_eq!(store.list(None).unwrap(), []);
         assert!(session.is_broken());
-    }
-}
-
-/// Something that happens to a guest with checkpoints.
-#[derive(Clone, Copy, Debug)]
-enum Step {
-    Run(u8),
-    Watch,
-    Take,
-    TakeWithFault(Fault, u8),
-    Cancel,
-    /// The daemon dies and another one comes.
-    Crash,
-}
-
-fn step() -> impl Strategy<Value = Step> {
-    let fault = prop_oneof![
-        Just(Fault::Refuse),
-        Just(Fault::LoseAnswer),
-        Just(Fault::Tear),
-        Just(Fault::Full)
-    ];
-    prop_oneof![
-        3 => (1..20u8).prop_map(Step::Run),
-        1 => Just(Step::Watch),
-        4 => Just(Step::Take),
-        3 => (fault, 0..40u8).prop_map(|(fault, after)| Step::TakeWithFault(fault, after)),
-        1 => Just(Step::Cancel),
-        1 => Just(Step::Crash),
-    ]
-}
-
-/// Any sequence of writes, checkpoints, faults of the store and crashes: every checkpoint that is listed holds exactly the
-/// memory of its pause.
-#[test]
-fn every_listed_checkpoint_is_right_whatever_happened() {
-    let mechanisms = mechanisms();
-    let steps = (prop::collection::vec(step(), 1..12), 0..mechanisms.len());
-    let mut runner = TestRunner::new(Config {
-        cases: 12,
-        failure_persistence: None,
-        ..Config::default()
-    });
-    let outcome = runner.run(&steps, |(steps, mechanism)| {
-        follow(&steps, mechanisms[mechanism]);
-        Ok(())
-    });
-    outcome.unwrap_or_else(|failure| panic!("{failure}"));
-}
-
-fn follow(steps: &[Step], mechanism: FaultMechanism) {
-    let objects = Faulty::new();
-    let store_options = StoreOptions {
-        patience: Duration::from_millis(500),
-        ..StoreOptions::default()
-    };
-    let witness = Witness::start(&busy(16, mechanism));
-    let mut store = Store::on("faulty", objects.clone(), store_options.clone());
-    let mut session = session(&witness, &store);
-    let mut expected: std::collections::BTreeMap<String, witness::Memory> = Default::default();
-    for step in steps {
-        let control = TakeControl::default();
-        match *step {
-            Step::Run(ms) => thread::sleep(Duration::from_millis(ms.into())),
-            Step::Watch => session.watch().unwrap(),
-            Step::Cancel => {
-                control.cancel();
-                session.take(&control);
-            }
-            Step::Crash => {
-                drop(session);
-                store = Store::on("faulty", objects.clone(), store_options.clone());
-                session = self::session(&witness, &store);
-            }
-            Step::Take | Step::TakeWithFault(..) => {
-                let plan = match *step {
-                    Step::TakeWithFault(fault, after) => Some(Plan {
-                        fault,
-                        after: after.into(),
-                        count: 3,
-                    }),
-                    _ => None,
-                };
-                objects.set(plan);
-                let report = session.take(&control);
-                objects.set(None);
-                if let Some(id) = report.id {
-                    expected.insert(id, witness.seen.lock().unwrap().clone());
-                }
-            }
-        }
-    }
-    drop(session);
-    witness.check_guest();
-    for id in store.list(None).unwrap() {
-        let memory = &expected[&id.to_string()];
-        assert_same(&checkpoint_memory(&store, &id), memory, &id.to_string());
     }
 }

@@ -17,7 +17,7 @@ use vmferry_runtime::dir::remove;
 use vmferry_store::Reader;
 
 use super::filling::Duty;
-use super::{Input, Own, Request, Saved, Seen, Shared, chain, ms, probe, spawn};
+use super::{Input, Own, Request, Saved, Seen, Shared, Survey, chain, ms, probe, spawn};
 
 /// Faults are counted up to this time after the start as well: it is when a lazy guest crawls.
 const FIRST: Duration = Duration::from_secs(10);
@@ -28,6 +28,8 @@ const IDLE: Duration = Duration::from_millis(200);
 pub(super) struct Driver {
     pub(super) shared: Arc<Shared>,
     received: Receiver<Input>,
+    /// Until it is known what there is to read.
+    pub(super) survey: Option<Survey>,
     pub(super) machine: Resume,
     pub(super) own: Option<Own>,
     pub(super) threads: Vec<JoinHandle<()>>,
@@ -44,6 +46,7 @@ impl Driver {
     pub(super) fn new(
         shared: Arc<Shared>,
         received: Receiver<Input>,
+        survey: Survey,
         machine: Resume,
         own: Option<Own>,
     ) -> Self {
@@ -52,6 +55,7 @@ impl Driver {
             phase_since: shared.since,
             shared,
             received,
+            survey: Some(survey),
             machine,
             own,
             threads: Vec::new(),

@@ -55,7 +55,7 @@ impl From<GuestError> for Trouble {
 
 /// See the module.
 pub(super) struct Filling {
-    pub(super) reader: Reader,
+    pub(super) reader: Arc<Reader>,
     pub(super) ram: Arc<GuestRam>,
     /// In resumes whose guest may run before all pages are there.
     pub(super) pager: Option<Arc<Pager>>,
@@ -80,7 +80,7 @@ pub(super) struct Filling {
 
 impl Filling {
     pub(super) fn new(
-        reader: Reader,
+        reader: Arc<Reader>,
         ram: Arc<GuestRam>,
         pager: Option<Arc<Pager>>,
         patience: Duration,

@@ -32,9 +32,10 @@ use vmferry_guest::{FaultMode, Vm};
 use vmferry_memory::SharedPageStates;
 use vmferry_runtime::GuestDir;
 use vmferry_runtime::pager::Pager;
-use vmferry_store::{CheckpointId, Reader};
+use vmferry_store::CheckpointId;
 
 pub use error::ResumeError;
+pub use places::Survey;
 pub use saved::Saved;
 
 use driver::Driver;
@@ -106,7 +107,7 @@ struct Seen {
 }
 
 impl Resuming {
-    /// Begins to resume the checkpoint that `reader` reads in `vm`, which was created for that by
+    /// Begins to resume the checkpoint that `survey` looks at in `vm`, which was created for that by
     /// [`Backend::launch_incoming`](vmferry_guest::Backend::launch_incoming). Times are measured from `since`.
     ///
     /// # Errors
@@ -114,24 +115,24 @@ impl Resuming {
     pub fn start(
         vm: Arc<dyn Vm>,
         dir: GuestDir,
-        reader: Reader,
+        survey: Survey,
         request: Request,
         since: Instant,
         own: Own,
     ) -> Result<Self, ResumeError> {
         let guest = vm.clone();
-        Self::try_start(vm, dir, reader, request, since, own).inspect_err(|_| guest.destroy())
+        Self::try_start(vm, dir, survey, request, since, own).inspect_err(|_| guest.destroy())
     }
 
     fn try_start(
         vm: Arc<dyn Vm>,
         dir: GuestDir,
-        reader: Reader,
+        survey: Survey,
         request: Request,
         since: Instant,
         own: Own,
     ) -> Result<Self, ResumeError> {
-        let (here, there) = (vm.ram().layout(), &reader.manifest().layout);
+        let (here, there) = (vm.ram().layout(), &survey.reader.manifest().layout);
         if here != there {
             return Err(ResumeError::OtherRam {
                 checkpoint: request.checkpoint.to_string(),
@@ -160,7 +161,7 @@ impl Resuming {
         Ok(Self::run(
             vm,
             dir,
-            reader,
+            survey,
             request,
             since,
             pager,
@@ -176,7 +177,7 @@ impl Resuming {
     pub fn recover(
         vm: Arc<dyn Vm>,
         dir: GuestDir,
-        reader: Reader,
+        survey: Survey,
         saved: Saved,
     ) -> Result<Self, ResumeError> {
         let left = saved.left.unwrap_or(vmferry_core::resume::Left::Running);
@@ -206,7 +207,7 @@ impl Resuming {
         Ok(Self::run(
             vm,
             dir,
-            reader,
+            survey,
             request,
             Instant::now(),
             pager,
@@ -219,7 +220,7 @@ impl Resuming {
     fn run(
         vm: Arc<dyn Vm>,
         dir: GuestDir,
-        reader: Reader,
+        survey: Survey,
         request: Request,
         since: Instant,
         pager: Option<Arc<Pager>>,
@@ -227,8 +228,9 @@ impl Resuming {
         own: Option<Own>,
     ) -> Self {
         let (inputs, received) = unbounded();
-        let report = driver::blank_report(&vm, &reader, &request);
+        let report = driver::blank_report(&vm, &survey.reader, &request);
         let ram = vm.ram().clone();
+        let reader = Arc::clone(&survey.reader);
         let filling = Filling::new(reader, ram, pager, request.patience, since, inputs.clone());
         if machine.stalled().is_some() {
             filling.inherit_lack();
@@ -251,7 +253,7 @@ impl Resuming {
             filling,
             inputs,
         });
-        let driver = Driver::new(shared.clone(), received, machine, own);
+        let driver = Driver::new(shared.clone(), received, survey, machine, own);
         spawn("resume", move || driver.run());
         Self { shared }
     }

@@ -2,6 +2,8 @@
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::sync::Arc;
+use std::thread::JoinHandle;
 
 use vmferry_core::PageRun;
 use vmferry_core::resume::Placement;
@@ -12,6 +14,34 @@ use vmferry_store::{Hash, PageSource, Reader, StoreError};
 const GROUP_PAGES: u32 = 64;
 /// Pages that are asked about at once.
 const STEP_PAGES: u64 = 32 << 10;
+
+/// A checkpoint, open for reading, whose pages are being looked up on a thread of its own. That takes the longer the more memory
+/// the guest has; creating the guest takes longer still, and need not wait for it.
+pub struct Survey {
+    pub(super) reader: Arc<Reader>,
+    places: JoinHandle<Result<Placement, StoreError>>,
+}
+
+impl Survey {
+    /// Begins to look the pages up.
+    pub fn begin(reader: Reader) -> Self {
+        let reader = Arc::new(reader);
+        let read = Arc::clone(&reader);
+        Self {
+            places: super::spawn("resume places", move || placement(&read)),
+            reader,
+        }
+    }
+
+    /// Waits until it is done.
+    ///
+    /// # Errors
+    /// When the store does not give the tables.
+    pub(super) fn end(self) -> Result<Placement, StoreError> {
+        let panicked = |panic| std::panic::resume_unwind(panic);
+        self.places.join().unwrap_or_else(panicked)
+    }
+}
 
 /// The group that is being filled from a chunk, or with pages of equal bytes.
 struct Open {
@@ -24,7 +54,7 @@ struct Open {
 ///
 /// # Errors
 /// When the store does not give the tables.
-pub(super) fn placement(reader: &Reader) -> Result<Placement, StoreError> {
+fn placement(reader: &Reader) -> Result<Placement, StoreError> {
     let pages = reader.manifest().layout.pages();
     let mut places = Vec::new();
     let mut open: HashMap<Option<Hash>, Open> = HashMap::new();

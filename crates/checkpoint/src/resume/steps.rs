@@ -9,7 +9,7 @@ use vmferry_core::PageBitmap;
 use vmferry_core::resume::{Command, Event, Interval, Left, ResumeMode, Work};
 
 use super::driver::Driver;
-use super::{Input, Shared, chain, disks, places, spawn};
+use super::{Input, Shared, chain, disks, spawn};
 
 /// Readers where nothing else is said: enough to have the processors unpack while others wait for the store.
 pub(super) fn default_readers() -> usize {
@@ -22,7 +22,8 @@ impl Driver {
     pub(super) fn find_work(&mut self) -> Result<Vec<Event>, Event> {
         let shared = self.shared.clone();
         let (filling, request) = (&shared.filling, &shared.request);
-        let placement = places::placement(&filling.reader);
+        let survey = self.survey.take().expect("the work is found once");
+        let placement = survey.end();
         let placement = Arc::new(placement.map_err(|error| Event::Lacking(chain(&error)))?);
         let policy = request.mode.policy(request.drain_after);
         let recovered = self.own.is_none();

@@ -23,12 +23,16 @@ impl Copies {
         }
     }
 
-    pub(super) fn has_room(&self) -> bool {
-        self.lock().len() < self.most
+    /// Of how many more pages copies can be kept.
+    pub(super) fn room_pages(&self) -> u64 {
+        self.most.saturating_sub(self.lock().len()) as u64
     }
 
-    pub(super) fn push(&self, page: u64, content: Box<[u8]>) {
-        self.lock().push_back((page, content));
+    /// Keeps the content of the pages of `run`.
+    pub(super) fn push(&self, run: PageRun, content: &[u8]) {
+        let pages = content.chunks_exact(PAGE_SIZE as usize);
+        let copies = run.pages().zip(pages.map(Box::from));
+        self.lock().extend(copies);
         self.something.notify_one();
     }
 
@@ -88,10 +92,10 @@ mod tests {
     fn neighbours_come_out_as_one_run() {
         let copies = Copies::new(4 * PAGE_SIZE);
         for page in [7, 3, 8, 2] {
-            assert!(copies.has_room());
-            copies.push(page, vec![page as u8; PAGE_SIZE as usize].into());
+            assert!(copies.room_pages() > 0);
+            copies.push(PageRun::single(page), &[page as u8; PAGE_SIZE as usize]);
         }
-        assert!(!copies.has_room());
+        assert_eq!(copies.room_pages(), 0);
         assert_eq!(copies.take(1).len(), 1);
         let rest = copies.take(9);
         let runs: Vec<_> = rest.iter().map(|(run, data)| (*run, data.len() as u64)).collect();

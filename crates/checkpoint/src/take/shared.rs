@@ -106,7 +106,7 @@ impl Shared {
 
     fn on_write(&self, page: u64, heard: Instant) -> Result<()> {
         let mut inner = self.lock();
-        match inner.taker.on_write(page, self.copies.has_room()) {
+        let run = match inner.taker.on_write(page, self.copies.room_pages()) {
             OnWrite::Wait => {
                 // A write may be heard of twice: it waits since the first time.
                 let Inner { waiting, log, .. } = &mut *inner;
@@ -117,19 +117,18 @@ impl Shared {
                 self.copies.nudge();
                 return Ok(());
             }
-            OnWrite::CopyFirst => {
-                let mut content = vec![0; PAGE_SIZE as usize].into_boxed_slice();
-                self.vm.ram().read(PageRun::single(page), &mut content);
-                self.copies.push(page, content);
+            OnWrite::CopyFirst(run) => {
+                let mut content = vec![0; run.bytes() as usize];
+                self.vm.ram().read(run, &mut content);
+                self.copies.push(run, &content);
                 inner.log.copied();
+                run
             }
-            OnWrite::Release => {}
-        }
-        // Under the lock: nobody may protect the page in between and believe that it is.
-        self.holds.release(PageRun::single(page))?;
-        let since = inner.waiting.remove(&page).unwrap_or(heard);
-        inner.log.released(since.elapsed());
-        Ok(())
+            OnWrite::Release(run) => run,
+        };
+        inner.waiting.entry(page).or_insert(heard);
+        // Under the lock: nobody may protect a page in between and believe that it is.
+        inner.release(&[run], &*self.holds)
     }
 
     /// Protects the pages of `run`.

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use vmferry_checkpoint::resume::{Request, Resuming};
+use vmferry_checkpoint::resume::{Request, Resuming, Survey};
 use vmferry_core::resume::ResumeMode;
 use vmferry_core::{PageBitmap, PageRun};
 use vmferry_guest::{Backend, Guest, GuestSpec, MigrateOut, Vm};
@@ -115,6 +115,7 @@ impl World {
     pub fn resume(&self, name: &str, request: Request) -> (Arc<SynthGuest>, Resuming) {
         let reader = self.store.reader(&self.checkpoint).unwrap();
         let layout = reader.manifest().layout.clone();
+        let survey = Survey::begin(reader);
         let dir = self.dir(name);
         let vm: Arc<dyn Vm> = self
             .backend
@@ -122,7 +123,7 @@ impl World {
             .unwrap();
         let guest = self.backend.find(name).unwrap();
         let own = Box::new(|| Ok(()));
-        let resuming = Resuming::start(vm, dir, reader, request, Instant::now(), own).unwrap();
+        let resuming = Resuming::start(vm, dir, survey, request, Instant::now(), own).unwrap();
         (guest, resuming)
     }
 

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, anyhow};
 use serde::{Deserialize, Serialize};
-use vmferry_checkpoint::resume::{Request, ResumeError, Resuming, Saved};
+use vmferry_checkpoint::resume::{Request, ResumeError, Resuming, Saved, Survey};
 use vmferry_core::report::Outcome;
 use vmferry_core::resume::{ResumeProgress, ResumeReport};
 use vmferry_guest::{GuestSpec, GuestState};
@@ -79,11 +79,12 @@ impl LocalHost {
             mark(&store, location, &checkpoint, &name, &dir)?;
         }
         let layout = reader.manifest().layout.clone();
+        let survey = Survey::begin(reader);
         let vm = backend.launch_incoming(&spec, &layout, &dir).map_err(of_guest)?;
         let resuming = Resuming::start(
             vm.clone(),
             GuestDir::new(dir.clone()),
-            reader,
+            survey,
             of_request(request, location, &checkpoint, patience),
             since,
             own(&dir),
@@ -210,7 +211,7 @@ impl LocalHost {
         let store = open(&saved.store, saved.patience)?;
         let reader = store.reader(&saved.checkpoint)?;
         let dir = GuestDir::new(member.dir.clone());
-        let resuming = Resuming::recover(member.vm.clone(), dir, reader, saved.clone())?;
+        let resuming = Resuming::recover(member.vm.clone(), dir, Survey::begin(reader), saved.clone())?;
         let id = new_id(name);
         self.registry.insert(
             name,

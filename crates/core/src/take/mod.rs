@@ -5,8 +5,8 @@
 //!
 //! # What is written, and what is known about it
 //! A page that is open may be written at any moment without anybody knowing. So a page that was open at any time since the last
-//! cut counts as written: the number of those is what was really written, since a page is opened only because the guest wants to
-//! write it. A page that holds nothing is not worth protecting; when it holds something later, it was open until then.
+//! cut counts as written: the number of those is close to what was really written, since a page is opened only because the guest
+//! wants to write it, or the pages before it one after the other. A page that holds nothing is not worth protecting; when it holds something later, it was open until then.
 //!
 //! # Why the pause does not grow with RAM
 //! Most pages are protected while the guest runs ([`Taker::unprotected`], [`Taker::protect`]): that loses nothing, because what
@@ -34,13 +34,16 @@ use crate::pages::PageRun;
 /// the kernel some sixty nanoseconds, a request more costs microseconds.
 const BRIDGED_PAGES: u64 = 16;
 
-/// What is to be done about a write that is held up.
+/// Pages that are opened at once at most, to a guest that writes one after the other.
+const MOST_AT_ONCE: u64 = 32;
+
+/// What is to be done about a write that is held up. The run begins with the page of the write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OnWrite {
-    /// Release the page.
-    Release,
-    /// Copy the page, then release it.
-    CopyFirst,
+    /// Release these pages.
+    Release(PageRun),
+    /// Copy these pages, then release them.
+    CopyFirst(PageRun),
     /// Nothing yet: the page is among those that [`Taker::copied`] answers.
     Wait,
 }
@@ -66,13 +69,23 @@ pub struct Taker {
     open: PageBitmap,
     /// Pages open at any time since the last cut.
     written: PageBitmap,
-    /// Pages opened because the guest wanted to write them, since the last cut or since watching began.
+    /// Pages opened because the guest wanted to write them or seemed about to, since the last cut or since watching began.
     opened: PageBitmap,
     /// The same of the interval before: what is written again and again is saved first.
     opened_before: PageBitmap,
     /// Pages of `written` at cuts since the one that was committed last: not in any checkpoint yet.
     uncommitted: PageBitmap,
     saving: Option<Saving>,
+}
+
+/// How far a protected page is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    /// Of the cut, and not copied yet.
+    Pending,
+    Copying,
+    /// Copied, or of no cut that is being saved.
+    Done,
 }
 
 /// The pages of a cut on their way.
@@ -137,33 +150,55 @@ impl Taker {
         self.opened.clear();
     }
 
-    /// The guest wants to write `page`, which is protected. `room`: whether a copy of it can be kept.
-    pub fn on_write(&mut self, page: u64, room: bool) -> OnWrite {
-        self.opened.insert(page);
-        let Some(saving) = &mut self.saving else {
-            self.open(page);
-            return OnWrite::Release;
+    /// The guest wants to write `page`, which is protected. `room_pages`: of how many pages copies can be kept.
+    pub fn on_write(&mut self, page: u64, room_pages: u64) -> OnWrite {
+        let stage = self.stage(page);
+        let most = match stage {
+            Stage::Pending => room_pages.min(MOST_AT_ONCE),
+            Stage::Copying => 0,
+            Stage::Done => MOST_AT_ONCE,
         };
-        if saving.copying.contains(page) {
-            saving.wanted.insert(page);
-            return OnWrite::Wait;
+        if most > 0 {
+            let run = self.about_to_be_written(page, most);
+            self.open.insert_run(run);
+            self.opened.insert_run(run);
+            let Some(saving) = self.saving.as_mut().filter(|_| stage == Stage::Pending) else {
+                return OnWrite::Release(run);
+            };
+            saving.ahead = Some(run.end());
+            saving.take(run);
+            saving.wanted.remove_run(run);
+            return OnWrite::CopyFirst(run);
         }
-        if !saving.pending.contains(page) {
-            self.open(page);
-            return OnWrite::Release;
-        }
-        saving.ahead = Some(page + 1);
-        if room {
-            saving.take(PageRun::single(page));
-            saving.wanted.remove(page);
-            self.open(page);
-            return OnWrite::CopyFirst;
+        self.opened.insert(page);
+        let saving = self.saving.as_mut().expect("a page of it is not done");
+        if stage == Stage::Pending {
+            saving.ahead = Some(page + 1);
         }
         // A write may be reported twice.
-        if saving.wanted.insert(page) {
+        if saving.wanted.insert(page) && stage == Stage::Pending {
             saving.urgent.push_back(page);
         }
         OnWrite::Wait
+    }
+
+    /// How far a protected page is.
+    fn stage(&self, page: u64) -> Stage {
+        match &self.saving {
+            Some(saving) if saving.pending.contains(page) => Stage::Pending,
+            Some(saving) if saving.copying.contains(page) => Stage::Copying,
+            _ => Stage::Done,
+        }
+    }
+
+    /// `page` and those behind it that are opened with it, `most` in all: as many as were opened just before it, so that a guest
+    /// that writes on and on is held up less and less often.
+    fn about_to_be_written(&self, page: u64, most: u64) -> PageRun {
+        let before = (0..page.min(most)).take_while(|back| self.opened.contains(page - 1 - back));
+        let stage = self.stage(page);
+        let goes_along = |&next: &u64| !self.open.contains(next) && self.stage(next) == stage;
+        let behind = (page + 1..self.open.len()).take((before.count() as u64).min(most - 1) as usize);
+        PageRun::new(page, 1 + behind.take_while(goes_along).count() as u64)
     }
 
     /// These pages were given back to the host: they read as zero, whatever they held.
@@ -239,8 +274,7 @@ impl Taker {
         saving.copying.remove_run(run);
         let runs: Vec<PageRun> = saving.wanted.runs_in(run).collect();
         saving.wanted.remove_run(run);
-        runs.iter()
-            .for_each(|run| run.pages().for_each(|page| self.open(page)));
+        runs.iter().for_each(|run| self.open.insert_run(*run));
         runs
     }
 
@@ -280,8 +314,7 @@ impl Taker {
             return Vec::new();
         };
         let runs: Vec<PageRun> = saving.wanted.runs().collect();
-        runs.iter()
-            .for_each(|run| run.pages().for_each(|page| self.open(page)));
+        runs.iter().for_each(|run| self.open.insert_run(*run));
         runs
     }
 
@@ -290,9 +323,6 @@ impl Taker {
         self.uncommitted = PageBitmap::full(self.data.len());
     }
 
-    fn open(&mut self, page: u64) {
-        self.open.insert(page);
-    }
 }
 
 impl Saving {
