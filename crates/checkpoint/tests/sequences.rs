@@ -176,8 +176,7 @@ impl Story {
         };
         let dir = GuestDir::new(dir.path().to_owned());
         let own = Box::new(|| Ok(()));
-        let resuming =
-            Resuming::start(vm, dir, Survey::begin(reader), request, Instant::now(), own).unwrap();
+        let resuming = Resuming::start(vm, dir, Survey::begin(reader), request, Instant::now(), own).unwrap();
         until(|| resuming.progress().standing);
         if mode != ResumeMode::Eager {
             resuming.fill().unwrap();

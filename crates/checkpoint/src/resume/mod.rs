@@ -362,7 +362,7 @@ impl Shared {
     }
 }
 
-fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> thread::JoinHandle<()> {
+fn spawn<T: Send + 'static>(name: &str, work: impl FnOnce() -> T + Send + 'static) -> thread::JoinHandle<T> {
     let started = thread::Builder::new().name(name.to_owned()).spawn(work);
     started.expect("a thread can be started")
 }

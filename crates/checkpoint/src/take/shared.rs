@@ -5,8 +5,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use vmferry_core::PageRun;
 use vmferry_core::take::{OnWrite, Taker, WriteFaults};
-use vmferry_core::{PAGE_SIZE, PageRun};
 use vmferry_guest::{HeldEvent, Vm, WriteHolds};
 
 use super::copies::Copies;

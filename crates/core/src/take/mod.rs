@@ -322,7 +322,6 @@ impl Taker {
     pub fn forget_saved(&mut self) {
         self.uncommitted = PageBitmap::full(self.data.len());
     }
-
 }
 
 impl Saving {
