@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use vmferry_benches::{Figures, Output, runs};
-use vmferry_checkpoint::resume::{Request, Resuming};
+use vmferry_checkpoint::resume::{Request, Resuming, Survey};
 use vmferry_checkpoint::take::{Session, TakeControl, TakeOptions};
 use vmferry_core::resume::{ResumeMode, ResumeReport, Service};
 use vmferry_guest::Backend as _;
@@ -154,7 +154,9 @@ impl Scene {
         let reader = self.store.reader(&self.checkpoint)?;
         let manifest = reader.manifest();
         let spec = serde_json::from_value(manifest.spec.clone())?;
-        let vm = QemuBackend.launch_incoming(&spec, &manifest.layout, dir.path())?;
+        let layout = manifest.layout.clone();
+        let survey = Survey::begin(reader);
+        let vm = QemuBackend.launch_incoming(&spec, &layout, dir.path())?;
         let request = Request {
             store: self.store.name().to_owned(),
             checkpoint: self.checkpoint.clone(),
@@ -170,7 +172,7 @@ impl Scene {
             }),
         };
         let guest_dir = GuestDir::new(dir.path().to_owned());
-        let resuming = Resuming::start(vm.clone(), guest_dir, reader, request, since, Box::new(|| Ok(())))?;
+        let resuming = Resuming::start(vm.clone(), guest_dir, survey, request, since, Box::new(|| Ok(())))?;
         let until = Instant::now() + Duration::from_secs(120);
         while resuming.report().first_answer_ms.is_none() {
             let report = resuming.report();

@@ -53,6 +53,36 @@ fn disk(report: &Value) -> &Value {
     &report["disks"]["disks"][0]
 }
 
+/// A guest that checks what it wrote to its disk finds that as of its memory, whatever was written since.
+#[test]
+fn disks_are_put_back_to_the_moment_of_a_checkpoint() {
+    need!(Qemu, Root, Userfaultfd);
+    for format in ["raw", "qcow2"] {
+        let _turn = shared_turn();
+        let hosts = Hosts::new();
+        let folder = hosts.dir.path().join("here");
+        let guest = guest(hosts.dir.path(), &folder, format);
+        hosts.run(&guest);
+        let store = hosts.dir.path().join("store");
+        let call = |words: &[&str], options: &[&str]| {
+            let call = [words, &["--store", text(&store)], options].concat();
+            hosts.source.call(&call)
+        };
+        let taken = call(&["checkpoint", "vm"], &[]).expect_json();
+        assert!(taken["disk_bytes"].as_u64() >= Some(24 * MIB), "{taken}");
+        guest.console.assert_healthy(2);
+        assert_eq!(hosts.source.call(&["stop", "vm"]).code, Some(0));
+        if format == "raw" {
+            let disk = fs::File::options().write(true).open(folder.join("disk.raw"));
+            disk.unwrap().write_all_at(&[0xA5; 1 << 20], 5 * MIB).unwrap();
+        }
+        let resume = |options: &[&str]| call(&["resume", "vm"], options);
+        resume(&[]).expect_refusal(&["disks d", "--overwrite-disks", "--without-disks"]);
+        resume(&["--overwrite-disks"]).expect_json();
+        guest.console.assert_healthy(3);
+    }
+}
+
 #[test]
 fn disks_move_there_and_only_their_changes_come_back() {
     need!(Qemu, Root, Userfaultfd);

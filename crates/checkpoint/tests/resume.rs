@@ -1,15 +1,20 @@
 //! Checkpoints of synthetic guests, resumed in every way, from stores that are whole and stores that are not.
 
 mod common;
+#[path = "../../store/tests/support/faulty.rs"]
+#[allow(dead_code, reason = "the store's own tests use the rest")]
+mod faulty;
 
 use std::fs;
 use std::time::Duration;
 
 use common::{World, assert_healthy, busy, damage, eventually, hashes, run_for};
+use faulty::{Fault, Faulty, Plan};
 use vmferry_checkpoint::resume::{Request, ResumeError};
 use vmferry_core::report::Outcome;
 use vmferry_core::resume::ResumeMode;
 use vmferry_guest::{Guest, GuestState};
+use vmferry_store::{Store, StoreOptions};
 
 #[test]
 fn in_every_mode_the_memory_of_the_checkpoint_comes_back() {
@@ -142,6 +147,39 @@ fn a_lazy_guest_stands_still_where_its_store_fails_and_goes_on_when_it_is_back()
     eventually("it goes on", || stalled().is_none());
     assert_healthy(&guest);
     assert!(resuming.report().stalled_ms > 0.0);
+    resuming.release();
+    guest.destroy();
+}
+
+/// Requests that were never answered are asked again: the store need not be opened anew when it is back.
+#[test]
+fn a_lazy_guest_stands_still_where_its_store_hangs_and_goes_on_when_it_answers() {
+    let objects = Faulty::new();
+    let options = StoreOptions {
+        patience: Duration::from_millis(200),
+        ..StoreOptions::default()
+    };
+    let store = Store::on("faulty", objects.clone(), options);
+    let world = World::on(tempfile::tempdir().unwrap(), store, &busy());
+    let request = Request {
+        patience: Duration::from_millis(300),
+        ..world.request(ResumeMode::Lazy)
+    };
+    let (guest, resuming) = world.resume("lazy", request);
+    eventually("it runs", || resuming.progress().start_ms.is_some());
+    objects.set(Some(Plan {
+        fault: Fault::Hang,
+        after: 0,
+        count: u64::MAX / 2,
+    }));
+    let stalled = || resuming.progress().stalled;
+    eventually("it stands still", || stalled().is_some());
+    let before = guest.stats().operations;
+    std::thread::sleep(Duration::from_millis(300));
+    assert_eq!(guest.stats().operations, before, "{:?}", stalled());
+    objects.set(None);
+    eventually("it goes on", || stalled().is_none());
+    assert_healthy(&guest);
     resuming.release();
     guest.destroy();
 }

@@ -61,6 +61,11 @@ impl World {
         let root = tempfile::tempdir().unwrap();
         let store = root.path().join("store");
         let store = Store::open(store.to_str().unwrap(), StoreOptions::default()).unwrap();
+        Self::on(root, store, config)
+    }
+
+    /// The same with another store.
+    pub fn on(root: tempfile::TempDir, store: Store, config: &SynthConfig) -> Self {
         let backend = SynthBackend::new();
         let vm = backend.launch_guest(&SynthBackend::spec("web", config)).unwrap();
         let mut written = PageBitmap::new(vm.ram().layout().pages());
