@@ -15,7 +15,8 @@
 #                disk-read        read /dev/vda from beginning to end, again and again;
 #                net-send         stream bytes to whoever connects to that port; net-receive: take them
 #   vmferry.load=write:64:200     write 64 MiB of memory at 200 MiB/s, checking every page all the while;
-#                disk:32          write and read back the first 32 MiB of /dev/vda, and check what was read;
+#                disk:32:10       write and read back the first 32 MiB of /dev/vda, 10 MiB/s together (without: as fast as it goes),
+#                                 and check what was read;
 #                churn:32         make and remove files in memory, up to 32 MiB of them, and check what they hold;
 #                hold:1024        write 1024 MiB of memory before anything else starts, and keep it, hardly touched;
 #                used:1024        write 1024 MiB of memory and give it back, before anything else starts;
@@ -102,7 +103,7 @@ start_load() {
     case $kind in
         read) guest-load read --mib "${first:-64}" "$@" & ;;
         write) guest-load write --mib "${first:-64}" --rate-mib-s "${second:-100}" "$@" & ;;
-        disk) guest-load disk --device /dev/vda --mib "${first:-32}" & ;;
+        disk) guest-load disk --device /dev/vda --mib "${first:-32}" --rate-mib-s "${second:-0}" & ;;
         churn) guest-load churn --folder /tmp --mib "${first:-32}" & ;;
         used) guest-load used --mib "${first:-64}" ;;
         hold)

@@ -15,6 +15,11 @@ use crate::recommend::recommend;
 /// Simulations of each strategy where nothing else is asked for: the ends of the intervals rest on two or three of them.
 pub const SIMULATIONS: usize = 40;
 
+/// No interval of bytes is narrower than this share on either side. What pages hold is sampled, and how messages frame them is not
+/// simulated: of 38 migrations of the scenario `forecasts` eleven were off by more than the simulations differed among themselves, eight of
+/// these by less than this.
+const LEAST_OF_BYTES: f64 = 0.03;
+
 /// What is to be forecast.
 #[derive(Clone, Debug)]
 pub struct Wish<'a, To> {
@@ -118,10 +123,22 @@ fn of_outcomes(strategy: Strategy, outcomes: &[Outcome]) -> StrategyForecast {
         total_ms: expected(&|outcome| outcome.report.total_ms),
         execution_transfer_ms: expected(&|outcome| outcome.report.execution_transfer_ms),
         downtime_ms: expected(&|outcome| outcome.report.downtime_ms),
-        bytes_on_wire: expected(&|outcome| outcome.report.bytes_on_wire as f64),
+        bytes_on_wire: at_least(
+            expected(&|outcome| outcome.report.bytes_on_wire as f64),
+            LEAST_OF_BYTES,
+        ),
         slow_down_percent: expected(&|outcome| outcome.slow_down_percent),
         // The stop is the last of them.
         rounds: expected(&|outcome| outcome.report.rounds.len().saturating_sub(1) as f64),
         completes: completed.len() as f64 / outcomes.len() as f64,
+    }
+}
+
+/// An interval that reaches `share` of the value up and down, or further.
+fn at_least(expected: Expected, share: f64) -> Expected {
+    Expected {
+        low: expected.low.min(expected.likely * (1.0 - share)),
+        high: expected.high.max(expected.likely * (1.0 + share)),
+        ..expected
     }
 }

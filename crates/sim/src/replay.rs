@@ -217,6 +217,9 @@ pub(crate) struct Replay<'a> {
     state: State,
     /// Time beyond the recording.
     extended: Duration,
+    /// Where the guest reads next: what it reads it goes through over and over, as it does what it writes. (Drawn by chance, the last
+    /// units would be read for the first time after many times as long.)
+    reading: u64,
     seed: u64,
 }
 
@@ -231,6 +234,7 @@ impl<'a> Replay<'a> {
             reached: Duration::ZERO,
             state: 0,
             extended: Duration::ZERO,
+            reading: mix(seed) % recorded.units().count().max(1),
             seed,
         }
     }
@@ -280,24 +284,18 @@ impl<'a> Replay<'a> {
         });
         let reads = (sample.dirty.count() as f64 * reads_per_write) as u64;
         for read in 0..reads {
-            let drawn = self.seed ^ mix(segment.start.as_nanos() as u64 ^ read << 32);
-            if let Some(unit) = self.read_unit(drawn).filter(|&unit| missing.contains(unit)) {
-                let at = segment.start + length.mul_f64(chance(!drawn));
+            let Some(unit) = next_in(&self.recorded.only_read, self.reading) else {
+                break;
+            };
+            self.reading = unit + 1;
+            if missing.contains(unit) {
+                let at = segment.start + length.mul_f64(read as f64 / reads as f64);
                 accesses.push(Access { at, unit });
             }
         }
         accesses.retain(|access| access.at >= from);
         accesses.sort_by_key(|access| access.at);
         (accesses, segment.end)
-    }
-
-    /// A unit that is read: one of those that are written too, or one of those that are only read.
-    fn read_unit(&self, drawn: u64) -> Option<u64> {
-        let of = match chance(drawn) < 0.5 {
-            true => &self.recorded.written,
-            false => &self.recorded.only_read,
-        };
-        next_in(of, mix(drawn ^ 1) % of.len())
     }
 
     fn add_part(&self, segment: &Segment, begins: f64, ends: f64, run: PageRun, dirty: &mut PageBitmap) {

@@ -10,7 +10,7 @@ use std::fs::{File, OpenOptions};
 use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::pattern::{self, PAGE};
 use crate::status::Status;
@@ -30,8 +30,8 @@ const POOL: usize = 64;
 /// Requests between two checks of the whole pool; through the page cache also between two syncs.
 const REQUESTS_PER_PASS: usize = 64;
 
-/// Writes and reads the first `mib` MiB of the device, for ever.
-pub(crate) fn run(device: &str, mib: usize) -> Result<Infallible, String> {
+/// Writes and reads the first `mib` MiB of the device, for ever, `rate_mib_s` MiB/s of both together; 0: as fast as it goes.
+pub(crate) fn run(device: &str, mib: usize, rate_mib_s: usize) -> Result<Infallible, String> {
     let blocks = mib * BLOCKS_PER_MIB / THREADS;
     let status = Arc::new(Status::default());
     for thread in 0..THREADS {
@@ -44,8 +44,12 @@ pub(crate) fn run(device: &str, mib: usize) -> Result<Infallible, String> {
         let mut worker = Worker::new(file, mode, thread * blocks, blocks, Arc::clone(&status));
         std::thread::spawn(move || {
             loop {
+                let begun = Instant::now();
                 if let Err(error) = worker.pass() {
                     worker.status.fault(&format!("I/O failed: {error}"));
+                }
+                if let Some(time) = pass_time(rate_mib_s) {
+                    std::thread::sleep(time.saturating_sub(begun.elapsed()));
                 }
             }
         });
@@ -54,6 +58,12 @@ pub(crate) fn run(device: &str, mib: usize) -> Result<Infallible, String> {
         std::thread::sleep(Duration::from_secs(1));
         println!("guest-load: {}", status.line());
     }
+}
+
+/// How long a pass of each thread may take at least.
+fn pass_time(rate_mib_s: usize) -> Option<Duration> {
+    let mib = (THREADS * REQUESTS_PER_PASS) as f64 / BLOCKS_PER_MIB as f64;
+    (rate_mib_s > 0).then(|| Duration::from_secs_f64(mib / rate_mib_s as f64))
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]

@@ -31,7 +31,7 @@ use progress::Progress;
 
 const USAGE: &str = "usage: guest-load write --mib N --rate-mib-s R (0: as fast as it goes) [--progress PORT]
        guest-load read --mib N [--progress PORT]
-       guest-load disk --device PATH --mib N
+       guest-load disk --device PATH --mib N --rate-mib-s N
        guest-load churn --folder PATH --mib N
        guest-load used --mib N
        guest-load hold --mib N --held PATH
@@ -79,6 +79,7 @@ enum Load {
     Disk {
         device: String,
         mib: usize,
+        rate_mib_s: usize,
     },
     Churn {
         folder: PathBuf,
@@ -126,7 +127,11 @@ impl Command {
         match self.load {
             Load::Memory { mib, rate_mib_s } => memory::run(mib, rate_mib_s, &progress),
             Load::Read { mib } => memory::read(mib, &progress),
-            Load::Disk { device, mib } => disk::run(&device, mib),
+            Load::Disk {
+                device,
+                mib,
+                rate_mib_s,
+            } => disk::run(&device, mib, rate_mib_s),
             Load::Churn { folder, mib } => churn::run(mib, &folder),
             Load::Hold { mib, held } => used::hold(mib, &held),
             Load::Allocate { kib } => allocate::run(kib, &progress),
@@ -175,6 +180,7 @@ impl Load {
             "disk" => Self::Disk {
                 device: values.get("--device")?.to_string(),
                 mib: positive("--mib")?,
+                rate_mib_s: number("--rate-mib-s")?,
             },
             "used" => Self::Used {
                 mib: positive("--mib")?,
@@ -241,8 +247,10 @@ mod tests {
         let disk = Load::Disk {
             device: "/dev/vda".to_owned(),
             mib: 8,
+            rate_mib_s: 4,
         };
-        assert_eq!(parse("disk --device /dev/vda --mib 8"), Some(disk));
+        let line = "disk --device /dev/vda --mib 8 --rate-mib-s 4";
+        assert_eq!(parse(line), Some(disk));
         let churn = Load::Churn {
             folder: "/tmp".into(),
             mib: 8,
