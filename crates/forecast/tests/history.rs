@@ -52,6 +52,13 @@ fn records_are_there_after_a_restart_in_the_order_of_their_ends() {
     let Err(HistoryError::Failed { .. }) = History::open(&path).map(drop) else {
         panic!("two daemons cannot have it at once");
     };
+    // One that is just ending is waited for.
+    let ends = std::thread::spawn(move || {
+        std::thread::sleep(std::time::Duration::from_millis(200));
+        drop(history);
+    });
+    assert_eq!(History::open(&path).unwrap().all().unwrap().records.len(), 2);
+    ends.join().unwrap();
 }
 
 #[test]

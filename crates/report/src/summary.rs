@@ -106,7 +106,10 @@ fn best<'a>(
     metric: &str,
     side: Side,
 ) -> Option<(&'a str, Estimate)> {
-    let variants = results.content.variants.iter().map(Variant::name);
+    // A resume or a series of checkpoints moves nobody: what a migration takes is no measure of it.
+    let migrations = |variant: &&Variant| variant.experiment.is_none();
+    let variants = results.content.variants.iter().filter(migrations);
+    let variants = variants.map(Variant::name);
     let estimates = variants
         .filter(|name| Side::of(&results.content, name) == side)
         .filter_map(|variant| {

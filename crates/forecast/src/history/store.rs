@@ -3,6 +3,8 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use redb::{
     Database, ReadableDatabase as _, ReadableTable as _, ReadableTableMetadata as _, TableDefinition,
@@ -16,6 +18,9 @@ use super::Record;
 const MIGRATIONS: TableDefinition<'_, (u64, &str), &[u8]> = TableDefinition::new("migrations-1");
 /// How many are kept; the oldest go first.
 const KEPT: u64 = 10_000;
+/// How long somebody else may have it open: a daemon that has just ended, or a process that is being started, which has all open files of
+/// this one until it begins.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// A history that cannot be used.
 #[derive(Debug, Error)]
@@ -64,7 +69,7 @@ impl History {
     /// See [`HistoryError`].
     pub fn open(path: &Path) -> Result<Self, HistoryError> {
         let open = || {
-            let database = Database::create(path)?;
+            let database = create(path)?;
             let transaction = database.begin_write()?;
             transaction.open_table(MIGRATIONS)?;
             transaction.commit()?;
@@ -115,6 +120,19 @@ impl History {
             }
             Ok(kept)
         })
+    }
+}
+
+/// Opens the file once nobody else has it open any more.
+fn create(path: &Path) -> Result<Database, redb::DatabaseError> {
+    let begun = Instant::now();
+    loop {
+        match Database::create(path) {
+            Err(redb::DatabaseError::DatabaseAlreadyOpen) if begun.elapsed() < PATIENCE => {
+                thread::sleep(Duration::from_millis(20));
+            }
+            opened => return opened,
+        }
     }
 }
 
