@@ -48,7 +48,8 @@ pub(crate) fn wait(port: &File, timeout: Duration) -> Result<Wait> {
         Ok(_) => {}
         Err(error) => return Err(AgentError::Wait(error.into())),
     }
-    if !fds[0].revents().contains(PollFlags::HUP) {
+    let found = fds[0].revents();
+    if found.contains(PollFlags::IN) && !found.contains(PollFlags::HUP) {
         return Ok(Wait::Ready);
     }
     // It says that there is something to read as well, whether there is or not. What there is may be the question of somebody whose
