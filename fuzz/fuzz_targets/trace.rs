@@ -11,8 +11,8 @@ fuzz_target!(|data: &[u8]| {
         return;
     };
     assert_eq!(whole.is_ok(), problem.is_none());
-    // Nothing that was read is beyond memory, nor goes back in time. Larger guests only take longer.
-    if trace.pages() <= 1 << 22 {
+    // Nothing that was read is beyond memory, nor goes back in time. Larger guests take no more memory, but longer a sample.
+    if trace.pages() <= 1 << 22 || trace.samples.len() <= 2 {
         assert_eq!(trace.summary().samples, trace.samples.len());
     }
     let mut again = Vec::new();

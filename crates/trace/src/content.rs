@@ -6,6 +6,8 @@ use crate::error::TraceError;
 
 /// Most regions that content is told apart for.
 pub const MOST_REGIONS: usize = 4096;
+/// Most pages that were looked at in a region: with all regions together they can still be counted.
+const MOST_LOOKED_AT: u32 = u32::MAX / MOST_REGIONS as u32;
 
 /// The content of some pages.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -57,7 +59,8 @@ impl Blend {
 
     fn is_sound(&self) -> bool {
         let ratio = |ratio: f32| ratio > 0.0 && ratio <= 1.0;
-        self.uniform <= self.looked_at && ratio(self.lz4) && ratio(self.zstd) && ratio(self.zstd_5)
+        let counts = self.uniform <= self.looked_at && self.looked_at <= MOST_LOOKED_AT;
+        counts && ratio(self.lz4) && ratio(self.zstd) && ratio(self.zstd_5)
     }
 }
 

@@ -59,6 +59,17 @@ pub enum TraceError {
     /// It holds no sample.
     #[error("the trace holds no sample: record for longer, or with a shorter interval")]
     Empty,
+    /// More than a trace may take in memory.
+    #[error(
+        "the trace takes more than {most} bytes of memory, {samples} whole samples come before: read these with --partial, or \
+         record for a shorter time"
+    )]
+    TooMuch {
+        /// What is possible.
+        most: u64,
+        /// Whole samples before it.
+        samples: usize,
+    },
     /// A part larger than the format allows.
     #[error("a part of the trace has {bytes} bytes, at most {most} are possible")]
     TooLarge {

@@ -14,13 +14,71 @@
 //! | 0 | kind: 1 header, 2 resident pages, 3 content, 4 samples, 5 loads, 6 end |
 //! | 1..4 | reserved: written as zero, ignored |
 //! | 4..8 | bytes of the payload as it stands in the file |
-//! | 8..12 | bytes of the payload decompressed, at most 256 MiB |
+//! | 8..12 | bytes of the payload decompressed, at most 256 MiB; 1 MiB of kinds 1, 3 and 6 |
 //! | 12..16 | CRC-32 of bytes 0..12 and the payload |
 //! | 16.. | the payload: a zstd frame of the part in postcard's encoding |
 //!
-//! All numbers are little-endian. Header and resident pages come first, the end last; content follows wherever it is known,
-//! the last one counts. Samples come in parts of some, so that a recorder that is ended loses little. A part of a kind that is
-//! not known is skipped. A file without an end was cut short: what came before is whole, and [`Partial`] reads it.
+//! All numbers of these are little-endian. Header and resident pages come first, the end last; content follows wherever it is
+//! known, the last one counts. Samples come in parts of about 1 MiB, so that little is lost with the end of a file that is cut short.
+//! (The recorder keeps all of them in memory, and writes the file when it is over: what a daemon that is killed was
+//! recording is lost.) A part of a kind that is not known is skipped. A file without an end was cut short: what came before is
+//! whole, and [`Partial`] reads it. A trace that takes more than [`MOST_BYTES`] in memory is read as far as that goes.
+//!
+//! # Postcard's encoding
+//!
+//! The fields of a part follow each other without names or gaps:
+//!
+//! | type | bytes |
+//! |---|---|
+//! | u16, u32, u64 | seven bits a byte, the low ones first; the top bit says that more follow |
+//! | f32, f64 | 4 and 8 bytes of IEEE 754, little-endian |
+//! | bool | 0 or 1 |
+//! | text | its bytes as a u64, then UTF-8 |
+//! | list of T | its elements as a u64, then each |
+//! | option of T | 0, or 1 and T |
+//! | set of pages | how many: u64; the page after the last one: u64; a list of the bytes of its runs |
+//! | run | pages between the one before, or page 0, and it: u64; its pages: u64 |
+//!
+//! The header ([`Header`]):
+//!
+//! | field | type | |
+//! |---|---|---|
+//! | vm | text | name of the guest, at most 256 bytes |
+//! | backend | text | the same of its backend |
+//! | layout | list of (text, u64) | name and pages of each block of RAM: 1 to 64 blocks, 64 TiB at most |
+//! | started_unix_ms | u64 | when recording began |
+//! | interval_us | u64 | length of a sample that was asked for, 1 us to 60 s |
+//! | plan | 0, or 1 and f64 | all pages, or a budget in percent of the guest's time |
+//! | page_cost_ns | u64 | what a dirty page was taken to cost |
+//! | processors | u16 | 0: not known; the recorder always writes that |
+//! | pinned_io | bool | devices may write through pages pinned earlier |
+//! | device_state_bytes | option of u64 | the recorder writes none |
+//!
+//! Resident pages are a set of pages. Content ([`Content`]):
+//!
+//! | field | type | |
+//! |---|---|---|
+//! | region_pages | u64 | pages of a region |
+//! | regions | list of blends | at most 4096 |
+//! | written | blend | of pages that samples found dirty |
+//! | delta | option of f32 | bytes that a difference makes of one, 0 to 1 |
+//!
+//! A blend ([`Blend`](crate::Blend)) is looked_at: u32, at most 1,048,575; uniform: u32, of these; lz4, zstd, zstd_5: f32, bytes that
+//! each makes of one, more than 0 and at most 1.
+//!
+//! Samples are a list of these ([`Sample`]; chunks and seeds are explained in [`vmferry_core::sampling::coverage`]):
+//!
+//! | field | type | |
+//! |---|---|---|
+//! | start_us | u64 | since recording began; not before the end of the sample before |
+//! | end_us | u64 | later than that, and within a year |
+//! | burst | u32 | those that follow each other without a gap have the same |
+//! | coverage | u32, u32 | one chunk in how many was looked at, 1 to 64, and the seed that chose it |
+//! | dirty | set of pages | of the pages looked at |
+//! | cpu_us | option of u64 | CPU time of the guest within the sample |
+//!
+//! Loads are a list of these ([`LoadMark`]): at_us: u64; load_average: option of f32; memory_available_bytes: option of u64;
+//! operations: option of u64, so far. The end is an option of the cost ([`Cost`]): took_us, cost_us, scans: u64.
 
 use std::io::{Read, Write};
 
@@ -40,6 +98,12 @@ const MAGIC: &[u8; 8] = b"VMFTRACE";
 pub const FORMAT: u16 = 1;
 /// Most bytes of a part, decompressed.
 const MOST_PART_BYTES: u64 = 256 << 20;
+/// The same of a part that is never large; a short text may claim many blocks or regions.
+const MOST_SMALL_PART_BYTES: u64 = 1 << 20;
+/// What compression may add to what does not compress.
+const SLACK_BYTES: u64 = 2 << 20;
+/// Most bytes of memory that a trace takes, all its parts together.
+pub const MOST_BYTES: u64 = 2 << 30;
 const HEAD_BYTES: usize = 12;
 const PART_HEAD_BYTES: usize = 16;
 /// Bytes of samples that are written as one part.
@@ -142,12 +206,7 @@ impl<W: Write> Writer<W> {
         let encoded = postcard::to_stdvec(content)
             .map_err(|error| TraceError::writing(std::io::Error::other(error)))?;
         let bytes = encoded.len() as u64;
-        if bytes > MOST_PART_BYTES {
-            return Err(TraceError::TooLarge {
-                bytes,
-                most: MOST_PART_BYTES,
-            });
-        }
+        check_part(bytes, most_bytes(kind))?;
         let payload = zstd::bulk::compress(&encoded, LEVEL).map_err(TraceError::writing)?;
         let mut part = vec![kind, 0, 0, 0];
         part.extend((payload.len() as u32).to_le_bytes());
@@ -179,6 +238,25 @@ struct Found {
     end: Option<Option<Cost>>,
 }
 
+/// What may still be taken of memory.
+struct Budget {
+    most: u64,
+    left: u64,
+}
+
+impl Budget {
+    fn new(most: u64) -> Self {
+        Self { most, left: most }
+    }
+
+    fn take(&mut self, bytes: u64, samples: usize) -> Result<(), TraceError> {
+        let most = self.most;
+        let left = self.left.checked_sub(bytes);
+        self.left = left.ok_or(TraceError::TooMuch { most, samples })?;
+        Ok(())
+    }
+}
+
 impl Trace {
     /// Reads a whole trace.
     ///
@@ -194,10 +272,14 @@ impl Trace {
     /// # Errors
     /// When nothing of it is of use.
     pub fn read_partial(reader: &mut impl Read) -> Result<Partial, TraceError> {
+        Self::read_within(reader, Budget::new(MOST_BYTES))
+    }
+
+    fn read_within(reader: &mut impl Read, mut budget: Budget) -> Result<Partial, TraceError> {
         check_head(reader)?;
         let (mut found, mut at) = (Found::default(), HEAD_BYTES as u64);
         let problem = loop {
-            match read_part(reader, at, found.samples.len()) {
+            match read_part(reader, at, found.samples.len(), &mut budget) {
                 Ok(None) if found.end.is_some() => break None,
                 Ok(None) => {
                     break Some(TraceError::CutShort {
@@ -205,7 +287,7 @@ impl Trace {
                         samples: found.samples.len(),
                     });
                 }
-                Ok(Some((kind, part, bytes))) => match found.take(kind, &part) {
+                Ok(Some((kind, part, bytes))) => match found.take(kind, &part, &mut budget) {
                     Ok(()) => at += bytes,
                     Err(problem) => break Some(problem),
                 },
@@ -234,7 +316,12 @@ impl Trace {
                 },
                 problem,
             }),
-            (_, Some(problem @ (TraceError::Nonsense(_) | TraceError::Io { .. }))) => Err(problem),
+            (
+                _,
+                Some(
+                    problem @ (TraceError::Nonsense(_) | TraceError::Io { .. } | TraceError::TooLarge { .. }),
+                ),
+            ) => Err(problem),
             _ => Err(TraceError::NothingWhole),
         }
     }
@@ -256,7 +343,7 @@ impl Trace {
 
 impl Found {
     /// Takes a part in.
-    fn take(&mut self, kind: u8, part: &[u8]) -> Result<(), TraceError> {
+    fn take(&mut self, kind: u8, part: &[u8], budget: &mut Budget) -> Result<(), TraceError> {
         match (kind, self.header.as_ref().map(Header::pages)) {
             (HEADER, None) => {
                 let header: Header = decode(part)?;
@@ -273,15 +360,18 @@ impl Found {
                 content.check()?;
                 self.content = content;
             }
-            (SAMPLES, Some(pages)) => {
-                let samples: Vec<Sample> = decode(part)?;
-                for sample in samples {
-                    let after_us = self.samples.last().map_or(0, |last| last.end_us);
-                    sample.check(pages, after_us)?;
-                    self.samples.push(sample);
-                }
-            }
-            (LOADS, Some(_)) => self.loads.extend(decode::<Vec<LoadMark>>(part)?),
+            (SAMPLES, Some(pages)) => decode_each(part, |sample: Sample| {
+                let after_us = self.samples.last().map_or(0, |last| last.end_us);
+                sample.check(pages, after_us)?;
+                budget.take(size_of::<Sample>() as u64, self.samples.len())?;
+                self.samples.push(sample);
+                Ok(())
+            })?,
+            (LOADS, Some(_)) => decode_each(part, |mark: LoadMark| {
+                budget.take(size_of::<LoadMark>() as u64, self.samples.len())?;
+                self.loads.push(mark);
+                Ok(())
+            })?,
             (END, Some(_)) => self.end = Some(decode(part)?),
             (HEADER | RESIDENT | CONTENT | SAMPLES | LOADS | END, _) => {
                 return Err(TraceError::Nonsense(format!(
@@ -318,6 +408,7 @@ fn read_part(
     reader: &mut impl Read,
     at: u64,
     samples: usize,
+    budget: &mut Budget,
 ) -> Result<Option<(u8, Vec<u8>, u64)>, TraceError> {
     let mut head = [0; PART_HEAD_BYTES];
     match read_up_to(reader, &mut head)? {
@@ -330,6 +421,8 @@ fn read_part(
         u32::from_le_bytes(bytes)
     };
     let (len, decoded_len, crc) = (number(4), u64::from(number(8)), number(12));
+    let most = most_bytes(head[0]);
+    check_part(u64::from(len), most + SLACK_BYTES)?;
     // Nothing is allocated before it has come.
     let mut payload = Vec::new();
     let got = reader
@@ -342,14 +435,25 @@ fn read_part(
     if checksum(&head[..12], &payload) != crc {
         return Err(TraceError::Damaged { at, samples });
     }
-    if decoded_len > MOST_PART_BYTES {
-        return Err(TraceError::TooLarge {
-            bytes: decoded_len,
-            most: MOST_PART_BYTES,
-        });
-    }
+    check_part(decoded_len, most)?;
+    budget.take(decoded_len, samples)?;
     let part = decompress(&payload, decoded_len)?;
     Ok(Some((head[0], part, (PART_HEAD_BYTES + payload.len()) as u64)))
+}
+
+/// Most bytes of a part of `kind`, decompressed.
+fn most_bytes(kind: u8) -> u64 {
+    match kind {
+        HEADER | CONTENT | END => MOST_SMALL_PART_BYTES,
+        _ => MOST_PART_BYTES,
+    }
+}
+
+fn check_part(bytes: u64, most: u64) -> Result<(), TraceError> {
+    match bytes <= most {
+        true => Ok(()),
+        false => Err(TraceError::TooLarge { bytes, most }),
+    }
 }
 
 /// Decompresses as it comes, so that a lie about the length costs nothing.
@@ -367,7 +471,26 @@ fn decompress(payload: &[u8], len: u64) -> Result<Vec<u8>, TraceError> {
 }
 
 fn decode<T: DeserializeOwned>(part: &[u8]) -> Result<T, TraceError> {
-    postcard::from_bytes(part)
+    decode_next(part).map(|(content, _)| content)
+}
+
+/// Decodes a list an element at a time: in memory an element takes many times what it takes in a part.
+fn decode_each<T: DeserializeOwned>(
+    part: &[u8],
+    mut each: impl FnMut(T) -> Result<(), TraceError>,
+) -> Result<(), TraceError> {
+    let (count, mut rest) = decode_next::<u64>(part)?;
+    for _ in 0..count {
+        let (element, after) = decode_next(rest)?;
+        each(element)?;
+        rest = after;
+    }
+    Ok(())
+}
+
+/// Decodes what comes next, and answers what follows it.
+fn decode_next<T: DeserializeOwned>(part: &[u8]) -> Result<(T, &[u8]), TraceError> {
+    postcard::take_from_bytes(part)
         .map_err(|error| TraceError::Nonsense(format!("a part is not understood: {error}")))
 }
 
@@ -390,4 +513,100 @@ fn read_up_to(reader: &mut impl Read, buffer: &mut [u8]) -> Result<usize, TraceE
         }
     }
     Ok(got)
+}
+
+#[cfg(test)]
+mod tests {
+    use vmferry_core::sampling::Coverage;
+    use vmferry_core::{PageRun, RamLayout};
+
+    use super::*;
+    use crate::header::Plan;
+
+    fn trace(samples: u64) -> Trace {
+        let header = Header {
+            vm: "vm".into(),
+            backend: "synth".into(),
+            layout: RamLayout::single("ram", 16 << 20).unwrap(),
+            started_unix_ms: 0,
+            interval_us: 1000,
+            plan: Plan::Full,
+            page_cost_ns: 0,
+            processors: 0,
+            pinned_io: false,
+            device_state_bytes: None,
+        };
+        let mut trace = Trace::new(header, PageSet::default());
+        trace.samples = (0..samples)
+            .map(|index| Sample {
+                start_us: index * 1000,
+                end_us: index * 1000 + 1000,
+                burst: 0,
+                coverage: Coverage::ALL,
+                dirty: PageSet::from_runs([PageRun::new(7, 3)]),
+                cpu_us: None,
+            })
+            .collect();
+        trace
+    }
+
+    fn read_within(bytes: &[u8], most: u64) -> Partial {
+        Trace::read_within(&mut &*bytes, Budget::new(most)).unwrap()
+    }
+
+    #[test]
+    fn all_parts_together_take_no_more_memory_than_a_trace_may() {
+        let whole = trace(20_000);
+        let mut bytes = Vec::new();
+        whole.write(&mut bytes).unwrap();
+        let takes: u64 = whole.samples.iter().map(Sample::memory_bytes).sum();
+        assert!(takes > 20 * bytes.len() as u64, "{takes} of {}", bytes.len());
+        assert!(read_within(&bytes, 2 * takes).problem.is_none());
+        let Partial { trace, problem } = read_within(&bytes, takes / 2);
+        let why = problem.unwrap();
+        assert!(
+            matches!(why, TraceError::TooMuch { samples, .. } if samples == trace.samples.len()),
+            "{why}"
+        );
+        assert!(why.to_string().contains("--partial"), "{why}");
+        assert!(
+            (4000..10_000).contains(&trace.samples.len()),
+            "{}",
+            trace.samples.len()
+        );
+        assert_eq!(trace.samples[..], whole.samples[..trace.samples.len()]);
+    }
+
+    #[test]
+    fn parts_that_nobody_knows_count_as_well() {
+        let mut writer = Writer::new(Vec::new(), &trace(0).header, &PageSet::default()).unwrap();
+        for _ in 0..4 {
+            writer.part(99, &vec![0u8; 1 << 20]).unwrap();
+        }
+        let bytes = writer.finish(None).unwrap();
+        assert!(read_within(&bytes, 5 << 20).problem.is_none());
+        let problem = read_within(&bytes, 3 << 20).problem;
+        assert!(matches!(problem, Some(TraceError::TooMuch { .. })), "{problem:?}");
+    }
+
+    #[test]
+    fn a_header_of_millions_of_blocks_is_refused_before_it_is_decoded() {
+        let mut bytes = Vec::from(MAGIC);
+        bytes.extend([1, 0, 0, 0]);
+        // Text, text, and a list of blocks of no name and one page each: 32 bytes in memory for two in the file.
+        let mut header = vec![0, 0, 0x80, 0x80, 0x80, 0x08];
+        header.extend([0, 1].repeat(16 << 20));
+        let payload = zstd::bulk::compress(&header, 1).unwrap();
+        let mut part = vec![HEADER, 0, 0, 0];
+        part.extend((payload.len() as u32).to_le_bytes());
+        part.extend((header.len() as u32).to_le_bytes());
+        part.extend(checksum(&part, &payload).to_le_bytes());
+        bytes.extend(part);
+        bytes.extend(payload);
+        let why = Trace::read_partial(&mut &bytes[..]).unwrap_err();
+        assert!(
+            matches!(why, TraceError::TooLarge { most, .. } if most == 1 << 20),
+            "{why}"
+        );
+    }
 }

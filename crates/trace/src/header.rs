@@ -42,11 +42,12 @@ pub struct Header {
     pub plan: Plan,
     /// What a page that a sample finds was taken to cost the guest, nanoseconds.
     pub page_cost_ns: u64,
-    /// Processors of the guest; 0 where nobody knows.
+    /// Processors of the guest; 0 where nobody knows: `runtime::recorder` does not ask.
     pub processors: u16,
     /// Whether its devices may write through pages pinned earlier ([`vmferry_core::tracking`]).
     pub pinned_io: bool,
-    /// Bytes of its device state, where that was measured before.
+    /// Bytes of its device state, where that is known: whoever simulates goes by it. `runtime::recorder` writes none, because it would have
+    /// to stop the guest to know.
     pub device_state_bytes: Option<u64>,
 }
 

@@ -17,10 +17,12 @@ pub mod page_set;
 pub mod sample;
 pub mod summary;
 mod trace;
+mod units;
+mod written;
 
 pub use content::{Blend, Content};
 pub use error::TraceError;
-pub use file::{FORMAT, Partial};
+pub use file::{FORMAT, MOST_BYTES, Partial};
 pub use header::{Header, Plan};
 pub use page_set::PageSet;
 pub use sample::{LoadMark, Sample};

@@ -4,9 +4,15 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use vmferry_core::sampling::Coverage;
+use vmferry_core::sampling::coverage::CHUNK_PAGES;
 
 use crate::error::TraceError;
 use crate::page_set::PageSet;
+
+/// Longest trace that makes sense: a year. What is added to times within it overflows nothing.
+const MOST_TIME: Duration = Duration::from_secs(366 * 24 * 3600);
+/// Longest run of pages that a look at parts of memory finds: the last chunk of a group beside the first one of the next.
+const MOST_RUN_PAGES: u64 = 2 * CHUNK_PAGES;
 
 /// The pages that a guest dirtied within a short time.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -59,15 +65,36 @@ impl Sample {
         self.dirty.count() * u64::from(self.coverage.stride())
     }
 
+    /// Bytes that it takes in memory.
+    pub fn memory_bytes(&self) -> u64 {
+        (size_of::<Self>() + self.dirty.memory_bytes()) as u64
+    }
+
     /// It came from outside, after a sample that ended at `after_us`.
     pub(crate) fn check(&self, pages: u64, after_us: u64) -> Result<(), TraceError> {
         let nonsense = |why: &str| Err(TraceError::Nonsense(why.to_owned()));
         if self.start_us < after_us || self.end_us <= self.start_us {
             return nonsense("its samples do not follow each other");
         }
+        if self.end() > MOST_TIME {
+            return nonsense("its samples come from more than a year after its begin");
+        }
         if Coverage::one_in(self.coverage.stride(), 0).stride() != self.coverage.stride() {
             return nonsense("a sample looked at parts that are none");
         }
-        self.dirty.check(pages)
+        self.dirty.check(pages)?;
+        match self.coverage.is_all() || self.may_have_seen(pages) {
+            true => Ok(()),
+            false => nonsense("a sample found pages dirty that it did not look at"),
+        }
+    }
+
+    /// Whether one look at a part of `pages` pages can have found as much as this. Each page stands for many others, so a run
+    /// over all of memory in a few bytes of a file would be work without end. (Which chunk of its group a page lies in changes no
+    /// such bound, and early files have some that lie in another one.)
+    fn may_have_seen(&self, pages: u64) -> bool {
+        let group_pages = u64::from(self.coverage.stride()) * CHUNK_PAGES;
+        let looked_at = pages.div_ceil(group_pages) * CHUNK_PAGES;
+        self.dirty.count() <= looked_at && self.dirty.runs().all(|run| run.count <= MOST_RUN_PAGES)
     }
 }

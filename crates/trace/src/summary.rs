@@ -1,9 +1,7 @@
 //! What a trace says about its guest as a whole: dirty rate over time, heat of regions, working set.
 
 use serde::{Deserialize, Serialize};
-use vmferry_core::sampling::Coverage;
-use vmferry_core::wws::Heat;
-use vmferry_core::{PAGE_SIZE, PageBitmap, PageRun, Tuning};
+use vmferry_core::{PAGE_SIZE, PageRun};
 
 use crate::content::Blend;
 use crate::sample::{LoadMark, Sample};
@@ -123,51 +121,6 @@ impl Trace {
         self.samples.iter().filter(move |sample| sample.length() >= least)
     }
 
-    /// The size of the writable working set, in pages.
-    pub fn working_set_pages(&self) -> u64 {
-        let Some(coverage) = self.longest_coverage() else {
-            return 0;
-        };
-        let mut heat = Heat::new(self.pages(), Tuning::default().alpha);
-        let mut dirty = PageBitmap::new(self.pages());
-        for sample in self.usual_samples().filter(|sample| sample.coverage == coverage) {
-            dirty.clear();
-            sample.dirty.add_to(&mut dirty);
-            heat.sample(&dirty);
-        }
-        heat.working_set().count() * u64::from(coverage.stride())
-    }
-
-    /// The coverage that most samples have: heat can be compared only among samples of the same pages.
-    fn longest_coverage(&self) -> Option<Coverage> {
-        let mut counts: Vec<(Coverage, usize)> = Vec::new();
-        for sample in self.usual_samples() {
-            match counts.iter_mut().find(|(of, _)| *of == sample.coverage) {
-                Some((_, count)) => *count += 1,
-                None => counts.push((sample.coverage, 1)),
-            }
-        }
-        counts
-            .into_iter()
-            .max_by_key(|(_, count)| *count)
-            .map(|(of, _)| of)
-    }
-
-    /// Pages dirtied at any time: counted where all were looked at, else estimated from the coverage that saw most.
-    fn written_pages(&self) -> u64 {
-        let mut by_coverage: Vec<(Coverage, PageBitmap)> = Vec::new();
-        for sample in &self.samples {
-            let known = by_coverage.iter().position(|(of, _)| *of == sample.coverage);
-            let index = known.unwrap_or_else(|| {
-                by_coverage.push((sample.coverage, PageBitmap::new(self.pages())));
-                by_coverage.len() - 1
-            });
-            sample.dirty.add_to(&mut by_coverage[index].1);
-        }
-        let of = |(coverage, pages): &(Coverage, PageBitmap)| pages.count() * u64::from(coverage.stride());
-        by_coverage.iter().map(of).max().unwrap_or(0).min(self.pages())
-    }
-
     fn all_content(&self) -> Blend {
         let mut all = Blend {
             lz4: 0.0,
@@ -226,11 +179,26 @@ impl Trace {
     }
 }
 
+/// Operations that a guest did for its clients, a second, between marks that count them: from and until when, milliseconds since
+/// recording began. A count that goes back is of a guest that began anew: nothing is known of that time.
+pub fn operations_per_s(loads: &[LoadMark]) -> Vec<((f64, f64), f64)> {
+    let counted = loads
+        .iter()
+        .filter_map(|mark| Some((mark.at_us as f64 / 1e3, mark.operations?)));
+    let marks: Vec<(f64, u64)> = counted.collect();
+    let between = |pair: &[(f64, u64)]| {
+        let ((from, before), (until, after)) = (pair[0], pair[1]);
+        let done = after.checked_sub(before)?;
+        (until > from).then(|| ((from, until), done as f64 / (until - from) * 1e3))
+    };
+    marks.windows(2).filter_map(between).collect()
+}
+
 fn rate_at(sample: &Sample) -> RateAt {
     let seconds = sample.length().as_secs_f64().max(1e-6);
     let cpu = |us: u64| us as f64 / 1e4 / seconds;
     RateAt {
-        at_ms: (sample.start_us + sample.end_us) as f64 / 2e3,
+        at_ms: (sample.start_us as f64 + sample.end_us as f64) / 2e3,
         pages_per_s: sample.dirty_pages() as f64 / seconds,
         cpu_percent: sample.cpu_us.map(cpu),
     }

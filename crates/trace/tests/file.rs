@@ -1,6 +1,7 @@
 //! The file of a trace: what is written is read, and what is cut, damaged or made up is refused with the reason.
 
 use proptest::prelude::*;
+use vmferry_core::layout::MAX_RAM_BYTES;
 use vmferry_core::sampling::Coverage;
 use vmferry_core::{PageRun, RamBlock, RamLayout};
 use vmferry_trace::{
@@ -180,10 +181,122 @@ fn samples_that_go_back_in_time_or_beyond_memory_are_refused() {
     refused(&|trace| trace.header.vm = "a\nb".into());
     refused(&|trace| trace.content.regions[3].lz4 = f32::NAN);
     refused(&|trace| {
+        // Together more than can be counted.
+        for region in [0, 1] {
+            trace.content.regions[region].looked_at = u32::MAX;
+        }
+    });
+    let why = refused(&|trace| {
+        trace.samples[2].start_us = u64::MAX - 1;
+        trace.samples[2].end_us = u64::MAX;
+    });
+    assert!(why.contains("a year"), "{why}");
+    refused(&|trace| {
         trace.header.plan = Plan::Within {
             budget_percent: f64::NAN,
         }
     });
+}
+
+/// A guest of 64 TiB, by its header.
+fn huge() -> Trace {
+    let mut huge = trace(0);
+    huge.header.layout = RamLayout::single("ram", MAX_RAM_BYTES).unwrap();
+    huge
+}
+
+#[test]
+fn samples_that_found_more_than_they_looked_at_are_refused() {
+    let mut huge = huge();
+    let pages = huge.pages();
+    let coverage = Coverage::one_in(64, 3);
+    for dirty in [
+        PageRun::new(0, pages),
+        PageRun::new(64, 129),
+        PageRun::new(pages - 200, 200),
+    ] {
+        huge.samples = vec![Sample {
+            start_us: 0,
+            end_us: 50_000,
+            burst: 0,
+            coverage,
+            dirty: PageSet::from_runs([dirty]),
+            cpu_us: None,
+        }];
+        let why = Trace::read(&mut &bytes(&huge)[..]).unwrap_err().to_string();
+        assert!(why.contains("did not look at"), "{dirty:?}: {why}");
+    }
+    // All that can be seen, chunks side by side included.
+    let mut small = trace(0);
+    for stride in [2, 3, 16, 64] {
+        for seed in 0..20 {
+            let coverage = Coverage::one_in(stride, seed);
+            let last_us = small.samples.last().map_or(0, |last| last.end_us);
+            small.samples.push(Sample {
+                start_us: last_us,
+                end_us: last_us + 50_000,
+                burst: 0,
+                coverage,
+                dirty: PageSet::from_runs(coverage.runs(PAGES)),
+                cpu_us: None,
+            });
+        }
+    }
+    assert_eq!(Trace::read(&mut &bytes(&small)[..]).unwrap(), small);
+}
+
+/// A number for each page of it would take 64 GiB.
+#[test]
+fn a_file_that_claims_64_tib_is_summed_up_in_little_memory() {
+    let mut huge = huge();
+    let written = PageRun::new(1 << 30, 1 << 32);
+    huge.samples = (0..3)
+        .map(|index| Sample {
+            start_us: index * 50_000,
+            end_us: (index + 1) * 50_000,
+            burst: 0,
+            coverage: Coverage::ALL,
+            dirty: PageSet::from_runs([written]),
+            cpu_us: None,
+        })
+        .collect();
+    let file = bytes(&huge);
+    assert!(file.len() < 1000, "{} bytes", file.len());
+    let summary = Trace::read(&mut &file[..]).unwrap().summary();
+    for bytes in [summary.working_set_bytes, summary.written_bytes] {
+        let off = bytes as f64 / written.bytes() as f64 - 1.0;
+        assert!(off.abs() < 0.01, "{bytes} of {}", written.bytes());
+    }
+}
+
+/// A guest that writes a quarter of its memory, in places all over it, seen by several looks at one page in 16.
+#[test]
+fn looks_at_other_parts_make_an_estimate_of_all_that_is_written() {
+    let layout = RamLayout::single("ram", 1 << 30).unwrap();
+    let pages = layout.pages();
+    let is_written = |page: u64| (page / 64 * 0x9e37_79b9) >> 7 & 3 == 0;
+    let true_pages = (0..pages).filter(|&page| is_written(page)).count() as f64;
+    for looks in [1, 5, 40] {
+        let mut trace = trace(0);
+        trace.header.layout = layout.clone();
+        for index in 0..looks * 4 {
+            let coverage = Coverage::one_in(16, (index / 4) as u32);
+            let seen = coverage.runs(pages).filter(|run| is_written(run.first));
+            trace.samples.push(Sample {
+                start_us: index * 50_000,
+                end_us: (index + 1) * 50_000,
+                burst: (index / 4) as u32,
+                coverage,
+                dirty: PageSet::from_runs(seen),
+                cpu_us: None,
+            });
+        }
+        let summary = trace.summary();
+        for bytes in [summary.working_set_bytes, summary.written_bytes] {
+            let off = bytes as f64 / 4096.0 / true_pages - 1.0;
+            assert!(off.abs() < 0.25, "{looks} looks: {bytes} bytes, off by {off}");
+        }
+    }
 }
 
 proptest! {
