@@ -5,6 +5,16 @@ use vmferry_core::Codec;
 
 use crate::error::SimError;
 
+/// The least share of a processor: with less of it nothing gets done in a time that can be counted.
+const LEAST_SHARE: f64 = 1e-3;
+/// The greatest relative standard deviation. [`PathModel::varied`] goes no further than six of them, by the exponential function.
+const MOST_DEVIATION: f64 = 2.0;
+/// A second for each page, or twelve days for each step: the largest guest takes a time that can be counted, on any such path.
+const MOST_TIME: f64 = 1e9;
+const MOST_STATE_BYTES: f64 = 1e12;
+/// Most reads of other pages for a page written: each of them is simulated.
+const MOST_READS: f64 = 1000.0;
+
 /// What the parts of a migration take. `vmferry calibrate` measures most of it on a pair of hosts; the others are of the
 /// machine that the project was measured on ([`PathModel::typical`]).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -60,6 +70,9 @@ pub struct PathModel {
     pub fault_ms: f64,
     /// Reads of other pages for each page written: a trace does not have them.
     pub reads_per_write: f64,
+    /// Whether the source's sampler knows the guest when its migration begins: then `hybrid-learning` need not learn first, and
+    /// `pre-copy-filter` has a model to try ([`vmferry_core::sampling`]).
+    pub sampled: bool,
     /// How much of this differs from one migration to the next.
     pub variation: Variation,
 }
@@ -156,6 +169,7 @@ impl PathModel {
             device_state_bytes: 210e3,
             fault_ms: 0.03,
             reads_per_write: 1.0,
+            sampled: false,
             variation: Variation::default(),
         }
     }
@@ -177,20 +191,38 @@ impl PathModel {
             }
         }
         for share in [self.cpu_share, self.destination_cpu_share] {
-            if !(share > 0.0 && share <= 1.0) {
-                let mend = "choose more than 0 and at most 1";
+            if !(LEAST_SHARE..=1.0).contains(&share) {
+                let mend = "choose at least 0.001 and at most 1";
                 return Err(refused("a share of a processor", share, mend));
             }
         }
-        for (what, value) in self.times() {
-            if !(0.0..1e12).contains(&value) {
-                return Err(refused(what, value, "choose 0 or more"));
+        for (what, deviation) in self.variation.deviations() {
+            if !(0.0..=MOST_DEVIATION).contains(&deviation) {
+                let mend = "choose 0 to 2: it is a relative standard deviation";
+                return Err(refused(what, deviation, mend));
             }
+        }
+        if !(0.0..=MOST_READS).contains(&self.reads_per_write) {
+            let mend = "choose 0 to 1000";
+            return Err(refused("a number of reads a write", self.reads_per_write, mend));
+        }
+        for (what, value) in self.times() {
+            if !(0.0..MOST_TIME).contains(&value) {
+                return Err(refused(what, value, "choose 0 or more, and less than 1e9"));
+            }
+        }
+        if !(0.0..MOST_STATE_BYTES).contains(&self.device_state_bytes) {
+            let mend = "choose 0 or more, and less than 1e12";
+            return Err(refused(
+                "a size of the device state in bytes",
+                self.device_state_bytes,
+                mend,
+            ));
         }
         Ok(())
     }
 
-    fn times(&self) -> [(&'static str, f64); 26] {
+    fn times(&self) -> [(&'static str, f64); 24] {
         let codecs = &self.codecs;
         [
             ("a round trip time in ms", self.rtt_ms),
@@ -219,9 +251,17 @@ impl PathModel {
             ("a time to load the device state in ms", self.load_ms),
             ("a time to resume in ms", self.resume_ms),
             ("a time of the journal in ms", self.journal_ms),
-            ("a size of the device state in bytes", self.device_state_bytes),
             ("a time to serve a fault in ms", self.fault_ms),
-            ("a number of reads a write", self.reads_per_write),
+        ]
+    }
+}
+
+impl Variation {
+    fn deviations(&self) -> [(&'static str, f64); 3] {
+        [
+            ("a variation of the link", self.link),
+            ("a variation of processors", self.cpu),
+            ("a variation of devices", self.devices),
         ]
     }
 }
@@ -282,6 +322,52 @@ mod tests {
             ..PathModel::default()
         };
         assert!(path.check().is_err());
+    }
+
+    #[test]
+    fn figures_that_lead_nowhere_are_refused() {
+        let of = |text: &str| serde_json::from_str::<PathModel>(text).unwrap();
+        for (text, words) in [
+            (
+                r#"{"variation": {"cpu": 400}}"#,
+                ["variation of processors", "0 to 2"],
+            ),
+            (
+                r#"{"variation": {"link": -0.1}}"#,
+                ["variation of the link", "0 to 2"],
+            ),
+            (
+                r#"{"variation": {"devices": 2.1}}"#,
+                ["variation of devices", "0 to 2"],
+            ),
+            (r#"{"cpu_share": 1e-300}"#, ["share of a processor", "0.001"]),
+            (
+                r#"{"destination_cpu_share": 1.1}"#,
+                ["share of a processor", "at most 1"],
+            ),
+            (
+                r#"{"install_ns_per_page": 1e11}"#,
+                ["installing", "less than 1e9"],
+            ),
+            (
+                r#"{"device_state_bytes": -1}"#,
+                ["device state", "less than 1e12"],
+            ),
+            (r#"{"reads_per_write": 1e11}"#, ["reads a write", "0 to 1000"]),
+        ] {
+            let why = of(text).check().unwrap_err().to_string();
+            assert!(words.iter().all(|word| why.contains(word)), "{text}: {why}");
+        }
+        let unknown = PathModel {
+            variation: Variation {
+                cpu: f64::NAN,
+                ..Variation::default()
+            },
+            ..PathModel::default()
+        };
+        assert!(unknown.check().is_err());
+        let utmost = r#"{"variation": {"cpu": 2, "link": 2, "devices": 2}, "cpu_share": 0.001, "reads_per_write": 1000}"#;
+        of(utmost).check().unwrap();
     }
 
     #[test]
