@@ -1,15 +1,21 @@
-//! A trace: dirty rate over time, and where the guest wrote when.
+//! A trace: dirty rate over time, how busy the guest was, and where it wrote when.
 
 use maud::{Markup, html};
 use vmferry_trace::Summary;
+use vmferry_trace::summary::operations_per_s;
 
 use super::{LEFT, RIGHT, WIDTH, digits, file, place, round_up};
 
 const MIB: f64 = (1 << 20) as f64;
 const PAGE: f64 = vmferry_core::PAGE_SIZE as f64;
-/// The plot of the rate, and the heat map below it.
+/// Top and height of the plot of the rate, and of the heat map below it.
 const RATE: (f64, f64) = (70.0, 150.0);
 const HEAT: (f64, f64) = (280.0, 260.0);
+/// The same of what tells how busy the guest was, where something does. The heat map is moved down by so much.
+const BUSY: (f64, f64) = (280.0, 80.0);
+const BUSY_ROOM: f64 = 140.0;
+/// A line breaks where there is nothing for so many times the time from one point to the next.
+const GAP: f64 = 3.0;
 /// Colours of heat, from nothing to the most.
 const COLOURS: [&str; 8] = [
     "#f4f6fa", "#d6e4f7", "#a9c8ef", "#78a9e4", "#4b88d6", "#c98a3a", "#c2570c", "#8b1a10",
@@ -25,12 +31,15 @@ pub fn trace_svg(summary: &Summary) -> String {
         digits(summary.dirty_bytes_per_s / MIB),
         digits(summary.working_set_bytes as f64 / MIB),
     );
+    let busy = busy(summary);
+    let heat_top = HEAT.0 + if busy.is_some() { BUSY_ROOM } else { 0.0 };
     let content = html! {
         text class="small" x="16" y="46" { (description) }
         (rate(summary))
-        (heat(summary))
+        @if let Some(busy) = busy { (busy) }
+        (heat(summary, heat_top))
     };
-    file(HEAT.0 + HEAT.1 + 50.0, &title, &description, &content)
+    file(heat_top + HEAT.1 + 50.0, &title, &description, &content)
 }
 
 fn x(summary: &Summary, at_ms: f64) -> f64 {
@@ -48,20 +57,11 @@ fn rate(summary: &Summary) -> Markup {
             .fold(0.0, f64::max),
     );
     let y = |value: f64| top + height - value / most * height;
-    let mut path = String::new();
-    let mut before: Option<f64> = None;
-    let usual_ms = summary.observed_ms / summary.rates.len().max(1) as f64;
-    for rate in &summary.rates {
-        // Nobody looked in a pause: no line there.
-        let follows = before.is_some_and(|before| rate.at_ms - before < 3.0 * usual_ms);
-        path += if follows { "L" } else { "M" };
-        path += &format!(
-            "{} {}",
-            place(x(summary, rate.at_ms)),
-            place(y(mib(rate.pages_per_s)))
-        );
-        before = Some(rate.at_ms);
-    }
+    let points = summary
+        .rates
+        .iter()
+        .map(|rate| (rate.at_ms, mib(rate.pages_per_s)));
+    let path = path(summary, points, usual_ms(summary), y);
     html! {
         text x="16" y=(place(top - 8.0)) { "dirtied, MiB/s" }
         @for part in [0.0, 0.5, 1.0] {
@@ -73,8 +73,74 @@ fn rate(summary: &Summary) -> Markup {
     }
 }
 
-fn heat(summary: &Summary) -> Markup {
-    let (top, height) = HEAT;
+/// The usual time from one sample to the next.
+fn usual_ms(summary: &Summary) -> f64 {
+    summary.observed_ms / summary.rates.len().max(1) as f64
+}
+
+/// A line through these points of time and value. Nobody looked in a pause: there is none there.
+fn path(
+    summary: &Summary,
+    points: impl Iterator<Item = (f64, f64)>,
+    usual_ms: f64,
+    y: impl Fn(f64) -> f64,
+) -> String {
+    let mut path = String::new();
+    let mut before: Option<f64> = None;
+    for (at_ms, value) in points {
+        let follows = before.is_some_and(|before| at_ms - before < GAP * usual_ms);
+        path += if follows { "L" } else { "M" };
+        path += &format!("{} {}", place(x(summary, at_ms)), place(y(value)));
+        before = Some(at_ms);
+    }
+    path
+}
+
+/// CPU that the guest used and what it did for its clients, each in relation to its own most; none where neither is known.
+fn busy(summary: &Summary) -> Option<Markup> {
+    let (top, height) = BUSY;
+    let cpu: Vec<(f64, f64)> = summary
+        .rates
+        .iter()
+        .filter_map(|rate| Some((rate.at_ms, rate.cpu_percent?)))
+        .collect();
+    let spans = operations_per_s(&summary.loads);
+    let mark_ms = spans
+        .iter()
+        .map(|((from, until), _)| until - from)
+        .fold(0.0, f64::max);
+    let operations: Vec<(f64, f64)> = spans
+        .into_iter()
+        .map(|((from, until), per_s)| ((from + until) / 2.0, per_s))
+        .collect();
+    if cpu.is_empty() && operations.is_empty() {
+        return None;
+    }
+    let most = |points: &[(f64, f64)]| round_up(points.iter().map(|(_, value)| *value).fold(0.0, f64::max));
+    let (most_cpu, most_operations) = (most(&cpu), most(&operations));
+    let line = |points: &[(f64, f64)], usual_ms: f64, most: f64| {
+        let y = |value: f64| top + height - value / most * height;
+        path(summary, points.iter().copied(), usual_ms, y)
+    };
+    let (below, above) = (place(top + height), place(top));
+    Some(html! {
+        text x="16" y=(place(top - 8.0)) {
+            @if !cpu.is_empty() { "CPU, to " (digits(most_cpu)) " % of one core" }
+            @if !cpu.is_empty() && !operations.is_empty() { "; " }
+            @if !operations.is_empty() { "operations for clients (orange), to " (digits(most_operations)) " a second" }
+        }
+        line class="grid" x1=(LEFT) x2=(WIDTH - RIGHT) y1=(above) y2=(above) {}
+        line class="grid" x1=(LEFT) x2=(WIDTH - RIGHT) y1=(below) y2=(below) {}
+        @if !cpu.is_empty() { path class="line" d=(line(&cpu, usual_ms(summary), most_cpu)) {} }
+        @if !operations.is_empty() {
+            path class="line second" d=(line(&operations, mark_ms, most_operations)) {}
+        }
+        (seconds(summary, top + height))
+    })
+}
+
+fn heat(summary: &Summary, top: f64) -> Markup {
+    let (_, height) = HEAT;
     let map = &summary.heat;
     let all = map.pages_per_s.iter().flatten().copied();
     let most = all.fold(0.0, f64::max);
@@ -119,5 +185,68 @@ fn seconds(summary: &Summary, bottom: f64) -> Markup {
                 (digits(at_s)) @if tick == count { " s" }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use vmferry_trace::summary::{HeatMap, RateAt};
+    use vmferry_trace::{Blend, LoadMark};
+
+    use super::*;
+
+    fn summary(cpu_percent: Option<f64>, operations: Option<u64>) -> Summary {
+        let rate_at = |index: u32| RateAt {
+            at_ms: 50.0 * f64::from(index) + 25.0,
+            pages_per_s: 1000.0,
+            cpu_percent,
+        };
+        let load_at = |second: u32| LoadMark {
+            at_us: u64::from(second) * 1_000_000,
+            operations: operations.map(|operations| operations * u64::from(second)),
+            ..LoadMark::default()
+        };
+        Summary {
+            vm: "web".into(),
+            ram_bytes: 64 << 20,
+            data_bytes: 1 << 20,
+            length_ms: 3000.0,
+            observed_ms: 3000.0,
+            samples: 60,
+            bursts: 1,
+            full_samples: 60,
+            sparsest: 1,
+            cost_percent: None,
+            dirty_bytes_per_s: 4e6,
+            dirty_bytes_per_s_range: (4e6, 4e6),
+            working_set_bytes: 1 << 20,
+            written_bytes: 1 << 20,
+            content: Blend::default(),
+            written_content: Blend::default(),
+            delta: None,
+            loads: (0..4).map(load_at).collect(),
+            rates: (0..60).map(rate_at).collect(),
+            heat: HeatMap::default(),
+        }
+    }
+
+    #[test]
+    fn cpu_and_load_are_drawn_where_they_are_known() {
+        let drawn = |cpu, operations| trace_svg(&summary(cpu, operations));
+        let neither = drawn(None, None);
+        assert!(!neither.contains("CPU") && !neither.contains("operations"));
+        let both = drawn(Some(80.0), Some(700));
+        assert!(both.contains("CPU, to 100 % of one core; operations"), "{both}");
+        assert!(both.contains("to 1000 a second"), "{both}");
+        // 80 of 100 and 700 of 1000, each in one piece.
+        assert!(both.contains("296L"), "{both}");
+        let second = both.split("line second").nth(1).unwrap();
+        let path = second.split('"').nth(2).unwrap();
+        assert!(
+            path.matches('M').count() == 1 && path.matches("304").count() == 3,
+            "{path}"
+        );
+        let load = drawn(None, Some(700));
+        assert!(!load.contains("CPU") && load.contains("operations"), "{load}");
     }
 }
