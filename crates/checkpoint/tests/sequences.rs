@@ -188,10 +188,7 @@ impl Story {
         resuming.go_on().unwrap();
         let report = resuming.wait();
         assert_eq!(report.outcome, Some(Outcome::Completed), "{report:?}");
-        self.witness = Arc::new(Witness {
-            guest,
-            seen: Mutex::default(),
-        });
+        self.witness = Witness::of(guest);
         self.begin_session();
     }
 

@@ -6,13 +6,14 @@ mod faulty;
 mod witness;
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::Duration;
 
 use faulty::{Fault, Faulty, Plan};
 use vmferry_checkpoint::take::{Session, TakeControl, TakeOptions};
 use vmferry_core::take::{TakeOutcome, TakeReport};
-use vmferry_guest::Guest as _;
+use vmferry_guest::{Guest as _, GuestState};
 use vmferry_guest_synth::FaultMechanism;
 use vmferry_store::{CheckpointId, Store, StoreOptions};
 use witness::{Witness, assert_same, busy, checkpoint_memory, mechanisms};
@@ -239,6 +240,46 @@ fn a_cancel_leaves_nothing() {
     check(&witness, &store, &report);
     drop(session);
     witness.check_guest();
+}
+
+/// A pause that went wrong half way, a resume that is refused for a moment: the guest runs afterwards.
+#[test]
+fn a_guest_goes_on_whatever_its_pause_comes_to() {
+    let (witness, store) = (Witness::start(&busy(32, FaultMechanism::Auto)), memory());
+    let mut session = session(&witness, &store);
+    take(&mut session);
+    witness.failing_pauses.store(1, Ordering::Relaxed);
+    let failed = session.take(&TakeControl::default());
+    assert_eq!(failed.outcome, TakeOutcome::Failed, "{failed:?}");
+    witness.check_guest();
+    witness.refused_resumes.store(3, Ordering::Relaxed);
+    let report = take(&mut session);
+    check(&witness, &store, &report);
+    witness.check_guest();
+    // Longer than anybody waits for: the next one begins with letting it go on.
+    witness.refused_resumes.store(20, Ordering::Relaxed);
+    let failed = session.take(&TakeControl::default());
+    assert_eq!(failed.outcome, TakeOutcome::Failed, "{failed:?}");
+    assert_eq!(witness.guest.state(), GuestState::Paused);
+    let report = take(&mut session);
+    check(&witness, &store, &report);
+    witness.check_guest();
+}
+
+/// Somebody stopped it between two checkpoints, and wants it to stand still.
+#[test]
+fn a_guest_that_stands_still_is_left_so() {
+    let (witness, store) = (Witness::start(&busy(32, FaultMechanism::Auto)), memory());
+    let mut session = session(&witness, &store);
+    take(&mut session);
+    witness.guest.pause().unwrap();
+    let failed = session.take(&TakeControl::default());
+    assert_eq!(failed.outcome, TakeOutcome::Failed, "{failed:?}");
+    assert!(failed.error.unwrap().contains("does not run"));
+    assert_eq!(witness.guest.state(), GuestState::Paused);
+    witness.guest.resume().unwrap();
+    let report = take(&mut session);
+    check(&witness, &store, &report);
 }
 
 #[test]

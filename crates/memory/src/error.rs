@@ -76,6 +76,14 @@ pub enum Error {
     /// The process whose memory was meant has exited.
     #[error("the process whose memory was meant is gone")]
     ProcessGone,
+    /// The process is in the middle of a change of its mappings that waits to be heard of by [`crate::Userfaultfd::read_events`].
+    #[error("{start:#x}..{end:#x} cannot be protected: the process keeps changing its mappings")]
+    MappingsChanging {
+        /// First address of the range.
+        start: u64,
+        /// One past the last address.
+        end: u64,
+    },
     /// The kernel has no PAGEMAP_SCAN.
     #[error("the kernel cannot scan for written pages (PAGEMAP_SCAN): vmferry needs Linux 6.7 or newer")]
     NoPagemapScan {

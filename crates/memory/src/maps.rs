@@ -44,6 +44,13 @@ pub struct Mapping {
     pub file_offset: u64,
 }
 
+impl Mapping {
+    /// What it maps: bytes of the file.
+    pub fn file_range(&self) -> Range<u64> {
+        self.file_offset..self.file_offset + (self.addresses.end - self.addresses.start)
+    }
+}
+
 /// Every shared mapping of `file` in process `pid`, in order of addresses.
 ///
 /// There may be several: QEMU maps a pc-dimm's backend a second time, and writes through one mapping do not show

@@ -1,13 +1,15 @@
 //! Writes to a RAM file by one process, each held up until somebody has seen to the page.
 
 use std::ops::Range;
-use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
-use crate::{Event, Features, Mapping, Mode, PAGE_SIZE, PagemapScanner, Result, Userfaultfd};
+use crate::{Error, Event, Features, Mapping, Mode, PAGE_SIZE, PagemapScanner, Result, Userfaultfd};
 
 /// Most bytes protected by one request: the process's own page faults wait for no longer than that takes.
 const PROTECT_AT_ONCE: u64 = 16 << 20;
+/// How long a change of the process's mappings may stand in the way: it ends as soon as its thread has run.
+const CHANGE_PATIENCE: Duration = Duration::from_secs(10);
 
 /// Something that happened at a [`WriteGate`]. Offsets are bytes of the file.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,6 +36,8 @@ pub struct WriteGate {
     uffd: Userfaultfd,
     scanner: Mutex<PagemapScanner>,
     mappings: Vec<Mapping>,
+    /// Read by who had to, and for [`WriteGate::wait`] to tell.
+    kept: Mutex<Vec<Event>>,
 }
 
 impl WriteGate {
@@ -62,6 +66,7 @@ impl WriteGate {
             uffd,
             scanner: Mutex::new(scanner),
             mappings,
+            kept: Mutex::default(),
         })
     }
 
@@ -74,7 +79,7 @@ impl WriteGate {
         while at < range.end {
             let next = (at + PROTECT_AT_ONCE).min(range.end);
             for addresses in self.addresses(at..next) {
-                self.uffd.write_protect(addresses, true)?;
+                self.set(&addresses, true)?;
             }
             at = next;
         }
@@ -87,7 +92,22 @@ impl WriteGate {
     /// As [`WriteGate::protect`].
     pub fn release(&self, range: Range<u64>) -> Result<()> {
         self.addresses(range)
-            .try_for_each(|addresses| self.uffd.write_protect(addresses, false))
+            .try_for_each(|addresses| self.set(&addresses, false))
+    }
+
+    /// While a thread of the process waits for us to read that it drops pages, the kernel refuses to change any protection. Whoever
+    /// reads that should be here in the middle of an answer, or waits for a lock we hold: so it is read here.
+    fn set(&self, addresses: &Range<u64>, protect: bool) -> Result<()> {
+        let began = Instant::now();
+        loop {
+            match self.uffd.write_protect(addresses.clone(), protect) {
+                Err(Error::MappingsChanging { .. }) if began.elapsed() < CHANGE_PATIENCE => {
+                    self.uffd.read_events(&mut self.kept(), Some(Duration::ZERO))?;
+                    std::thread::yield_now();
+                }
+                done => return done,
+            }
+        }
     }
 
     /// Waits at most `timeout` for something to happen, and adds what is there to `held`. A write may come twice.
@@ -95,7 +115,8 @@ impl WriteGate {
     /// # Errors
     /// The userfaultfd cannot be read.
     pub fn wait(&self, timeout: Duration, held: &mut Vec<Held>) -> Result<()> {
-        let mut events = Vec::new();
+        let mut events = std::mem::take(&mut *self.kept());
+        let timeout = if events.is_empty() { timeout } else { Duration::ZERO };
         self.uffd.read_events(&mut events, Some(timeout))?;
         for event in events {
             match event {
@@ -149,6 +170,10 @@ impl WriteGate {
             self.uffd.wake(mapping.addresses.clone())
         });
         results.fold(Ok(()), std::result::Result::and)
+    }
+
+    fn kept(&self) -> MutexGuard<'_, Vec<Event>> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Where `range` of the file is mapped, once a mapping.

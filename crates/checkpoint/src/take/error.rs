@@ -23,6 +23,9 @@ pub enum TakeError {
     /// A disk as of the pause could not be read.
     #[error("cannot read a disk of the guest as it was")]
     Disk(#[from] DiskError),
+    /// It stands still already, by somebody else's wish, and a checkpoint ends with a guest that runs.
+    #[error("the guest does not run: a checkpoint would let it go on. Resume it first")]
+    NotRunning,
     /// The operator, or a daemon that ends, changed their mind.
     #[error("it was cancelled")]
     Cancelled,

@@ -253,9 +253,13 @@ impl Taker {
                 }
             }
         }
-        let Some(session) = session else { return };
+        let Some(current) = session else { return };
         self.shared.lock().is_taking = true;
-        let report = session.take(&self.shared.control);
+        let report = current.take(&self.shared.control);
+        if current.is_broken() {
+            // At once: the guest is let go as far as it is not yet.
+            *session = None;
+        }
         let completed = report.outcome == TakeOutcome::Completed;
         self.events.taken(&report);
         let mut inner = self.shared.lock();

@@ -175,6 +175,9 @@ impl Session {
     ) -> Result<()> {
         control.phase("beginning");
         let shared = Arc::clone(&self.shared);
+        if shared.is_left_paused.load(Ordering::Acquire) {
+            shared.let_go_on()?;
+        }
         shared.vm.prepare_out()?;
         let writer = phases.run("begin", || self.begin_in_store())?;
         report.id = Some(writer.id().to_string());

@@ -23,8 +23,10 @@ pub(super) struct Shared {
     pub(super) options: TakeOptions,
     pub(super) copies: Copies,
     inner: Mutex<Inner>,
-    failure: Mutex<Option<TakeError>>,
+    /// Whether there is a failure, for those that look often.
     has_failed: AtomicBool,
+    /// The guest was paused for a checkpoint and would not go on.
+    pub(super) is_left_paused: AtomicBool,
     ended: AtomicBool,
 }
 
@@ -35,6 +37,9 @@ pub(super) struct Inner {
     waiting: HashMap<u64, Instant>,
     log: FaultLog,
     is_broken: bool,
+    /// Why the cut was given up. Under the same lock as the taker: a cut that was given up has nothing left to copy, and must not
+    /// be taken for one that is complete.
+    failure: Option<TakeError>,
 }
 
 impl Shared {
@@ -50,9 +55,10 @@ impl Shared {
                 waiting: HashMap::new(),
                 log: FaultLog::default(),
                 is_broken: false,
+                failure: None,
             }),
-            failure: Mutex::new(None),
             has_failed: AtomicBool::new(false),
+            is_left_paused: AtomicBool::new(false),
             ended: AtomicBool::new(false),
         }
     }
@@ -75,8 +81,16 @@ impl Shared {
                 self.lock().is_broken = true;
                 self.fail(error);
                 let _ = self.holds.end();
-                return;
+                return self.hear_out();
             }
+        }
+    }
+
+    /// Nothing is held up any more, but whoever drops pages waits until somebody has heard of it.
+    fn hear_out(&self) {
+        let mut events = Vec::new();
+        while !self.ended.load(Ordering::Acquire) && self.holds.wait(LOOK_EVERY, &mut events).is_ok() {
+            events.clear();
         }
     }
 
@@ -155,17 +169,14 @@ impl Shared {
     /// Gives the cut that is being saved up: who waits goes on at once. The first reason is the one that is told.
     pub(super) fn fail(&self, error: TakeError) {
         let mut inner = self.lock();
+        inner.failure.get_or_insert(error);
+        self.has_failed.store(true, Ordering::Release);
         let released = inner.taker.abandon();
         if let Err(error) = inner.release(&released, &*self.holds) {
             tracing::warn!(%error, "writers could not be released one by one");
-            let _ = self.holds.end();
-            inner.is_broken = true;
         }
-        drop(inner);
+        // Still under the lock: or it would be the next cut's copies.
         self.copies.clear();
-        let mut failure = self.failure.lock().unwrap_or_else(PoisonError::into_inner);
-        failure.get_or_insert(error);
-        self.has_failed.store(true, Ordering::Release);
     }
 
     pub(super) fn has_failed(&self) -> bool {
@@ -175,16 +186,12 @@ impl Shared {
     /// # Errors
     /// With the reason, if the cut was given up.
     pub(super) fn check(&self) -> Result<()> {
-        let mut failure = self.failure.lock().unwrap_or_else(PoisonError::into_inner);
-        match failure.take() {
-            Some(error) => Err(error),
-            None => Ok(()),
-        }
+        self.lock().failure.take().map_or(Ok(()), Err)
     }
 
     /// A new checkpoint begins: what stood against the last one does not against this.
     pub(super) fn begin(&self) {
-        *self.failure.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        self.lock().failure = None;
         self.has_failed.store(false, Ordering::Release);
     }
 
@@ -200,13 +207,20 @@ impl Shared {
 
 impl Inner {
     pub(super) fn protect(&mut self, run: PageRun, holds: &dyn WriteHolds) -> Result<()> {
+        // In this order: what was protected in part, and then refused, stays open for the taker, which costs a saved page.
+        holds.protect(run)?;
         self.taker.protect(run);
-        Ok(holds.protect(run)?)
+        Ok(())
     }
 
+    /// Where one fails, nobody knows any more who waits for what: everybody is let go, and this session is over.
     fn release(&mut self, runs: &[PageRun], holds: &dyn WriteHolds) -> Result<()> {
         for &run in runs {
-            holds.release(run)?;
+            if let Err(error) = holds.release(run) {
+                self.is_broken = true;
+                let _ = holds.end();
+                return Err(error.into());
+            }
             for page in run.pages() {
                 if let Some(since) = self.waiting.remove(&page) {
                     self.log.released(since.elapsed());
@@ -226,3 +240,6 @@ impl Inner {
         self.log.take()
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,10 +1,13 @@
 //! The pause: as short as it can be, whatever the size of RAM.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use vmferry_core::PageRun;
 use vmferry_core::take::{Cut, Live, LiveRounds, bridged_runs, work_of};
+use vmferry_guest::GuestState;
 
 use super::disks::DisksOfMoment;
 use super::error::{Result, TakeError};
@@ -12,6 +15,10 @@ use super::shared::Shared;
 
 /// Pages protected under one lock: a writer that is held up waits for no longer than that takes.
 const PROTECT_PAGES: u64 = 2048;
+/// How often a guest that does not go on after its pause is asked to: a disk it shares may be somebody else's for a moment.
+const RESUMES: u32 = 20;
+/// Between two of them.
+const RESUME_PAUSE: Duration = Duration::from_millis(100);
 
 /// What a pause gave.
 pub(super) struct Stopped {
@@ -39,16 +46,22 @@ impl Shared {
 
     /// The cut: pauses the guest, and lets it go on whatever happens.
     pub(super) fn stop(&self, disks: Option<&DisksOfMoment<'_>>) -> Result<Stopped> {
-        let began = Instant::now();
-        self.vm.pause()?;
-        let cut = self.cut_paused(disks);
-        let resumed = self.vm.resume();
-        let pause = began.elapsed();
-        if let Err(error) = resumed {
-            tracing::error!(%error, "the guest could not be resumed after it was paused for a checkpoint");
-            return Err(error.into());
+        // Who stopped it wants it to stand still.
+        if self.vm.state() == GuestState::Paused {
+            return Err(TakeError::NotRunning);
         }
+        let began = Instant::now();
+        let paused = self.vm.pause();
+        let cut = match paused {
+            Ok(()) => catch_unwind(AssertUnwindSafe(|| self.cut_paused(disks)))
+                .unwrap_or(Err(TakeError::Panicked)),
+            // It may stand still even so, or will once its disks answer.
+            Err(error) => Err(error.into()),
+        };
+        let resumed = self.let_go_on();
+        let pause = began.elapsed();
         let (cut, device_state) = cut?;
+        resumed?;
         Ok(Stopped {
             cut,
             device_state,
@@ -56,16 +69,37 @@ impl Shared {
         })
     }
 
+    /// Has the guest run again.
+    ///
+    /// # Errors
+    /// It does not: [`Shared::is_left_paused`] says so until it does.
+    pub(super) fn let_go_on(&self) -> Result<()> {
+        let mut resumed = self.vm.resume();
+        for _ in 1..RESUMES {
+            if resumed.is_ok() || self.vm.state() == GuestState::Gone {
+                break;
+            }
+            thread::sleep(RESUME_PAUSE);
+            resumed = self.vm.resume();
+        }
+        self.is_left_paused.store(resumed.is_err(), Ordering::Release);
+        Ok(resumed.inspect_err(|error| {
+            tracing::error!(%error, "the guest could not be resumed after it was paused for a checkpoint");
+        })?)
+    }
+
     fn cut_paused(&self, disks: Option<&DisksOfMoment<'_>>) -> Result<(Cut, Vec<u8>)> {
         // The hypervisor saves its devices, and may write RAM for it, while pages are protected: its writes are held up and
         // answered like the guest's, and the moment that counts is the one after both.
         let (protected, device_state) = thread::scope(|scope| {
-            let protecting = scope.spawn(|| self.unprotected_now().and_then(|runs| self.protect_all(&runs)));
+            let protect = || self.unprotected_now().and_then(|runs| self.protect_all(&runs));
+            let protecting = thread::Builder::new().spawn_scoped(scope, protect);
             let device_state = self.vm.save_device_state();
-            (
-                protecting.join().unwrap_or(Err(TakeError::Panicked)),
-                device_state,
-            )
+            let protected = match protecting {
+                Ok(protecting) => protecting.join().unwrap_or(Err(TakeError::Panicked)),
+                Err(error) => Err(TakeError::Thread(error)),
+            };
+            (protected, device_state)
         });
         protected?;
         let device_state = device_state?;

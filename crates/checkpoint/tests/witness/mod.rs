@@ -2,12 +2,13 @@
 #![allow(dead_code, reason = "each test file uses a part")]
 #![allow(unreachable_pub, reason = "a module of several test crates")]
 
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use vmferry_core::{PAGE_SIZE, PageRun};
 use vmferry_guest::{
-    DirtyTracker, FaultMode, Guest, GuestRam, GuestSpec, GuestState, MigrateIn, MigrateOut, PageFaults,
+    DirtyTracker, FaultMode, Guest, GuestError, GuestRam, GuestSpec, GuestState, MigrateIn, MigrateOut, PageFaults,
     Result, Vm, WriteHolds,
 };
 use vmferry_guest_synth::{FaultMechanism, Fill, LoadConfig, SynthBackend, SynthConfig, SynthGuest};
@@ -20,6 +21,17 @@ pub struct Witness {
     pub guest: Arc<SynthGuest>,
     /// At the last resume.
     pub seen: Mutex<Memory>,
+    /// So many pauses, once they are made, are said to have failed.
+    pub failing_pauses: AtomicU32,
+    /// So many resumes are refused.
+    pub refused_resumes: AtomicU32,
+}
+
+/// Takes one away where there is one.
+fn is_next(count: &AtomicU32) -> bool {
+    count
+        .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1))
+        .is_ok()
 }
 
 impl Witness {
@@ -27,9 +39,15 @@ impl Witness {
         let guest = SynthBackend::new()
             .launch_guest(&SynthBackend::spec("web", config))
             .unwrap();
+        Self::of(guest)
+    }
+
+    pub fn of(guest: Arc<SynthGuest>) -> Arc<Self> {
         Arc::new(Self {
             guest,
             seen: Mutex::default(),
+            failing_pauses: AtomicU32::new(0),
+            refused_resumes: AtomicU32::new(0),
         })
     }
 
@@ -167,10 +185,17 @@ impl Guest for Witness {
     }
 
     fn pause(&self) -> Result<()> {
-        self.guest.pause()
+        self.guest.pause()?;
+        match is_next(&self.failing_pauses) {
+            true => Err(GuestError::operation("pausing", "a disk does not answer")),
+            false => Ok(()),
+        }
     }
 
     fn resume(&self) -> Result<()> {
+        if is_next(&self.refused_resumes) {
+            return Err(GuestError::operation("resuming", "somebody else has a disk"));
+        }
         *self.seen.lock().unwrap() = memory_of(self.ram());
         self.guest.resume()
     }

@@ -210,6 +210,8 @@ impl Taker {
         }
         self.data.remove_run(run);
         self.written.insert_run(run);
+        // Whether the kernel still protects them is not known for sure: a page that counts as open is protected before the next cut.
+        self.open.insert_run(run);
     }
 
     /// The guest stands still, its I/O is drained, and every page that holds data is protected: this moment is saved.

@@ -160,6 +160,12 @@ fn close_runs_are_one_request() {
 #[derive(Clone, Debug)]
 enum Step {
     Write(u64),
+    /// A write that was released is told of once more.
+    Again(u64, u64),
+    /// The kernel refuses in the middle of protecting: some of it is protected, and the taker is told of none.
+    ProtectPart(u64),
+    Discard(u64, u64),
+    Forget,
     Protect,
     Cut,
     Next(u64),
@@ -170,6 +176,10 @@ enum Step {
 fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         8 => (0..PAGES).prop_map(Step::Write),
+        1 => (0..PAGES, 0..6u64).prop_map(|(page, room)| Step::Again(page, room)),
+        1 => (0..PAGES).prop_map(Step::ProtectPart),
+        1 => (0..PAGES, 1..6u64).prop_map(|(first, count)| Step::Discard(first, count)),
+        1 => Just(Step::Forget),
         2 => Just(Step::Protect),
         2 => Just(Step::Cut),
         4 => (1..9u64).prop_map(Step::Next),
@@ -181,7 +191,9 @@ fn step() -> impl Strategy<Value = Step> {
 /// A guest of versions, one a page, its driver, and the checkpoints it keeps.
 struct World {
     taker: Taker,
+    /// The number of the write that made a page what it is; 0 for a hole.
     memory: Vec<u32>,
+    writes: u32,
     protected: PageBitmap,
     claimed: Vec<PageRun>,
     /// Writers that wait, each for a page.
@@ -195,20 +207,50 @@ struct World {
 impl World {
     fn write(&mut self, page: u64, room_pages: u64) {
         if !self.protected.contains(page) {
-            self.memory[page as usize] += 1;
-            return;
+            return self.change(page);
         }
-        let run = match self.taker.on_write(page, room_pages) {
-            OnWrite::Wait => return self.waiting.push(page),
-            OnWrite::CopyFirst(run) => {
-                self.save(run);
-                run
-            }
-            OnWrite::Release(run) => run,
+        let Some(run) = self.answer(page, room_pages) else {
+            return self.waiting.push(page);
         };
         assert!(run.first == page && run.pages().all(|page| self.protected.contains(page)));
         self.release(&[run]);
-        self.memory[page as usize] += 1;
+        self.change(page);
+    }
+
+    fn change(&mut self, page: u64) {
+        self.writes += 1;
+        self.memory[page as usize] = self.writes;
+    }
+
+    /// What to release for a write of `page`, its content kept where it has to be.
+    fn answer(&mut self, page: u64, room_pages: u64) -> Option<PageRun> {
+        match self.taker.on_write(page, room_pages) {
+            OnWrite::Wait => None,
+            OnWrite::CopyFirst(run) => {
+                self.save(run);
+                Some(run)
+            }
+            OnWrite::Release(run) => Some(run),
+        }
+    }
+
+    /// A balloon takes pages, and the kernel forgets that they were protected.
+    fn discard(&mut self, run: PageRun) {
+        for page in run.pages() {
+            self.memory[page as usize] = 0;
+            self.protected.remove(page);
+        }
+        self.taker.on_discarded(run);
+        if self.taker.lost().is_some() {
+            self.abandon();
+        }
+    }
+
+    fn abandon(&mut self) {
+        let released = self.taker.abandon();
+        self.release(&released);
+        self.claimed.clear();
+        self.moment = None;
     }
 
     fn save(&mut self, run: PageRun) {
@@ -220,13 +262,14 @@ impl World {
     fn release(&mut self, runs: &[PageRun]) {
         for page in runs.iter().flat_map(|run| run.pages()) {
             self.protected.remove(page);
-            let before = self.waiting.len();
-            self.waiting.retain(|&waits| waits != page);
-            self.memory[page as usize] += (before - self.waiting.len()) as u32;
+            while let Some(waits) = self.waiting.iter().position(|&waits| waits == page) {
+                self.waiting.swap_remove(waits);
+                self.change(page);
+            }
         }
     }
 
-    fn protect(&mut self) {
+    fn look(&mut self) {
         let mut data = PageBitmap::new(PAGES);
         (0..PAGES)
             .filter(|&page| self.memory[page as usize] > 0)
@@ -234,6 +277,10 @@ impl World {
                 data.insert(page);
             });
         self.taker.look(data);
+    }
+
+    fn protect(&mut self) {
+        self.look();
         for run in bridged_runs(&self.taker.unprotected()) {
             self.taker.protect(run);
             self.protected.insert_run(run);
@@ -283,6 +330,7 @@ proptest! {
         let mut world = World {
             taker: Taker::new(PAGES),
             memory: vec![0; PAGES as usize],
+            writes: 0,
             protected: PageBitmap::new(PAGES),
             claimed: Vec::new(),
             waiting: Vec::new(),
@@ -293,6 +341,27 @@ proptest! {
         for (step, room_pages) in steps {
             match step {
                 Step::Write(page) => world.write(page, room_pages),
+                Step::Again(page, room_pages) if !world.protected.contains(page) => {
+                    if let Some(run) = world.answer(page, room_pages) {
+                        world.release(&[run]);
+                    }
+                }
+                Step::Again(page, room_pages) => world.write(page, room_pages),
+                Step::ProtectPart(end) => {
+                    world.look();
+                    let part = world.taker.unprotected();
+                    part.pages().filter(|&page| page < end).for_each(|page| {
+                        world.protected.insert(page);
+                    });
+                }
+                Step::Discard(first, count) => {
+                    world.discard(PageRun::new(first, count.min(PAGES - first)));
+                }
+                Step::Forget if world.moment.is_none() => {
+                    world.taker.forget_saved();
+                    world.last.fill(u32::MAX);
+                }
+                Step::Forget => {}
                 Step::Protect => world.protect(),
                 Step::Cut => world.cut(),
                 Step::Next(max) => {
@@ -300,12 +369,7 @@ proptest! {
                     world.claimed.extend(next);
                 }
                 Step::Copied => world.copied(),
-                Step::Abandon => {
-                    let released = world.taker.abandon();
-                    world.release(&released);
-                    world.claimed.clear();
-                    world.moment = None;
-                }
+                Step::Abandon => world.abandon(),
             }
         }
         world.cut();

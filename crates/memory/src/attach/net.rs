@@ -29,8 +29,8 @@ const MAGIC_1: u32 = 0x4650_5853;
 const MAGIC_2: u32 = 0x4650_5845;
 /// The tile registers: 8 KiB, behind everything else, which only those who asked for them have.
 const TILES: u64 = 3 << 17;
-/// Where everything before them ends.
-const BEFORE_TILES: usize = 2696;
+/// Where everything before their data ends: what a thread has that did not ask for them.
+const BEFORE_TILES: usize = 2816;
 
 /// A stopped thread as it is to go on.
 pub(super) struct Thread<'a> {
@@ -77,7 +77,7 @@ fn words_of_frame(thread: &Thread<'_>, restorer: u64, fpstate: u64) -> Vec<u8> {
 /// interrupted, as `rt_sigreturn` forgets how long that is.
 fn where_to_go_on(of: &libc::user_regs_struct) -> (u64, u64) {
     let is_in_call = of.orig_rax as i64 >= 0;
-    match -(of.rax as i64) {
+    match (of.rax as i64).wrapping_neg() {
         // ERESTARTSYS, ERESTARTNOINTR, ERESTARTNOHAND: the instruction once more.
         512..=514 if is_in_call => (of.rip - 2, of.orig_rax),
         // ERESTART_RESTARTBLOCK
@@ -98,7 +98,7 @@ fn for_signal_frame(xstate: &[u8]) -> Option<Vec<u8>> {
         features &= !TILES;
         bytes = bytes.min(BEFORE_TILES);
     }
-    let mut framed = xstate[..bytes].to_vec();
+    let mut framed = xstate.to_vec();
     let mut software = Vec::with_capacity(HEADER - SOFTWARE_BYTES);
     software.extend(MAGIC_1.to_ne_bytes());
     software.extend((bytes as u32 + 4).to_ne_bytes());
@@ -106,6 +106,37 @@ fn for_signal_frame(xstate: &[u8]) -> Option<Vec<u8>> {
     software.extend((bytes as u32).to_ne_bytes());
     software.resize(HEADER - SOFTWARE_BYTES, 0);
     framed[SOFTWARE_BYTES..HEADER].copy_from_slice(&software);
+    // Some kernels (6.15 to 7.0) look for it behind what the thread has, whatever the size above says. What is overwritten is not in use.
     framed.extend(MAGIC_2.to_ne_bytes());
+    framed[bytes..bytes + 4].copy_from_slice(&MAGIC_2.to_ne_bytes());
     Some(framed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn word(bytes: &[u8], at: usize) -> u32 {
+        u32::from_ne_bytes(*bytes[at..].first_chunk().unwrap())
+    }
+
+    /// The end of the state is found where the thread has no tiles, by kernels that go by its size and by those that do not.
+    #[test]
+    fn the_end_is_marked_with_and_without_tiles() {
+        for (in_use, bytes) in [(7u64, BEFORE_TILES), (7 | TILES, 11_008)] {
+            let mut xstate = vec![0; 11_008];
+            xstate[SOFTWARE_BYTES..][..8].copy_from_slice(&(7 | TILES).to_ne_bytes());
+            xstate[HEADER..][..8].copy_from_slice(&in_use.to_ne_bytes());
+            let framed = for_signal_frame(&xstate).unwrap();
+            assert_eq!(word(&framed, SOFTWARE_BYTES), MAGIC_1);
+            assert_eq!(word(&framed, SOFTWARE_BYTES + 16), bytes as u32);
+            assert_eq!(
+                [word(&framed, bytes), word(&framed, 11_008)],
+                [MAGIC_2, MAGIC_2]
+            );
+        }
+        let plain = for_signal_frame(&[0; 832]).unwrap();
+        assert_eq!((plain.len(), word(&plain, 832)), (836, MAGIC_2));
+        assert!(for_signal_frame(&[0; 512]).is_none());
+    }
 }

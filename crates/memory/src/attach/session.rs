@@ -37,8 +37,6 @@ pub(super) struct Session {
     saved: Option<Saved>,
     /// Whether the thread is in a stop now: only then can it be changed and let go.
     stopped: bool,
-    /// A signal that came in the middle of a call, for the thread to get when it is let go.
-    deferred: libc::c_int,
     not_send: PhantomData<*const ()>,
 }
 
@@ -73,7 +71,6 @@ impl Session {
             started: Instant::now(),
             saved: None,
             stopped: false,
-            deferred: 0,
             not_send: PhantomData,
         };
         session.request(libc::PTRACE_INTERRUPT, 0, 0)?;
@@ -155,11 +152,11 @@ impl Session {
         let (mut has_begun, mut interrupted) = (false, false);
         self.resume(libc::PTRACE_SYSCALL, 0)?;
         loop {
+            let mut passed_on = 0;
             match self.wait(deadline) {
                 Ok(Stop::Call) if has_begun => break,
                 Ok(Stop::Call) => has_begun = true,
-                // Not blockable, or aimed at us: it waits until we are gone.
-                Ok(Stop::Signal(signal)) => self.deferred = signal,
+                Ok(Stop::Signal(signal)) => passed_on = not_blockable(signal),
                 // The process is stopped or continued as a whole meanwhile.
                 Ok(Stop::Event) => {}
                 Err(Error::AttachTimedOut { .. }) if !interrupted => {
@@ -170,7 +167,7 @@ impl Session {
                 }
                 Err(e) => return Err(e),
             }
-            self.resume(libc::PTRACE_SYSCALL, 0)?;
+            self.resume(libc::PTRACE_SYSCALL, passed_on)?;
         }
         let result = self.registers()?.rax as i64;
         self.move_on_to_event()?;
@@ -182,13 +179,14 @@ impl Session {
     fn move_on_to_event(&mut self) -> Result<()> {
         self.request(libc::PTRACE_INTERRUPT, 0, 0)?;
         let deadline = Instant::now() + self.patience;
+        let mut passed_on = 0;
         loop {
-            self.resume(libc::PTRACE_CONT, 0)?;
-            match self.wait(deadline)? {
+            self.resume(libc::PTRACE_CONT, passed_on)?;
+            passed_on = match self.wait(deadline)? {
                 Stop::Event => return Ok(()),
-                Stop::Signal(signal) => self.deferred = signal,
-                Stop::Call => {}
-            }
+                Stop::Signal(signal) => not_blockable(signal),
+                Stop::Call => 0,
+            };
         }
     }
 
@@ -298,13 +296,19 @@ impl Drop for Session {
                 tracing::warn!(pid = self.pid, error = %e, "a thread could not be put back as it was");
             }
         }
-        if self
-            .request(libc::PTRACE_DETACH, 0, self.deferred as usize)
-            .is_ok()
-        {
+        if self.request(libc::PTRACE_DETACH, 0, 0).is_ok() {
             let pause_us = self.started.elapsed().as_micros() as u64;
             tracing::debug!(pid = self.pid, thread = self.thread, pause_us, "injected");
         }
+    }
+}
+
+/// What of signals gets through although all are blocked, and is the thread's at once: the stop of its whole process, which goes on
+/// being in force when the thread is let go. (In the stop that we let it go in, a signal cannot be handed over.)
+fn not_blockable(signal: libc::c_int) -> libc::c_int {
+    match signal {
+        libc::SIGSTOP => signal,
+        _ => 0,
     }
 }
 
@@ -313,7 +317,7 @@ fn seize_error(pid: u32, thread: libc::pid_t, source: io::Error) -> Error {
         Some(libc::ESRCH) => Error::ProcessGone,
         // The kernel's answer for a thread that is ending, too.
         Some(libc::EPERM) if has_ended(pid, thread) => Error::ProcessGone,
-        Some(libc::EPERM) => match tracer_of(pid) {
+        Some(libc::EPERM) => match tracer_of(pid, thread) {
             Some(tracer) => Error::AlreadyTraced { pid, tracer },
             None => Error::TraceForbidden { pid, source },
         },
@@ -328,9 +332,9 @@ fn has_ended(pid: u32, thread: libc::pid_t) -> bool {
         .is_none_or(|(_, state)| state.starts_with(['Z', 'X', 'x']))
 }
 
-/// Who traces process `pid`, if anybody does.
-fn tracer_of(pid: u32) -> Option<u32> {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+/// Who traces the thread, if anybody does.
+fn tracer_of(pid: u32, thread: libc::pid_t) -> Option<u32> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/task/{thread}/status")).ok()?;
     let tracer = status
         .lines()
         .find_map(|line| line.strip_prefix("TracerPid:"))?
@@ -348,5 +352,52 @@ fn ptrace(request: libc::c_uint, thread: libc::pid_t, address: usize, data: usiz
     match unsafe { libc::ptrace(request, thread, address, data) } {
         -1 => Err(io::Error::last_os_error()),
         _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::{Child, Command};
+
+    use super::*;
+
+    /// `getpid`.
+    const GETPID: Syscall = Syscall {
+        number: 39,
+        arguments: [0; 6],
+    };
+
+    fn state(child: &Child) -> char {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", child.id())).unwrap();
+        stat.rsplit_once(") ").unwrap().1.chars().next().unwrap()
+    }
+
+    /// Somebody stops the process while we have it: it is stopped when we are gone.
+    #[test]
+    fn a_stop_in_between_is_not_lost() {
+        let mut child = Command::new("sleep").arg("1000").spawn().unwrap();
+        let pid = child.id();
+        // Until it sleeps it is not there yet.
+        while state(&child) != 'S' {
+            std::thread::yield_now();
+        }
+        let code = CallCode::find(pid).unwrap();
+        let started = Session::start(pid, pid, code, Duration::from_secs(10));
+        if let Err(Error::TraceForbidden { .. }) = started {
+            println!("skipped: processes may not be traced here");
+        } else {
+            let mut session = started.unwrap();
+            // SAFETY: sends a signal to a child of ours.
+            assert_eq!(unsafe { libc::kill(pid as libc::pid_t, libc::SIGSTOP) }, 0);
+            assert_eq!(session.syscall(GETPID).unwrap(), i64::from(pid));
+            drop(session);
+            let began = Instant::now();
+            while state(&child) != 'T' {
+                assert!(began.elapsed() < Duration::from_secs(20), "{}", state(&child));
+                std::thread::yield_now();
+            }
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
     }
 }

@@ -116,7 +116,7 @@ impl Userfaultfd {
     ///
     /// # Errors
     /// The range is not registered [`super::Mode::WP`], [`crate::Error::ProcessGone`], or the process keeps changing
-    /// its mappings.
+    /// its mappings ([`crate::Error::MappingsChanging`]): with [`super::Features::EVENT_REMOVE`] for as long as nobody reads of it.
     pub fn write_protect(&self, range: Range<u64>, protect: bool) -> Result<()> {
         let mode = if protect { PROTECT } else { 0 };
         let mut request = uffdio_writeprotect {
@@ -130,7 +130,10 @@ impl Userfaultfd {
                 result => return result.map_err(|e| self.range_error("protect", &range, e)),
             }
         }
-        Err(self.range_error("protect", &range, Errno::AGAIN))
+        Err(crate::Error::MappingsChanging {
+            start: range.start,
+            end: range.end,
+        })
     }
 
     /// Repeats `request`, which gets the bytes done so far, until `range` is complete or it stops for good.

@@ -158,6 +158,29 @@ fn dropped_mappings_are_reported() {
     });
 }
 
+/// Who answers a write does not fail, and nobody waits for ever, because a balloon drops pages at that moment.
+#[test]
+fn a_page_is_released_while_another_is_dropped() {
+    if !permitted() {
+        return;
+    }
+    let mut puppet = Puppet::new(PAGES);
+    puppet.write(false, 0, 7, &(0..PAGES).collect::<Vec<_>>());
+    let gate = gate(&puppet, true);
+    gate.protect(0..PAGES * PAGE).unwrap();
+    let base = puppet.base();
+    let process = puppet.process();
+    std::thread::scope(|scope| {
+        let drops = scope.spawn(|| process.madvise_dontneed(base + 8 * PAGE..base + 12 * PAGE));
+        // It waits for somebody to read of it.
+        std::thread::sleep(A_WHILE);
+        gate.release(0..PAGE).unwrap();
+        gate.protect(0..PAGE).unwrap();
+        drops.join().unwrap().unwrap();
+        assert_eq!(next(&gate), Held::Dropped(8 * PAGE..12 * PAGE));
+    });
+}
+
 /// The kernel's features are asked for by name, and another userfaultfd on the range is said to be there.
 #[test]
 fn a_tracker_has_to_let_go_first() {
