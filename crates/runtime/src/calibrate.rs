@@ -73,7 +73,17 @@ impl Measured {
                 zstd: here.zstd_ns,
                 zstd_5: here.zstd_5_ns,
                 delta: here.delta_ns,
-                ..typical.codecs
+                // The destination decodes.
+                decode_lz4: or_typical(
+                    "decoding a byte by lz4 (ns)",
+                    there.decode_lz4_ns,
+                    typical.codecs.decode_lz4,
+                ),
+                decode_zstd: or_typical(
+                    "decoding a byte by zstd (ns)",
+                    there.decode_zstd_ns,
+                    typical.codecs.decode_zstd,
+                ),
             },
             write_ns_per_byte: self.write_ns_per_byte,
             receive_ns_per_page: or_typical(
@@ -287,4 +297,34 @@ fn loading(bytes_per_s: f64, last_answer: Duration, cpu: Duration, written: u64)
 fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
     values[values.len() / 2]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_destination_did_not_measure_is_typical_and_noted() {
+        let there = r#"{"processors": 2, "cpu_share": 1, "copy_ns": 1, "lz4_ns": 1, "zstd_ns": 1, "zstd_5_ns": 1, "delta_ns": 1}"#;
+        let older: HostCosts = serde_json::from_str(there).unwrap();
+        let mut measured = Measured {
+            link_bytes_per_s: 1e9,
+            rtt_ms: 0.1,
+            loaded_rtt_ms: 0.2,
+            under_way_bytes: 1e6,
+            write_ns_per_byte: 0.5,
+            here: older.clone(),
+            there: older,
+        };
+        let typical = CodecCosts::default();
+        let (path, notes) = measured.path();
+        assert_eq!(path.codecs.decode_zstd.to_bits(), typical.decode_zstd.to_bits());
+        let noted = |notes: &[String]| notes.iter().filter(|note| note.contains("decoding")).count();
+        assert_eq!(noted(&notes), 2, "{notes:?}");
+        measured.there.decode_lz4_ns = Some(3.5);
+        measured.there.decode_zstd_ns = Some(7.5);
+        let (path, notes) = measured.path();
+        assert_eq!((path.codecs.decode_lz4, path.codecs.decode_zstd), (3.5, 7.5));
+        assert_eq!(noted(&notes), 0, "{notes:?}");
+    }
 }

@@ -6,9 +6,9 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
-use vmferry_core::PAGE_SIZE;
+use vmferry_core::{PAGE_SIZE, PageRun};
 use vmferry_memory::PageCosts;
-use vmferry_wire::PageEncoder;
+use vmferry_wire::{Coding, EncodedPages, PageDecoder, PageEncoder};
 
 use crate::usage::thread_cpu;
 
@@ -38,6 +38,10 @@ pub struct HostCosts {
     pub zstd_5_ns: f64,
     /// The difference to an earlier version, a byte.
     pub delta_ns: f64,
+    /// Decompressing a byte of a page by LZ4, its checksum included; absent, as the next one, of a host that does not measure it yet.
+    pub decode_lz4_ns: Option<f64>,
+    /// By zstd, of level 1.
+    pub decode_zstd_ns: Option<f64>,
     /// Protecting a page for the first time; absent, as the next ones, where this host may not track.
     pub arm_ns: Option<f64>,
     /// Looking at a page in a scan.
@@ -73,6 +77,8 @@ impl HostCosts {
             zstd_ns: codecs.zstd,
             zstd_5_ns: codecs.zstd_5,
             delta_ns: codecs.delta,
+            decode_lz4_ns: codecs.decode_lz4,
+            decode_zstd_ns: codecs.decode_zstd,
             arm_ns: of(|pages| Some(pages.arm)),
             scan_ns: of(|pages| Some(pages.scan)),
             scan_dirty_ns: of(|pages| Some(pages.scan_dirty)),
@@ -91,11 +97,16 @@ struct Codecs {
     zstd: f64,
     zstd_5: f64,
     delta: f64,
+    decode_lz4: Option<f64>,
+    decode_zstd: Option<f64>,
 }
 
 impl Codecs {
     fn measure() -> Self {
         let batches: Vec<Vec<u8>> = (0..BATCHES).map(pages).collect();
+        let decoding = |coding, encode: Encode| decoding(&batches, coding, encode);
+        let decode_lz4 = decoding(Coding::Lz4, |encoder, batch| encoder.lz4(batch));
+        let decode_zstd = decoding(Coding::Zstd, |encoder, batch| encoder.zstd(1, batch));
         let mut encoder = PageEncoder::default();
         let mut per_byte = |act: &mut dyn FnMut(&mut PageEncoder, &[u8])| {
             let before = thread_cpu();
@@ -121,8 +132,39 @@ impl Codecs {
                 new.iter_mut().step_by(97).for_each(|byte| *byte ^= 1);
                 per_byte(&mut |encoder, _| use_up(encoder.delta(&batches[0], &new)))
             },
+            decode_lz4,
+            decode_zstd,
         }
     }
+}
+
+/// Encodes a batch, where that is worthwhile.
+type Encode = for<'a> fn(&'a mut PageEncoder, &[u8]) -> Option<&'a [u8]>;
+
+/// Decoding a byte of what `encode` makes of `batches`, as the destination does it; none where it makes nothing of them.
+fn decoding(batches: &[Vec<u8>], coding: Coding, encode: Encode) -> Option<f64> {
+    let mut encoder = PageEncoder::default();
+    let run = PageRun::new(0, BATCH_PAGES as u64);
+    let mut encoded = Vec::new();
+    for batch in batches {
+        let payload = encode(&mut encoder, batch)?.to_vec();
+        let frame = EncodedPages {
+            run,
+            round: 0,
+            coding,
+            len: payload.len() as u32,
+            crc: coding.checksum(&payload, batch),
+        };
+        encoded.push((frame, payload));
+    }
+    let (mut decoder, mut pages) = (PageDecoder::default(), vec![0; BATCH_PAGES * PAGE]);
+    let before = thread_cpu();
+    for (frame, payload) in &encoded {
+        decoder.read(&mut &payload[..], frame, &mut pages).ok()?;
+        std::hint::black_box(&pages);
+    }
+    let bytes = (batches.len() * BATCH_PAGES * PAGE) as f64;
+    Some(thread_cpu().saturating_sub(before).as_secs_f64() * 1e9 / bytes)
 }
 
 /// So that the compiler does not leave out what nobody looks at.
@@ -189,6 +231,10 @@ mod tests {
             costs.lz4_ns < costs.zstd_5_ns && costs.delta_ns > 0.0,
             "{costs:?}"
         );
+        for decoding in [costs.decode_lz4_ns, costs.decode_zstd_ns] {
+            let ns = decoding.expect("what was compressed is decompressed");
+            assert!(ns > 0.0 && ns < costs.zstd_5_ns, "{costs:?}");
+        }
         assert!(costs.cpu_share > 0.0 && costs.cpu_share <= 1.0, "{costs:?}");
         assert!(costs.journal_ms.is_some() && costs.processors >= 1.0, "{costs:?}");
         assert_eq!(
