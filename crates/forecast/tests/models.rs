@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 use vmferry_forecast::model::trial::Trial;
 use vmferry_forecast::model::{
-    Axis, Curve, Form, Model, ModelError, Observation, Setting, fit, fit_form, parallel,
+    Axis, Curve, Form, Model, ModelError, Observation, Setting, Why, fit, fit_about, fit_form, parallel,
 };
 
 /// Numbers of chance, the same for the same seed.
@@ -236,7 +236,15 @@ fn beyond_its_data_it_says_so_and_holds_what_other_forms_say() {
 #[test]
 fn what_cannot_be_answered_is_refused_in_words() {
     let data = measured(|share| 1e6 / share, 0.02, 2, 3);
-    assert_eq!(fit(&[]), Err(ModelError::TooFew { found: 0, needed: 2 }));
+    let (found, needed, left_out) = (0, 2, Vec::new());
+    assert_eq!(
+        fit(&[]),
+        Err(ModelError::TooFew {
+            found,
+            needed,
+            left_out
+        })
+    );
     assert!(matches!(
         fit(&data[..1]),
         Err(ModelError::TooFew { found: 1, .. })
@@ -254,8 +262,16 @@ fn what_cannot_be_answered_is_refused_in_words() {
         let error = model
             .invert(Axis::SourceCpu, target, &Setting::default())
             .unwrap_err();
-        assert!(matches!(error, ModelError::NotMeasured { .. }));
+        assert!(matches!(error, ModelError::NoGoal(_)), "{error}");
+        assert!(!error.to_string().contains("measured"), "{error}");
     }
+    let error = model
+        .invert(Axis::Bandwidth, 100.0, &Setting::default())
+        .unwrap_err();
+    assert!(
+        error.to_string().contains("the bandwidth was never varied"),
+        "{error}"
+    );
     let error = model
         .invert(Axis::SourceCpu, 100.0, &Setting::default())
         .unwrap_err();
@@ -269,6 +285,120 @@ fn what_cannot_be_answered_is_refused_in_words() {
     );
     let error = model.predict(&Setting::default()).unwrap_err();
     assert!(error.to_string().contains("between 10% and 100%"), "{error}");
+}
+
+/// From where data end, time may be in inverse proportion to what is given, whatever they show within.
+#[test]
+fn far_beyond_its_data_it_does_not_claim_to_know() {
+    let shares = [20.0, 30.0, 45.0, 60.0, 80.0, 100.0];
+    let of = |law: fn(f64) -> f64, noise: f64| {
+        let mut chance = Chance(4);
+        let data = shares.map(|share| Observation {
+            setting: source(share),
+            value: law(share) * chance.noise(noise),
+        });
+        fit(&data).unwrap()
+    };
+    // The link decides from 20 % on; below, the share does.
+    let flat = of(|_| 1_150.0, 0.04);
+    assert!(!flat.depends_on(Axis::SourceCpu));
+    let said = flat.predict(&source(2.0)).unwrap();
+    assert!(said.low < 1_150.0 && said.high > 11_000.0, "{said:?}");
+    let said = flat.predict(&source(1_000.0)).unwrap();
+    assert!(said.low < 130.0 && said.high > 1_150.0, "{said:?}");
+    // A law without noise is one as far as the data go.
+    let inverse = of(|share| 12_000.0 / share, 0.0);
+    let within = inverse.predict(&source(50.0)).unwrap();
+    assert!((within.high / within.low).ln() < 1e-3, "{within:?}");
+    for asked in [1.0, 10.0, 400.0] {
+        let said = inverse.predict(&source(asked)).unwrap();
+        assert!((said.high / said.low).ln() > 0.3, "{asked}: {said:?}");
+        assert!(said.low < 12_000.0 / asked && said.high > 12_000.0 / asked);
+    }
+}
+
+#[test]
+fn what_all_had_is_taken_for_given_and_named() {
+    let data = [10.0, 11.0, 12.0].map(|value| Observation {
+        setting: source(50.0),
+        value,
+    });
+    let model = fit(&data).unwrap();
+    let assumed = model.assumed(&Setting::default());
+    assert_eq!(assumed.len(), 1);
+    assert_eq!(
+        (assumed[0].axis, assumed[0].value, assumed[0].common),
+        (Axis::SourceCpu, 50.0, true)
+    );
+    assert!(model.assumed(&source(50.0)).is_empty());
+    // An axis that decides has to be named; one that does not is what it is at most.
+    let steep = fit(&measured(|share| 1e6 / share, 0.02, 2, 3)).unwrap();
+    assert!(steep.assumed(&Setting::default()).is_empty());
+    let flat = fit_form(&measured(|_| 20.0, 0.02, 2, 3), &Form::flat()).unwrap();
+    let assumed = flat.assumed(&Setting::default());
+    assert_eq!((assumed[0].value, assumed[0].common), (100.0, false));
+    assert!(flat.findings()[0].contains("asked for"), "{:?}", flat.findings());
+}
+
+#[test]
+fn too_few_settings_do_not_show_that_time_depends_on_nothing() {
+    let at = |(percent, value): (f64, f64)| Observation {
+        setting: source(percent),
+        value,
+    };
+    let model = fit(&[(2.0, 6_000.0), (4.0, 3_000.0), (8.0, 1_500.0)].map(at)).unwrap();
+    let words = model.findings().join("; ");
+    assert!(words.contains("3 settings are too few to tell"), "{words}");
+    let error = model.invert(Axis::SourceCpu, 500.0, &Setting::default());
+    assert!(error.unwrap_err().to_string().contains("too few to tell"));
+    // A fourth lets other forms be tried.
+    let model = fit(&[(2.0, 6_000.0), (4.0, 3_000.0), (8.0, 1_500.0), (16.0, 760.0)].map(at)).unwrap();
+    assert!(model.depends_on(Axis::SourceCpu), "{:?}", model.candidates);
+}
+
+#[test]
+fn what_does_not_count_is_said_with_every_refusal() {
+    let at = |percent: f64, value: f64| Observation {
+        setting: source(percent),
+        value,
+    };
+    let error = fit(&[at(20.0, 9.0), at(80.0, 3.0)]).unwrap_err();
+    assert!(error.to_string().contains("there are 1 (1 left out"), "{error}");
+    let data = [
+        at(20.0, 9.0),
+        at(20.0, 9.1),
+        at(80.0, 3.0),
+        at(80.0, 3.1),
+        at(80.0, 3.2),
+    ];
+    let model = fit(&data).unwrap();
+    assert_eq!((model.points, model.left_out), (3, 2));
+    assert_eq!(model.why_left_out[0].why, Why::FewValues);
+    let error = model.predict(&source(20.0)).unwrap_err();
+    assert!(
+        error.to_string().contains("had 80%") && error.to_string().contains("2 left out"),
+        "{error}"
+    );
+
+    let free = Observation {
+        setting: Setting::default(),
+        value: 2.0,
+    };
+    let mostly_free = [
+        [free; 6].to_vec(),
+        measured(|share| 1e3 / share, 0.02, 1, 3)[..5].to_vec(),
+    ]
+    .concat();
+    let model = fit(&mostly_free).unwrap();
+    assert!((model.predict(&Setting::default()).unwrap().value - 2.0).abs() < 1e-9);
+    assert_eq!((model.points, model.why_left_out[0].why), (6, Why::Cap));
+    for model in [
+        fit_about(&mostly_free, &[Axis::SourceCpu]).unwrap(),
+        fit_form(&mostly_free, &Form::power(Axis::SourceCpu)).unwrap(),
+    ] {
+        assert_eq!((model.points, model.why_left_out[0].why), (5, Why::NoCap));
+        assert!(model.predict(&source(20.0)).is_ok());
+    }
 }
 
 #[test]
@@ -298,7 +428,14 @@ fn five_points_foretell_the_others_as_in_table_1() {
     assert!(trial.median_error().unwrap() < 0.15, "{trial:?}");
     assert!(trial.test_r2.unwrap() > 0.8);
     let error = Trial::run(&data[..5], Axis::SourceCpu, None).unwrap_err();
-    assert_eq!(error, ModelError::TooFew { found: 5, needed: 6 });
+    assert!(matches!(
+        error,
+        ModelError::TooFew {
+            found: 5,
+            needed: 6,
+            ..
+        }
+    ));
 }
 
 #[test]
@@ -331,4 +468,40 @@ fn parallel_migrations_are_bounded_from_below() {
         (slower[0].slower - 1.275).abs() < 0.05 && (slower[1].slower - 3.0).abs() < 0.1,
         "{slower:?}"
     );
+}
+
+#[test]
+fn above_the_data_a_bound_is_still_one() {
+    let model = fit(&measured(|share| 1e6 / share, 0.01, 2, 5)).unwrap();
+    let two = [(&model, Setting::default()), (&model, Setting::default())];
+    // Alone, one of them takes 2500 ms with that much; together, 5000.
+    let bound = parallel::bound(&two, Axis::SourceCpu, 400.0).unwrap();
+    assert!(bound.alone_ms > 500.0 && bound.alone_ms < 2_500.0, "{bound:?}");
+    assert!(bound.shared_ms.is_none_or(|ms| ms < 5_000.0), "{bound:?}");
+    assert_eq!((bound.beyond.len(), bound.beyond[0].asked), (1, 400.0));
+    // With 150 a half is within the data, and 75 each is what they have.
+    let bound = parallel::bound(&two, Axis::SourceCpu, 150.0).unwrap();
+    assert!(bound.alone_ms < 1e6 / 150.0, "{bound:?}");
+    assert!(
+        (bound.shared_ms.unwrap() / 13_333.0).ln().abs() < 0.05,
+        "{bound:?}"
+    );
+    // Below the data, what it takes at their low end is a bound.
+    let bound = parallel::bound(&two, Axis::SourceCpu, 5.0).unwrap();
+    assert!(
+        (bound.alone_ms / 1e5).ln().abs() < 0.05 && bound.beyond.is_empty(),
+        "{bound:?}"
+    );
+}
+
+#[test]
+fn equal_migrations_need_as_much_as_each_of_them_together() {
+    let fast = fit(&measured(|share| 1e6 / share, 0.01, 2, 5)).unwrap();
+    let slow = fit(&measured(|share| 2e6 / share, 0.01, 2, 6)).unwrap();
+    let none = Setting::default();
+    let one = |model: &Model| model.invert(Axis::SourceCpu, 50_000.0, &none).unwrap().likely;
+    let all = [(&fast, none), (&slow, none), (&fast, none), (&fast, none)];
+    let demand = parallel::demand(&all, Axis::SourceCpu, 50_000.0).unwrap();
+    let expected = 3.0 * one(&fast) + one(&slow);
+    assert!((demand - expected).abs() < 1e-9 * expected, "{demand} {expected}");
 }

@@ -14,6 +14,7 @@
 //! are fitted to the logarithm of the time, so that errors are relative ones and a prediction is never negative. Which form
 //! is used, cross-validation decides: see [`fit`]. What is said of a time is a [`Prediction`] with its interval.
 
+mod data;
 mod fit;
 mod form;
 mod invert;
@@ -29,11 +30,12 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+pub use data::{DataAxis, LeftOut, Why};
 pub use fit::{Fitted, FittedAxis};
 pub use form::{Curve, Form};
-pub use invert::Inversion;
-pub use predict::{Beyond, Prediction};
-pub use select::{Candidate, Model, fit, fit_form};
+pub use invert::{Inversion, Limit};
+pub use predict::{Assumed, Beyond, Prediction};
+pub use select::{Candidate, Model, fit, fit_about, fit_form};
 
 /// Share of outcomes that an interval is to hold.
 pub const CONFIDENCE: f64 = 0.9;
@@ -119,12 +121,17 @@ pub struct Observation {
 #[derive(Clone, Debug, Error, PartialEq)]
 pub enum ModelError {
     /// Nothing to learn from.
-    #[error("a model needs at least {needed} migrations of a kind to learn from, and there are {found}")]
+    #[error(
+        "a model needs at least {needed} migrations of a kind to learn from, and there are {found}{}",
+        besides(.left_out)
+    )]
     TooFew {
         /// How many there are.
         found: usize,
         /// How many it takes.
         needed: usize,
+        /// Others that do not count, and why.
+        left_out: Vec<LeftOut>,
     },
     /// Something that cannot have been measured.
     #[error("{what} of {value} cannot have been measured: numbers above 0 can")]
@@ -148,31 +155,60 @@ pub enum ModelError {
         high: f64,
     },
     /// A question about something that never varied.
-    #[error(
-        "all migrations that this model learned from had {}, so it knows nothing about a {axis} of {}",
-        had(*.axis, *.known),
-        had(*.axis, *.asked)
-    )]
+    #[error("{}{}", never_varied(*.axis, *.asked, *.known), besides(.left_out))]
     NeverVaried {
         /// Which axis.
         axis: Axis,
-        /// What was asked for.
+        /// The value that was asked about; none where the question was how much of it is needed.
         asked: Option<f64>,
         /// What all had.
         known: Option<f64>,
+        /// Others that do not count, and why.
+        left_out: Vec<LeftOut>,
     },
+    /// A goal that is none.
+    #[error("a goal has to be a time above 0, and {0} is none")]
+    NoGoal(f64),
     /// A goal beyond what there is.
-    #[error("a goal of {target:.0} ms cannot be met by the {axis} alone: {why}")]
+    #[error(
+        "a goal of {target:.0} ms cannot be met by the {axis} alone: {}",
+        reached(*.limit, *.axis, *.value)
+    )]
     Unreachable {
         /// The goal.
         target: f64,
         /// Of what more was to be given.
         axis: Axis,
-        /// Why not.
-        why: String,
+        /// What is expected with the most of it that there are data about, in the unit of the goal.
+        value: f64,
+        /// Why it is not less.
+        limit: Limit,
     },
 }
 
-fn had(axis: Axis, value: Option<f64>) -> String {
-    value.map_or_else(|| "no cap".to_owned(), |value| axis.show(value))
+fn never_varied(axis: Axis, asked: Option<f64>, known: Option<f64>) -> String {
+    let known = known.map_or_else(|| "no cap".to_owned(), |value| axis.show(value));
+    let all = format!("all migrations that this model learned from had {known}");
+    match asked {
+        Some(asked) => format!(
+            "{all}, so it knows nothing about a {axis} of {}",
+            axis.show(asked)
+        ),
+        None => format!("the {axis} was never varied: {all}"),
+    }
+}
+
+/// What else there would be to learn from.
+fn besides(left_out: &[LeftOut]) -> String {
+    match left_out.is_empty() {
+        true => String::new(),
+        false => {
+            let parts: Vec<_> = left_out.iter().map(ToString::to_string).collect();
+            format!(" ({})", parts.join("; "))
+        }
+    }
+}
+
+fn reached(limit: Limit, axis: Axis, value_ms: f64) -> String {
+    limit.words(axis, &format!("{value_ms:.0} ms"))
 }

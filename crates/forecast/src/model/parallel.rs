@@ -4,15 +4,18 @@
 
 use serde::Serialize;
 
-use super::{Axis, Model, ModelError, Setting};
+use super::{Axis, Beyond, Model, ModelError, Setting};
 
 /// What k migrations that go on together take at least.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Bound {
     /// Time until the last of them is over, ms: none is over sooner than it were alone.
     pub alone_ms: f64,
-    /// The same if they share what one of them has: `None` where the models do not depend on it.
+    /// The same if they share what one of them has: `None` where the models do not depend on it, or where all have more of it than
+    /// there are data about.
     pub shared_ms: Option<f64>,
+    /// Where a model was asked beyond its data. There the bound is the lower end of its interval.
+    pub beyond: Vec<Beyond>,
 }
 
 /// A lower bound for migrations that go on together, all sharing `total` of `axis`.
@@ -20,17 +23,31 @@ pub struct Bound {
 /// # Errors
 /// As [`Model::predict`].
 pub fn bound(migrations: &[(&Model, Setting)], axis: Axis, total: f64) -> Result<Bound, ModelError> {
+    let groups = grouped(migrations);
     let mut alone_ms: f64 = 0.0;
-    for (model, setting) in migrations {
+    let mut beyond: Vec<Beyond> = Vec::new();
+    for Group { model, setting, .. } in &groups {
+        // Below the data it takes no less than at their low end; above them it may take less than at their high end.
         let setting = match model.axes.iter().find(|data| data.axis == axis) {
-            Some(data) => setting.with(axis, total.clamp(data.low, data.high)),
+            Some(data) => setting.with(axis, total.max(data.low)),
             None => *setting,
         };
-        alone_ms = alone_ms.max(model.predict(&setting)?.value);
+        let said = model.predict(&setting)?;
+        let least = match said.beyond.is_empty() {
+            true => said.value,
+            false => said.low,
+        };
+        alone_ms = alone_ms.max(least);
+        for place in said.beyond {
+            if !beyond.contains(&place) {
+                beyond.push(place);
+            }
+        }
     }
     Ok(Bound {
         alone_ms,
-        shared_ms: shared_ms(migrations, axis, total, alone_ms)?,
+        shared_ms: shared_ms(&groups, axis, total, alone_ms)?,
+        beyond,
     })
 }
 
@@ -39,37 +56,61 @@ pub fn bound(migrations: &[(&Model, Setting)], axis: Axis, total: f64) -> Result
 /// # Errors
 /// As [`Model::invert`].
 pub fn demand(migrations: &[(&Model, Setting)], axis: Axis, target_ms: f64) -> Result<f64, ModelError> {
-    let needs = migrations.iter().map(|(model, setting)| {
-        let inversion = model.invert(axis, target_ms, setting)?;
-        Ok(inversion.likely)
-    });
+    needed(&grouped(migrations), axis, target_ms)
+}
+
+/// Migrations of which a model says the same.
+struct Group<'a> {
+    model: &'a Model,
+    setting: Setting,
+    count: f64,
+}
+
+fn grouped<'a>(migrations: &[(&'a Model, Setting)]) -> Vec<Group<'a>> {
+    let mut groups: Vec<Group<'a>> = Vec::new();
+    for &(model, setting) in migrations {
+        let same = |group: &&mut Group<'a>| std::ptr::eq(group.model, model) && group.setting == setting;
+        match groups.iter_mut().find(same) {
+            Some(group) => group.count += 1.0,
+            None => groups.push(Group {
+                model,
+                setting,
+                count: 1.0,
+            }),
+        }
+    }
+    groups
+}
+
+fn needed(groups: &[Group<'_>], axis: Axis, target_ms: f64) -> Result<f64, ModelError> {
+    let needs = groups
+        .iter()
+        .map(|group| Ok(group.count * group.model.need(axis, target_ms, &group.setting)?));
     needs.sum()
 }
 
 /// The shortest time within which `total` of `axis` is enough for all.
-fn shared_ms(
-    migrations: &[(&Model, Setting)],
-    axis: Axis,
-    total: f64,
-    alone_ms: f64,
-) -> Result<Option<f64>, ModelError> {
-    if migrations.iter().any(|(model, _)| !model.depends_on(axis)) {
-        return Ok(None);
+fn shared_ms(groups: &[Group<'_>], axis: Axis, total: f64, alone_ms: f64) -> Result<Option<f64>, ModelError> {
+    let mut most: f64 = 0.0;
+    // With the least share that there are data about, none is slower; with the most, none is faster.
+    let (mut slowest_ms, mut fastest_ms) = (alone_ms, 0.0_f64);
+    for Group { model, setting, .. } in groups {
+        let data = model.axes.iter().find(|data| data.axis == axis);
+        let Some(data) = data.filter(|_| model.depends_on(axis)) else {
+            return Ok(None);
+        };
+        most = most.max(data.high);
+        slowest_ms = slowest_ms.max(model.expected(&setting.with(axis, data.low))?);
+        fastest_ms = fastest_ms.max(model.expected(&setting.with(axis, data.high))?);
     }
-    let enough = |target: f64| match demand(migrations, axis, target) {
+    let enough = |target: f64| match needed(groups, axis, target) {
         Ok(needed) => Ok(needed <= total),
         Err(ModelError::Unreachable { .. }) => Ok(false),
         Err(error) => Err(error),
     };
-    // With the least share that there are data about, none is slower.
-    let slowest = migrations.iter().map(|(model, setting)| {
-        let data = model.axes.iter().find(|data| data.axis == axis);
-        let setting = data.map_or(*setting, |data| setting.with(axis, data.low));
-        Ok(model.predict(&setting)?.value)
-    });
-    let slowest = slowest.collect::<Result<Vec<_>, _>>()?;
-    let (mut low, mut high) = (alone_ms, slowest.into_iter().fold(alone_ms, f64::max) * 1.001);
-    if !enough(high)? {
+    let (mut low, mut high) = (alone_ms.max(slowest_ms * 1e-6), slowest_ms * 1.001);
+    // Where all have more than the data reach to, how fast that makes them is not known.
+    if !enough(high)? || (total > most && enough(fastest_ms * (1.0 + 1e-9))?) {
         return Ok(None);
     }
     for _ in 0..40 {

@@ -1,23 +1,16 @@
 //! Chooses the form by cross-validation.
 //!
-//! Settings are left out one after the other (ten parts where there are more), the form is fitted to the rest and asked for
-//! them. The form with the smallest error is the best; a simpler one is taken instead where the two errors do not differ by
+//! Settings are left out one after the other (ten parts where there are more, and of a single setting), the form is fitted to the rest and
+//! asked for them. The form with the smallest error is the best; a simpler one is taken instead where the two errors do not differ by
 //! more than their standard error. So a flat form is chosen where time does not depend on a share, and a knee only where the data
 //! show one.
 
-use std::collections::BTreeMap;
-
 use serde::Serialize;
 
-use super::fit::{Fitted, Point, distinct};
-use super::{Axis, Form, ModelError, Observation, Setting};
+use super::data::{Data, DataAxis, LEAST_POINTS, LeftOut};
+use super::fit::{Fitted, Point};
+use super::{Axis, CONFIDENCE, Form, ModelError, Observation, Setting, student};
 
-/// Parts of a cross-validation at most.
-const MOST_PARTS: usize = 10;
-/// Different values that an axis needs to be in a model.
-const LEAST_VALUES: usize = 3;
-/// Measurements that a model needs.
-const LEAST_POINTS: usize = 2;
 /// Forms whose error is within this factor of the chosen one's may be right as well.
 const RIVAL: f64 = 2.0;
 
@@ -30,27 +23,21 @@ pub struct Model {
     pub rivals: Vec<Fitted>,
     /// All forms that were tried.
     pub candidates: Vec<Candidate>,
+    /// Whether forms were compared; otherwise one was asked for.
+    pub compared: bool,
     /// Axes that varied.
     pub axes: Vec<DataAxis>,
     /// What all measurements had in common.
     pub common: Setting,
     /// Measurements it was fitted to.
     pub points: usize,
-    /// Measurements that were left out, because they differ on an axis that hardly varies.
+    /// Measurements that were left out.
     pub left_out: usize,
-}
-
-/// An axis on which the data vary.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
-pub struct DataAxis {
-    /// Which.
-    pub axis: Axis,
-    /// Smallest value.
-    pub low: f64,
-    /// Largest value.
-    pub high: f64,
-    /// Different values.
-    pub values: usize,
+    /// Which, and why.
+    pub why_left_out: Vec<LeftOut>,
+    /// Student's quantile for the chosen form: so many deviations to either side are an interval.
+    #[serde(skip)]
+    pub(super) quantile: f64,
 }
 
 /// A form that was tried.
@@ -67,12 +54,21 @@ pub struct Candidate {
 /// Fits every form to the observations, and chooses.
 ///
 /// An axis is in the model where it has at least three different values; on the others, only the largest group of
-/// observations with the same value counts.
+/// observations with the same value counts. Where more observations have no cap on an axis than have one, only those without count:
+/// see [`fit_about`].
 ///
 /// # Errors
 /// [`ModelError::TooFew`], [`ModelError::NotMeasured`].
 pub fn fit(observations: &[Observation]) -> Result<Model, ModelError> {
-    let data = Data::new(observations)?;
+    fit_about(observations, &[])
+}
+
+/// As [`fit`], for a question that names these axes: on them, observations with a cap count even where most have none.
+///
+/// # Errors
+/// As [`fit`].
+pub fn fit_about(observations: &[Observation], axes: &[Axis]) -> Result<Model, ModelError> {
+    let data = Data::new(observations, axes)?;
     let forms = Form::all(&data.axes.iter().map(|axis| axis.axis).collect::<Vec<_>>());
     let parts = data.parts();
     let mut tried: Vec<(Fitted, Vec<f64>)> = Vec::new();
@@ -88,26 +84,28 @@ pub fn fit(observations: &[Observation]) -> Result<Model, ModelError> {
         let fitted = fitted.ok_or(ModelError::TooFew {
             found: data.points.len(),
             needed: LEAST_POINTS,
+            left_out: data.left_out.clone(),
         })?;
         tried.push((fitted, vec![f64::INFINITY; data.points.len()]));
     }
-    Ok(choose(data, &tried))
+    Ok(choose(data, &tried, true))
 }
 
-/// Fits one form, whatever others would say.
+/// Fits one form, whatever others would say. On the axes it depends on, observations with a cap count even where most have none.
 ///
 /// # Errors
 /// As [`fit`], and [`ModelError::Undetermined`].
 pub fn fit_form(observations: &[Observation], form: &Form) -> Result<Model, ModelError> {
-    let data = Data::new(observations)?;
+    let about: Vec<Axis> = form.axes.iter().map(|axis| axis.axis).collect();
+    let data = Data::new(observations, &about)?;
     let fitted = Fitted::new(form, &data.points).ok_or_else(|| ModelError::Undetermined(form.clone()))?;
     let parts = data.parts();
     let errors = cross_validate(form, &data.points, &parts);
     let errors = errors.unwrap_or_else(|| vec![f64::INFINITY; data.points.len()]);
-    Ok(choose(data, &[(fitted, errors)]))
+    Ok(choose(data, &[(fitted, errors)], false))
 }
 
-fn choose(data: Data, tried: &[(Fitted, Vec<f64>)]) -> Model {
+fn choose(data: Data, tried: &[(Fitted, Vec<f64>)], compared: bool) -> Model {
     let mean = |errors: &[f64]| errors.iter().sum::<f64>() / errors.len() as f64;
     let best = (0..tried.len())
         .min_by(|&a, &b| mean(&tried[a].1).total_cmp(&mean(&tried[b].1)))
@@ -134,14 +132,18 @@ fn choose(data: Data, tried: &[(Fitted, Vec<f64>)]) -> Model {
         .filter(|(index, (_, errors))| *index != chosen && mean(errors) <= limit)
         .map(|(_, (fitted, _))| fitted.clone())
         .collect();
+    let chosen = tried[chosen].0.clone();
     Model {
-        chosen: tried[chosen].0.clone(),
+        quantile: student::quantile(0.5 + CONFIDENCE / 2.0, chosen.freedom),
+        chosen,
         rivals,
         candidates,
+        compared,
         axes: data.axes,
         common: data.common,
         points: data.points.len(),
-        left_out: data.left_out,
+        left_out: data.left_out.iter().map(|out| out.count).sum(),
+        why_left_out: data.left_out,
     }
 }
 
@@ -164,9 +166,13 @@ fn cross_validate(form: &Form, points: &[Point], parts: &[Vec<usize>]) -> Option
     }
     let mut errors = vec![0.0; points.len()];
     for part in parts {
-        let rest: Vec<Point> = (0..points.len())
-            .filter(|index| !part.contains(index))
-            .map(|index| points[index])
+        let mut held_back = vec![false; points.len()];
+        part.iter().for_each(|&index| held_back[index] = true);
+        let rest: Vec<Point> = points
+            .iter()
+            .zip(held_back)
+            .filter(|(_, held_back)| !held_back)
+            .map(|(point, _)| *point)
             .collect();
         let fitted = Fitted::new(form, &rest)?;
         for &index in part {
@@ -183,98 +189,22 @@ fn cross_validate(form: &Form, points: &[Point], parts: &[Vec<usize>]) -> Option
     Some(errors)
 }
 
-/// Observations, ready to be fitted to.
-struct Data {
-    points: Vec<Point>,
-    axes: Vec<DataAxis>,
-    common: Setting,
-    left_out: usize,
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-impl Data {
-    fn new(observations: &[Observation]) -> Result<Self, ModelError> {
-        for observation in observations {
-            check("a value", observation.value)?;
-            for axis in Axis::ALL {
-                observation
-                    .setting
-                    .get(axis)
-                    .map_or(Ok(()), |value| check("a setting", value))?;
-            }
-        }
-        let mut left: Vec<Observation> = observations.to_vec();
-        let mut axes = Vec::new();
-        let mut common = Setting::default();
-        for axis in Axis::ALL {
-            let values = distinct(
-                left.iter()
-                    .filter_map(|observation| observation.setting.get(axis)),
-            );
-            if values.len() >= LEAST_VALUES {
-                left.retain(|observation| observation.setting.get(axis).is_some());
-                axes.push(DataAxis {
-                    axis,
-                    low: values[0],
-                    high: values[values.len() - 1],
-                    values: values.len(),
-                });
-            } else if let Some(value) = most_common(&left, axis) {
-                left.retain(|observation| observation.setting.get(axis) == value);
-                common = value.map_or(common, |value| common.with(axis, value));
-            }
-        }
-        if left.len() < LEAST_POINTS {
-            return Err(ModelError::TooFew {
-                found: left.len(),
-                needed: LEAST_POINTS,
-            });
-        }
-        let point = |observation: &Observation| Point {
-            x: Axis::ALL.map(|axis| observation.setting.get(axis).unwrap_or(f64::NAN)),
-            ln_y: observation.value.ln(),
+    #[test]
+    fn each_error_is_of_a_fit_to_all_but_its_part() {
+        let point = |ln_y| Point {
+            x: [f64::NAN; 3],
+            ln_y,
         };
-        Ok(Self {
-            points: left.iter().map(point).collect(),
-            axes,
-            common,
-            left_out: observations.len() - left.len(),
-        })
-    }
-
-    /// Indices of points, those of one setting in one part: what was measured twice does not tell about itself.
-    fn parts(&self) -> Vec<Vec<usize>> {
-        let mut settings: BTreeMap<Vec<u64>, Vec<usize>> = BTreeMap::new();
-        for (index, point) in self.points.iter().enumerate() {
-            let key = self.axes.iter().map(|axis| point.x[axis.axis as usize].to_bits());
-            settings.entry(key.collect()).or_default().push(index);
+        let points = [1.0, 2.0, 4.0, 9.0, 3.0].map(point);
+        let parts = [vec![0, 3], vec![1, 4], vec![2]];
+        let errors = cross_validate(&Form::flat(), &points, &parts).unwrap();
+        let means = [3.0, 14.0 / 3.0, 15.0 / 4.0, 3.0, 14.0 / 3.0];
+        for ((error, point), mean) in errors.iter().zip(&points).zip(means) {
+            assert!((error - (mean - point.ln_y).powi(2)).abs() < 1e-9, "{errors:?}");
         }
-        if settings.len() == 1 {
-            return (0..self.points.len()).map(|index| vec![index]).collect();
-        }
-        let mut parts = vec![Vec::new(); settings.len().min(MOST_PARTS)];
-        for (index, mut points) in settings.into_values().enumerate() {
-            let part = index % parts.len();
-            parts[part].append(&mut points);
-        }
-        parts
     }
-}
-
-fn check(what: &'static str, value: f64) -> Result<(), ModelError> {
-    match value.is_finite() && value > 0.0 {
-        true => Ok(()),
-        false => Err(ModelError::NotMeasured { what, value }),
-    }
-}
-
-/// The value that most have, or none of it.
-fn most_common(observations: &[Observation], axis: Axis) -> Option<Option<f64>> {
-    let mut counts: BTreeMap<Option<u64>, usize> = BTreeMap::new();
-    for observation in observations {
-        *counts
-            .entry(observation.setting.get(axis).map(f64::to_bits))
-            .or_default() += 1;
-    }
-    let (bits, _) = counts.into_iter().max_by_key(|(_, count)| *count)?;
-    Some(bits.map(f64::from_bits))
 }

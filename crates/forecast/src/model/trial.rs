@@ -61,6 +61,7 @@ impl Trial {
             return Err(ModelError::TooFew {
                 found: values.len(),
                 needed: TRAINING_POINTS + 1,
+                left_out: Vec::new(),
             });
         }
         let training: Vec<f64> = (0..TRAINING_POINTS)

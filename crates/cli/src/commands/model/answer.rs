@@ -1,12 +1,14 @@
 //! `vmferry model predict` and `invert`.
 
-use anyhow::{Result, bail};
+use anyhow::{Result, anyhow, bail};
 use serde_json::json;
 use vmferry_forecast::history::Record;
-use vmferry_forecast::model::{self, Axis, Inversion, Model, Observation, Prediction, Setting, parallel};
+use vmferry_forecast::model::{
+    self, Assumed, Axis, Inversion, Model, ModelError, Observation, Prediction, Setting, parallel,
+};
 
 use super::chosen::Lesson;
-use super::fit::named;
+use super::fit::{named, placed};
 use super::{InvertArgs, PredictArgs};
 use crate::cli::Common;
 use crate::commands::output;
@@ -14,9 +16,10 @@ use crate::units;
 
 pub(super) fn predict(common: &Common, args: &PredictArgs) -> Result<()> {
     let records = args.chosen.records(common)?;
-    let lesson = args.chosen.lesson(&records)?;
-    let (model, mib) = (lesson.model()?, mebibytes(&lesson, args.data)?);
     let setting = args.may_use.setting();
+    let lesson = args.chosen.lesson(&records, &named_axes(&setting))?;
+    let (model, mib) = (lesson.model()?, mebibytes(&lesson, args.data)?);
+    let assumed = model.assumed(&setting);
     let said = scaled(model.predict(&setting)?, mib);
     let together = args
         .parallel
@@ -24,22 +27,26 @@ pub(super) fn predict(common: &Common, args: &PredictArgs) -> Result<()> {
     let together = together.transpose()?;
     if common.json {
         return output::json(&json!({
-            "kind": lesson.kind, "setting": setting, "data_bytes": (mib * f64::from(1 << 20)) as u64,
-            "total_ms": said, "findings": model.findings(), "together": together.map(|(bound, measured)| {
-                json!({"bound": bound, "measured": measured})
-            }),
+            "kind": lesson.kind, "setting": setting, "assumed": assumed,
+            "data_bytes": (mib * f64::from(1 << 20)) as u64, "total_ms": said, "findings": model.findings(),
+            "together": together.map(|(bound, measured)| json!({"bound": bound, "measured": measured})),
         }));
     }
     let mut text = format!(
         "{}, {} of data, {}: {}, and between {} and {} in nine of ten cases\n",
         lesson.kind,
         units::size((mib * f64::from(1 << 20)) as u64),
-        named(&setting),
+        with_assumed(&setting, &assumed),
         units::millis(said.value),
         units::millis(said.low),
         units::millis(said.high)
     );
-    for beyond in &said.beyond {
+    let of_bound = together.iter().flat_map(|(bound, _)| &bound.beyond);
+    for beyond in said
+        .beyond
+        .iter()
+        .chain(of_bound.filter(|it| !said.beyond.contains(it)))
+    {
         text += &format!("{}\n", beyond.line());
     }
     for finding in model.findings() {
@@ -62,6 +69,24 @@ pub(super) fn predict(common: &Common, args: &PredictArgs) -> Result<()> {
         };
     }
     output::text(&text)
+}
+
+/// A setting in words, with what was taken for given.
+fn with_assumed(setting: &Setting, assumed: &[Assumed]) -> String {
+    let given = assumed.iter().map(|it| {
+        let why = match it.common {
+            true => "all of them had that",
+            false => "the most in the data",
+        };
+        format!("{} ({why})", placed(it.axis, it.value))
+    });
+    let asked = (*setting != Setting::default() || assumed.is_empty()).then(|| named(setting));
+    asked.into_iter().chain(given).collect::<Vec<_>>().join(", ")
+}
+
+fn named_axes(setting: &Setting) -> Vec<Axis> {
+    let named = |axis: &Axis| setting.get(*axis).is_some();
+    Axis::ALL.into_iter().filter(named).collect()
 }
 
 type Together = (parallel::Bound, Vec<parallel::Interference>);
@@ -89,21 +114,27 @@ fn together(
     let bound = parallel::Bound {
         alone_ms: bound.alone_ms * mib,
         shared_ms: bound.shared_ms.map(|ms| ms * mib),
+        beyond: bound.beyond,
     };
     Ok((bound, parallel::measured(model, &crowded)))
 }
 
 pub(super) fn invert(common: &Common, args: &InvertArgs) -> Result<()> {
     let records = args.chosen.records(common)?;
-    let lesson = args.chosen.lesson(&records)?;
-    let (model, mib) = (lesson.model()?, mebibytes(&lesson, args.data)?);
     let (axis, setting) = (Axis::from(args.of), args.may_use.setting());
+    let about = [named_axes(&setting), vec![axis]].concat();
+    let lesson = args.chosen.lesson(&records, &about)?;
+    let (model, mib) = (lesson.model()?, mebibytes(&lesson, args.data)?);
     let target_ms = args.within.as_secs_f64() * 1e3;
-    let found = model.invert(axis, target_ms / mib, &setting).map_err(|error| match error {
-        model::ModelError::Unreachable { axis, why, .. } => anyhow::anyhow!(
-            "a total time of {} cannot be met by the {axis} alone: {} (times count for each MiB of data, of which there are {mib:.0})",
+    let found = model.invert(axis, target_ms / mib, &setting);
+    let found = found.map_err(|error| match error {
+        // The model counts for each MiB, which nobody asked about.
+        ModelError::Unreachable {
+            axis, value, limit, ..
+        } => anyhow!(
+            "a total time of {} cannot be met by the {axis} alone: {}",
             units::millis(target_ms),
-            why
+            limit.words(axis, &units::millis(value * mib))
         ),
         error => error.into(),
     })?;
@@ -171,8 +202,8 @@ fn bandwidth(
             value: record.bytes_on_wire as f64 * f64::from(1 << 20) / record.data_bytes as f64,
         })
         .collect();
-    let model = model::fit(&bytes).ok()?;
     let at = setting.with(found.axis, found.likely);
+    let model = model::fit_about(&bytes, &named_axes(&at)).ok()?;
     let bytes = model.predict(&at).ok()?.value * mib;
     Some(bytes / (found.prediction.value * mib / 1e3))
 }

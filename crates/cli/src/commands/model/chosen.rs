@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use anyhow::{Context as _, Result, bail};
 use vmferry_forecast::history::{Kind, Record, observations};
-use vmferry_forecast::model::{Axis, Curve, Form, Model, ModelError, Observation, fit, fit_form};
+use vmferry_forecast::model::{Axis, Curve, Form, Model, ModelError, Observation, fit_about, fit_form};
 use vmferry_lab::bench::{Results, records};
 
 use super::{Chosen, FormName};
@@ -65,10 +65,10 @@ impl Chosen {
             && is(&self.encoding, &record.encoding)
     }
 
-    /// A model of each kind.
-    pub(super) fn lessons(&self, records: &[Record]) -> Vec<Lesson> {
+    /// A model of each kind, for a question that names the axes `about`.
+    pub(super) fn lessons(&self, records: &[Record], about: &[Axis]) -> Vec<Lesson> {
         let lesson = |(kind, observations): (Kind, Vec<Observation>)| Lesson {
-            model: self.model(&observations),
+            model: self.model(&observations, about),
             data_bytes: median_data(records.iter().filter(|record| record.kind() == kind)),
             kind,
             observations,
@@ -77,10 +77,13 @@ impl Chosen {
     }
 
     /// The model of the only kind there is.
-    pub(super) fn lesson(&self, records: &[Record]) -> Result<Lesson> {
-        let mut lessons = self.lessons(records);
+    pub(super) fn lesson(&self, records: &[Record], about: &[Axis]) -> Result<Lesson> {
+        let mut lessons = self.lessons(records, about);
         let Some(lesson) = lessons.pop() else {
-            bail!("none of these migrations completed, or none went on alone: they teach nothing about time");
+            bail!(
+                "none of these migrations completed, went on alone and moved memory alone (no disks, no --reuse, no --verify): they \
+                 teach nothing about time"
+            );
         };
         if !lessons.is_empty() {
             lessons.push(lesson);
@@ -93,9 +96,9 @@ impl Chosen {
         Ok(lesson)
     }
 
-    fn model(&self, observations: &[Observation]) -> Result<Model, ModelError> {
+    fn model(&self, observations: &[Observation], about: &[Axis]) -> Result<Model, ModelError> {
         match self.form {
-            None => fit(observations),
+            None => fit_about(observations, about),
             Some(name) => fit_form(observations, &form(name, observations)),
         }
     }

@@ -16,7 +16,7 @@ use crate::table;
 /// All models, a line each.
 pub(super) fn fit(common: &Common, chosen: &Chosen) -> Result<()> {
     let records = chosen.records(common)?;
-    let lessons = chosen.lessons(&records);
+    let lessons = chosen.lessons(&records, &[]);
     if common.json {
         return output::json(
             &lessons
@@ -56,7 +56,7 @@ pub(super) fn fit(common: &Common, chosen: &Chosen) -> Result<()> {
 /// Models with what they learned from.
 pub(super) fn show(common: &Common, chosen: &Chosen) -> Result<()> {
     let records = chosen.records(common)?;
-    let lessons = chosen.lessons(&records);
+    let lessons = chosen.lessons(&records, &[]);
     let trials = lessons.iter().map(|lesson| {
         let axis = lesson.model.as_ref().ok()?.axes.first()?.axis;
         let paper = Trial::run(&lesson.observations, axis, Some(&Form::power(axis))).ok();
@@ -109,6 +109,10 @@ fn described(lesson: &Lesson, trials: Option<&(Trial, Option<Trial>)>) -> String
         let Ok(said) = model.predict(&setting) else {
             continue;
         };
+        // What was left out is not said to be expected.
+        if !model.assumed(&setting).is_empty() {
+            continue;
+        }
         points.add_row([
             named(&setting),
             values.len().to_string(),
@@ -174,18 +178,21 @@ fn by_setting(lesson: &Lesson) -> Vec<(Setting, Vec<f64>)> {
 pub(super) fn named(setting: &Setting) -> String {
     let parts: Vec<_> = Axis::ALL
         .into_iter()
-        .filter_map(|axis| {
-            let value = axis.show(setting.get(axis)?);
-            Some(match axis {
-                Axis::SourceCpu => format!("{value} at the source"),
-                Axis::DestinationCpu => format!("{value} at the destination"),
-                Axis::Bandwidth => value,
-            })
-        })
+        .filter_map(|axis| Some(placed(axis, setting.get(axis)?)))
         .collect();
     match parts.is_empty() {
         true => "no cap".into(),
         false => parts.join(", "),
+    }
+}
+
+/// A value, and what it is of.
+pub(super) fn placed(axis: Axis, value: f64) -> String {
+    let value = axis.show(value);
+    match axis {
+        Axis::SourceCpu => format!("{value} at the source"),
+        Axis::DestinationCpu => format!("{value} at the destination"),
+        Axis::Bandwidth => value,
     }
 }
 
