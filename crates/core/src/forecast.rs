@@ -32,7 +32,9 @@ pub enum Goal {
 
 /// No goal that is known.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
-#[error("{0:?} is no goal; choose downtime=TIME as in downtime=50ms, evict, bytes, total or balanced")]
+#[error(
+    "{0:?} is no goal; choose downtime=TIME as in downtime=50ms (us, ms, s, m, h), evict, bytes, total or balanced"
+)]
 pub struct UnknownGoal(String);
 
 impl FromStr for Goal {
@@ -53,13 +55,21 @@ impl FromStr for Goal {
     }
 }
 
-/// `50ms`, `1.5s`.
+/// `50ms`, `1.5s`, `2m`: in the units that every other time may have.
 fn time(text: &str) -> Option<Duration> {
-    let (number, unit) = match text.strip_suffix("ms") {
-        Some(number) => (number, 1e-3),
-        None => (text.strip_suffix('s')?, 1.0),
-    };
-    let seconds = number.parse::<f64>().ok()? * unit;
+    // Units that end like a longer one come after it.
+    let units = [
+        ("us", 1e-6),
+        ("ms", 1e-3),
+        ("s", 1.0),
+        ("min", 60.0),
+        ("m", 60.0),
+        ("h", 3600.0),
+    ];
+    let (number, unit) = units
+        .iter()
+        .find_map(|(name, unit)| Some((text.strip_suffix(name)?, unit)))?;
+    let seconds = number.trim_end().parse::<f64>().ok()? * unit;
     Duration::try_from_secs_f64(seconds)
         .ok()
         .filter(|time| !time.is_zero())
@@ -129,6 +139,21 @@ pub struct StrategyForecast {
     pub rounds: Expected,
     /// Share of the simulations in which it completed, 0 to 1.
     pub completes: f64,
+    /// The rounds of the simulation in the middle, by its total time, as they were simulated; the stop is the last of them. Empty
+    /// where nobody kept them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub typical_rounds: Vec<TypicalRound>,
+}
+
+/// A round as it was simulated.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TypicalRound {
+    /// Pages sent in it.
+    pub pages: u64,
+    /// Bytes it put on the wire.
+    pub bytes: u64,
+    /// How long it took.
+    pub ms: f64,
 }
 
 /// A forecast, as it was made before the migration.
@@ -142,6 +167,10 @@ pub struct Forecast {
     pub why: String,
     /// What is expected of each strategy.
     pub strategies: Vec<StrategyForecast>,
+    /// The same as the simulations said it, before what earlier forecasts were off corrected it: what the next forecast learns
+    /// from. Without their rounds; nothing in forecasts that were made before this was kept.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub simulated: Vec<StrategyForecast>,
     /// Simulations for each.
     pub simulations: u32,
     /// From what it was made, in a line.
@@ -154,6 +183,15 @@ impl Forecast {
         self.strategies
             .iter()
             .find(|forecast| forecast.strategy == strategy)
+    }
+
+    /// What the simulations said of a strategy; of a forecast that did not keep it, what was expected.
+    pub fn simulated_of(&self, strategy: Strategy) -> Option<&StrategyForecast> {
+        let kept = self
+            .simulated
+            .iter()
+            .find(|forecast| forecast.strategy == strategy);
+        kept.or_else(|| self.of(strategy))
     }
 }
 
@@ -177,6 +215,16 @@ mod tests {
             "downtime=1.5s".parse(),
             Ok(Goal::Downtime(Duration::from_millis(1500)))
         );
+        for (text, ms) in [
+            ("downtime=2m", 120_000),
+            ("downtime=2min", 120_000),
+            ("downtime=0.5h", 1_800_000),
+            ("downtime=5000us", 5),
+        ] {
+            let goal = text.parse::<Goal>().unwrap();
+            assert_eq!(goal, Goal::Downtime(Duration::from_millis(ms)), "{text}");
+            assert_eq!(goal.to_string().parse(), Ok(goal));
+        }
         for text in [
             "downtime",
             "downtime=0ms",

@@ -30,6 +30,7 @@ fn expected(strategy: Strategy) -> StrategyForecast {
         slow_down_percent: up_to(5.0),
         rounds: up_to(4.0),
         completes: 1.0,
+        typical_rounds: Vec::new(),
     }
 }
 
@@ -39,6 +40,7 @@ fn policy(strategy: Strategy) -> Box<dyn Policy> {
         recommended: strategy,
         why: "it is the shortest".into(),
         strategies: vec![expected(strategy)],
+        simulated: Vec::new(),
         simulations: 1,
         basis: "a test".into(),
     };
@@ -166,6 +168,7 @@ fn policy_forecast() -> Option<Box<Forecast>> {
         recommended: Strategy::PreCopy,
         why: String::new(),
         strategies: vec![expected(Strategy::PreCopy)],
+        simulated: Vec::new(),
         simulations: 1,
         basis: String::new(),
     }))

@@ -100,7 +100,8 @@ impl Experience {
     pub fn of(records: &[Record]) -> Self {
         let mut past = Vec::new();
         for record in records {
-            let Some((strategy, forecast)) = record.expected() else {
+            // What was corrected already would be corrected by half of what it takes.
+            let Some((strategy, forecast)) = record.simulated() else {
                 continue;
             };
             for quantity in Quantity::ALL {
@@ -179,11 +180,61 @@ fn widths(expected: Expected) -> (f64, f64) {
 /// A quantile of numbers, between neighbours by their distance; 0 of none.
 pub(crate) fn quantile(mut values: Vec<f64>, share: f64) -> f64 {
     values.sort_by(f64::total_cmp);
+    let last = values.len().saturating_sub(1);
+    between(&values, share.clamp(0.0, 1.0) * last as f64)
+}
+
+/// The value below which another one of the same kind lies with the probability `share`: of n, the k-th has k / (n + 1) of what is
+/// to come below it. The outermost where so few have no such value; 0 of none.
+pub(crate) fn end(mut values: Vec<f64>, share: f64) -> f64 {
+    values.sort_by(f64::total_cmp);
+    let count = values.len() as f64;
+    between(&values, share * (count + 1.0) - 1.0)
+}
+
+/// The value at a place of sorted ones, counted from 0, between neighbours by their distance; 0 of none.
+fn between(values: &[f64], place: f64) -> f64 {
     let Some(last) = values.len().checked_sub(1) else {
         return 0.0;
     };
-    let place = share.clamp(0.0, 1.0) * last as f64;
+    let place = place.clamp(0.0, last as f64);
     let (below, part) = (place.floor() as usize, place.fract());
     let above = values[(below + 1).min(last)];
     values[below] + part * (above - values[below])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_ends_of_an_interval_leave_as_much_outside_as_they_say() {
+        let values: Vec<f64> = (1..=40).map(f64::from).collect();
+        let (low, high) = (end(values.clone(), 0.05), end(values.clone(), 0.95));
+        assert!(low <= 2.1 && high >= 38.9, "{low} to {high}");
+        assert!((quantile(values, 0.5) - 20.5).abs() < 1e-9);
+        // Of a few, the outermost are all there is.
+        let few = vec![3.0, 1.0, 2.0];
+        assert_eq!((end(few.clone(), 0.05), end(few, 0.95)), (1.0, 3.0));
+        assert_eq!((end(Vec::new(), 0.05), end(vec![7.0], 0.95)), (0.0, 7.0));
+    }
+
+    /// Drawn again and again: how often one more value lies between the ends of forty.
+    #[test]
+    fn nine_of_ten_values_to_come_lie_between_the_ends() {
+        let mut state = 1u64;
+        let mut draw = || {
+            state = state
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1_442_695_040_888_963_407);
+            (state >> 11) as f64
+        };
+        let mut held = 0;
+        for _ in 0..4000 {
+            let values: Vec<f64> = (0..40).map(|_| draw()).collect();
+            let next = draw();
+            held += u32::from((end(values.clone(), 0.05)..=end(values, 0.95)).contains(&next));
+        }
+        assert!((3500..3700).contains(&held), "{held} of 4000");
+    }
 }

@@ -5,7 +5,7 @@ use std::cmp::Ordering;
 use vmferry_core::Strategy;
 use vmferry_core::forecast::{Goal, StrategyForecast};
 
-/// A strategy that completes less often than this in simulations is recommended for nothing.
+/// A strategy that completes less often than this in simulations is recommended for nothing where another one does not.
 const LEAST_COMPLETED: f64 = 0.95;
 /// Downtimes and slow-downs below these are as good as none, where everything counts.
 const NO_DOWNTIME_MS: f64 = 5.0;
@@ -82,19 +82,37 @@ pub fn costs(goal: Goal, figures: &[Figures]) -> Vec<f64> {
     figures.iter().map(cost).collect()
 }
 
-/// The strategy that suits the goal best, and why in a line. None where there is none at all.
+/// The strategy that suits the goal best, and why in a line. None where there is none at all. Where none is sure to complete, it is
+/// one of those that do so most often, and the line says so.
 pub fn recommend(goal: Goal, strategies: &[StrategyForecast]) -> Option<(Strategy, String)> {
+    let most = strategies
+        .iter()
+        .map(|forecast| forecast.completes)
+        .fold(0.0, f64::max);
     let able: Vec<&StrategyForecast> = strategies
         .iter()
-        .filter(|forecast| forecast.completes >= LEAST_COMPLETED)
+        .filter(|forecast| forecast.completes >= most.min(LEAST_COMPLETED))
         .collect();
-    let able = match able.is_empty() {
-        true => strategies.iter().collect(),
-        false => able,
+    let (chosen, why) = match goal {
+        Goal::Downtime(most) => within_downtime(most.as_secs_f64() * 1e3, &able),
+        _ => cheapest(goal, &able),
+    }?;
+    let why = if most >= LEAST_COMPLETED {
+        why
+    } else if most > 0.0 {
+        format!(
+            "no strategy completes in more than {:.0}% of the simulations, and of those that do so most often {why}",
+            100.0 * most
+        )
+    } else {
+        // Figures of what never got there say nothing.
+        "no strategy completed in any simulation, so that nothing is known to suit: the limits may be too tight".into()
     };
-    if let Goal::Downtime(most) = goal {
-        return within_downtime(most.as_secs_f64() * 1e3, &able);
-    }
+    Some((chosen, why))
+}
+
+/// The one that costs least.
+fn cheapest(goal: Goal, able: &[&StrategyForecast]) -> Option<(Strategy, String)> {
     let figures: Vec<Figures> = able.iter().map(|forecast| Figures::likely(forecast)).collect();
     let costs = costs(goal, &figures);
     let index = smallest(&costs)?;
@@ -196,6 +214,7 @@ mod tests {
             slow_down_percent: about(5.0),
             rounds: about(1.0),
             completes: 1.0,
+            typical_rounds: Vec::new(),
         }
     }
 
@@ -243,6 +262,38 @@ mod tests {
         all[1].completes = 0.5;
         assert_eq!(recommend(Goal::Evict, &all).unwrap().0, Strategy::Hybrid);
         all.iter_mut().for_each(|it| it.completes = 0.0);
-        assert_eq!(recommend(Goal::Evict, &all).unwrap().0, Strategy::PostCopyPush);
+        let (strategy, why) = recommend(Goal::Evict, &all).unwrap();
+        assert_eq!(strategy, Strategy::PostCopyPush);
+        assert!(why.contains("no strategy completed"), "{why}");
+    }
+
+    #[test]
+    fn where_nothing_is_sure_to_complete_what_never_does_is_not_recommended() {
+        let mut all = three();
+        // What never gets to its handover has no downtime and no execution transfer time.
+        all[0] = StrategyForecast {
+            completes: 0.0,
+            ..forecast(Strategy::PreCopy, 100.0, 0.0, (0.0, 0.0), 0.0)
+        };
+        all[1].completes = 0.9;
+        all[2].completes = 0.9;
+        for goal in [
+            Goal::Evict,
+            Goal::Bytes,
+            Goal::Total,
+            Goal::Balanced,
+            Goal::Downtime(Duration::from_millis(50)),
+        ] {
+            let (strategy, why) = recommend(goal, &all).unwrap();
+            assert_ne!(strategy, Strategy::PreCopy, "{goal}");
+            assert!(why.contains("more than 90% of the simulations"), "{why}");
+        }
+        all[2].completes = 0.5;
+        let (strategy, _) = recommend(Goal::Bytes, &all).unwrap();
+        assert_eq!(
+            strategy,
+            Strategy::PostCopyPush,
+            "the hybrid completes less often"
+        );
     }
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 use vmferry_core::Strategy;
-use vmferry_core::forecast::{Expected, Forecast, Goal};
+use vmferry_core::forecast::{Expected, Forecast, Goal, StrategyForecast};
 use vmferry_core::report::Outcome;
 
 use crate::experience::{Quantity, quantile};
@@ -51,7 +51,7 @@ pub struct QuantityScore {
 pub struct GoalScore {
     /// For which goal.
     pub goal: Goal,
-    /// Settings of which several strategies were run.
+    /// Settings of which several strategies were run, one of them to its end.
     pub settings: usize,
     /// Forecasts that were made of them.
     pub forecasts: usize,
@@ -77,7 +77,8 @@ pub struct Point {
 }
 
 impl Score {
-    /// The score of all migrations that completed and had a forecast of their strategy; none where there are none.
+    /// The score of all migrations that completed and had a forecast of their strategy; none where there are none. Those that
+    /// failed count where strategies are compared.
     pub fn of(records: &[Record]) -> Option<Self> {
         let scored: Vec<&Record> = records
             .iter()
@@ -90,7 +91,7 @@ impl Score {
                 .iter()
                 .filter_map(|&of| quantity_score(of, &points))
                 .collect(),
-            recommended: recommended(&scored),
+            recommended: recommended(records),
             points,
         })
     }
@@ -140,23 +141,45 @@ fn quantity_score(quantity: Quantity, points: &[Point]) -> Option<QuantityScore>
     })
 }
 
-/// A setting: migrations that are alike in everything but their strategy.
-type SettingOf<'a> = BTreeMap<&'a str, Vec<&'a Record>>;
+/// A setting: migrations that are alike in everything but their strategy. Those that failed are among them: that is what their
+/// strategy was worth.
+type SettingOf<'a> = BTreeMap<&'static str, Vec<&'a Record>>;
 
-fn recommended(records: &[&Record]) -> Vec<GoalScore> {
+/// What tells settings apart. Where nobody saw to it, migrations of a guest of the same size by the same way under the same limits
+/// are taken for alike.
+fn setting_of(record: &Record) -> String {
+    let circumstances = || {
+        format!(
+            "{} to {}, {} of {} bytes, {}, {:?}, {:?}, {} at once",
+            record.vm,
+            record.to,
+            record.backend,
+            record.ram_bytes,
+            record.encoding,
+            record.setting,
+            record.workload,
+            record.together
+        )
+    };
+    record.same.clone().unwrap_or_else(circumstances)
+}
+
+fn recommended(records: &[Record]) -> Vec<GoalScore> {
     let mut settings: BTreeMap<String, SettingOf<'_>> = BTreeMap::new();
     for record in records {
-        // Else migrations of one forecast are of one setting.
-        let key = record.same.clone();
-        let key = key.unwrap_or_else(|| serde_json::to_string(&record.forecast).unwrap_or_default());
-        settings
-            .entry(key)
-            .or_default()
-            .entry(&record.strategy)
-            .or_default()
-            .push(record);
+        // One that was cancelled says nothing of its strategy.
+        if let Some((strategy, _)) = record
+            .forecast_of_it()
+            .filter(|_| record.outcome != Outcome::Cancelled)
+        {
+            let strategies = settings.entry(setting_of(record)).or_default();
+            strategies.entry(strategy.name()).or_default().push(record);
+        }
     }
-    settings.retain(|_, strategies| strategies.len() >= LEAST_STRATEGIES);
+    settings.retain(|_, strategies| {
+        let mut run = strategies.values().flatten();
+        strategies.len() >= LEAST_STRATEGIES && run.any(|record| record.outcome == Outcome::Completed)
+    });
     let downtime = Goal::Downtime(std::time::Duration::from_millis(50));
     let goals = [downtime, Goal::Evict, Goal::Bytes, Goal::Total, Goal::Balanced];
     let scores = goals.map(|goal| {
@@ -198,9 +221,12 @@ fn judge(goal: Goal, strategies: &SettingOf<'_>) -> Vec<(bool, bool)> {
         let (chosen, _) = recommend(goal, &run)?;
         let figures = run
             .iter()
-            .map(|forecast| measured(&strategies[forecast.strategy.name()]));
-        let costs = costs(goal, &figures.collect::<Vec<_>>());
+            .map(|forecast| measured(strategies.get(forecast.strategy.name())?));
+        let costs = costs_of_run(goal, &figures.collect::<Vec<_>>());
         let best = costs.iter().copied().fold(f64::INFINITY, f64::min);
+        if best.is_infinite() {
+            return None;
+        }
         let cost = costs[run.iter().position(|forecast| forecast.strategy == chosen)?];
         // Costs of a balance are logarithms already.
         let as_good = match goal {
@@ -212,24 +238,51 @@ fn judge(goal: Goal, strategies: &SettingOf<'_>) -> Vec<(bool, bool)> {
     forecasts.iter().filter_map(of_forecast).collect()
 }
 
-/// Medians of what was measured.
-fn measured(records: &[&Record]) -> Figures {
+/// What strategies cost that were run; without an end where none of a strategy's runs completed.
+fn costs_of_run(goal: Goal, measured: &[Option<Figures>]) -> Vec<f64> {
+    let completed: Vec<Figures> = measured.iter().copied().flatten().collect();
+    let mut costs = costs(goal, &completed).into_iter();
+    let cost = |figures: &Option<Figures>| figures.and_then(|_| costs.next()).unwrap_or(f64::INFINITY);
+    measured.iter().map(cost).collect()
+}
+
+/// Medians of what was measured of those that completed; none where none did.
+fn measured(records: &[&Record]) -> Option<Figures> {
+    let completed = records
+        .iter()
+        .filter(|record| record.outcome == Outcome::Completed);
+    let completed: Vec<&Record> = completed.copied().collect();
     let median =
-        |of: &dyn Fn(&Record) -> f64| quantile(records.iter().map(|record| of(record)).collect(), 0.5);
-    Figures {
+        |of: &dyn Fn(&Record) -> f64| quantile(completed.iter().map(|record| of(record)).collect(), 0.5);
+    (!completed.is_empty()).then(|| Figures {
         total_ms: median(&|record| record.total_ms),
         execution_transfer_ms: median(&|record| record.execution_transfer_ms),
         downtime_ms: median(&|record| record.downtime_ms),
         bytes_on_wire: median(&|record| record.bytes_on_wire as f64),
         slow_down_percent: None,
-    }
+    })
 }
 
 impl Record {
-    /// What was expected of it: of the strategy that it went by, where it completed and had a forecast of that.
-    pub fn expected(&self) -> Option<(Strategy, &vmferry_core::forecast::StrategyForecast)> {
+    /// What was expected of it: of the strategy that it went by, where it completed, had a forecast of that and moved nothing but
+    /// memory, of which forecasts are.
+    pub fn expected(&self) -> Option<(Strategy, &StrategyForecast)> {
+        let (strategy, forecast) = self.forecast_of_it()?;
+        let expected = forecast.of(strategy)?;
+        (self.outcome == Outcome::Completed).then_some((strategy, expected))
+    }
+
+    /// What the simulations had said of it, before earlier forecasts corrected that; else as [`Record::expected`].
+    pub fn simulated(&self) -> Option<(Strategy, &StrategyForecast)> {
+        let (strategy, _) = self.expected()?;
+        Some((strategy, self.forecast.as_ref()?.simulated_of(strategy)?))
+    }
+
+    /// Its strategy and the forecast that names it, however it ended, where it moved nothing but memory.
+    fn forecast_of_it(&self) -> Option<(Strategy, &Forecast)> {
         let strategy: Strategy = self.strategy.parse().ok()?;
-        let forecast = self.forecast.as_ref()?.of(strategy)?;
-        (self.outcome == Outcome::Completed).then_some((strategy, forecast))
+        let forecast = self.forecast.as_ref()?;
+        let named = self.beside.is_nothing() && forecast.of(strategy).is_some();
+        named.then_some((strategy, forecast))
     }
 }

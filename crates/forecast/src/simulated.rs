@@ -2,13 +2,14 @@
 //! varied, and what came of it is what is expected.
 
 use thiserror::Error;
-use vmferry_core::forecast::{Expected, Forecast, Goal, StrategyForecast};
-use vmferry_core::report::Outcome as Ended;
+use vmferry_core::forecast::{Expected, Forecast, Goal, StrategyForecast, TypicalRound};
+use vmferry_core::report::{Outcome as Ended, RoundReport};
 use vmferry_core::{MigrationRequest, Strategy};
 use vmferry_sim::{Outcome, PathModel, SimError, Simulator};
 use vmferry_trace::Trace;
 
-use crate::experience::{Experience, quantile};
+use crate::experience::{Experience, end, quantile};
+use crate::history::Beside;
 use crate::model::CONFIDENCE;
 use crate::recommend::recommend;
 
@@ -19,6 +20,9 @@ pub const SIMULATIONS: usize = 40;
 /// simulated: of 38 migrations of the scenario `forecasts` eleven were off by more than the simulations differed among themselves, eight of
 /// these by less than this.
 const LEAST_OF_BYTES: f64 = 0.03;
+
+/// A forecast keeps no more rounds than these of a strategy: it crosses with the request, and stays in every report.
+const MOST_ROUNDS: usize = 40;
 
 /// What is to be forecast.
 #[derive(Clone, Debug)]
@@ -62,7 +66,7 @@ pub fn forecast<To: Clone>(
         return Err(ForecastError::Nothing);
     }
     let simulator = Simulator::new(trace)?;
-    let mut strategies = Vec::new();
+    let (mut strategies, mut simulated) = (Vec::new(), Vec::new());
     for &strategy in wish.strategies {
         begins(strategy);
         let request = MigrationRequest {
@@ -74,6 +78,10 @@ pub fn forecast<To: Clone>(
         };
         let outcomes = simulator.many(&request, path, wish.seed, wish.simulations)?;
         let mut expected = of_outcomes(strategy, &outcomes);
+        simulated.push(StrategyForecast {
+            typical_rounds: Vec::new(),
+            ..expected.clone()
+        });
         experience.apply(&mut expected);
         strategies.push(expected);
     }
@@ -82,14 +90,16 @@ pub fn forecast<To: Clone>(
         0 => String::new(),
         count => format!(", corrected by {count} earlier forecasts"),
     };
+    let reservations = reservations(wish);
     Ok(Forecast {
         goal: wish.goal,
         recommended,
         why,
         strategies,
+        simulated,
         simulations: u32::try_from(wish.simulations).unwrap_or(u32::MAX),
         basis: format!(
-            "{:.1} s of {} in {} samples, link {:.0} Mbit/s, round trip {:.2} ms{experienced}",
+            "{:.1} s of {} in {} samples, link {:.0} Mbit/s, round trip {:.2} ms{experienced}{reservations}",
             trace.observed().as_secs_f64(),
             trace.header.vm,
             trace.samples.len(),
@@ -97,6 +107,26 @@ pub fn forecast<To: Clone>(
             path.rtt_ms
         ),
     })
+}
+
+/// What the figures are without, and how sure their intervals are at most.
+fn reservations<To>(wish: &Wish<'_, To>) -> String {
+    let mut text = String::new();
+    let beside = Beside::asked(wish.request);
+    if !beside.is_nothing() {
+        text += &format!("; {beside}");
+    }
+    // What is to come lies between the outermost of n equally likely values with this probability.
+    let count = wish.simulations as f64;
+    let held = (count - 1.0) / (count + 1.0);
+    if held < CONFIDENCE {
+        text += &format!(
+            "; the intervals of so few simulations hold in {:.0}% of the cases, not in {:.0}%",
+            100.0 * held,
+            100.0 * CONFIDENCE
+        );
+    }
+    text
 }
 
 fn of_outcomes(strategy: Strategy, outcomes: &[Outcome]) -> StrategyForecast {
@@ -114,8 +144,8 @@ fn of_outcomes(strategy: Strategy, outcomes: &[Outcome]) -> StrategyForecast {
         let beyond = (1.0 - CONFIDENCE) / 2.0;
         Expected {
             likely: quantile(values.clone(), 0.5),
-            low: quantile(values.clone(), beyond),
-            high: quantile(values, 1.0 - beyond),
+            low: end(values.clone(), beyond),
+            high: end(values, 1.0 - beyond),
         }
     };
     StrategyForecast {
@@ -131,7 +161,24 @@ fn of_outcomes(strategy: Strategy, outcomes: &[Outcome]) -> StrategyForecast {
         // The stop is the last of them.
         rounds: expected(&|outcome| outcome.report.rounds.len().saturating_sub(1) as f64),
         completes: completed.len() as f64 / outcomes.len() as f64,
+        typical_rounds: typical_rounds(&shown),
     }
+}
+
+/// The rounds of the outcome in the middle, by its total time.
+fn typical_rounds(outcomes: &[&Outcome]) -> Vec<TypicalRound> {
+    let mut sorted = outcomes.to_vec();
+    sorted.sort_by(|a, b| a.report.total_ms.total_cmp(&b.report.total_ms));
+    let Some(typical) = sorted.get(sorted.len().saturating_sub(1) / 2) else {
+        return Vec::new();
+    };
+    let rounds = typical.report.rounds.iter().take(MOST_ROUNDS);
+    let round = |round: &RoundReport| TypicalRound {
+        pages: round.pages_sent,
+        bytes: round.bytes,
+        ms: round.ms,
+    };
+    rounds.map(round).collect()
 }
 
 /// An interval that reaches `share` of the value up and down, or further.

@@ -5,9 +5,11 @@ use std::time::Duration;
 use vmferry_core::forecast::{Expected, Forecast, Goal, StrategyForecast};
 use vmferry_core::report::{CpuSeconds, Outcome};
 use vmferry_core::sampling::Coverage;
-use vmferry_core::{Encoding, MigrationRequest, PageBitmap, PageRun, RamBlock, RamLayout, Strategy};
+use vmferry_core::{
+    DiskRequest, Encoding, MigrationRequest, PageBitmap, PageRun, RamBlock, RamLayout, Strategy,
+};
 use vmferry_forecast::experience::{Experience, Quantity};
-use vmferry_forecast::history::Record;
+use vmferry_forecast::history::{Beside, Record};
 use vmferry_forecast::model::Setting;
 use vmferry_forecast::score::Score;
 use vmferry_forecast::simulated::{ForecastError, Wish, forecast};
@@ -107,6 +109,16 @@ fn a_guest_that_writes_much_is_better_moved_by_post_copy_and_one_that_does_not_n
     assert!((stop.bytes_on_wire.likely / data - 1.0).abs() < 0.05, "{stop:?}");
     assert!(stop.total_ms.low < stop.total_ms.likely && stop.total_ms.likely < stop.total_ms.high);
     assert!(pre_copy.bytes_on_wire.likely > 1.4 * data, "{pre_copy:?}");
+    let rounds = &pre_copy.typical_rounds;
+    assert!(
+        pre_copy.rounds.holds(rounds.len() as f64 - 1.0) && rounds[0].pages > rounds[1].pages,
+        "{rounds:?}"
+    );
+    let of_rounds: u64 = rounds.iter().map(|round| round.bytes).sum();
+    assert!(
+        (of_rounds as f64 / pre_copy.bytes_on_wire.likely - 1.0).abs() < 0.2,
+        "{rounds:?}"
+    );
     let still = forecast_of(
         0,
         Goal::Downtime(Duration::from_millis(50)),
@@ -166,6 +178,7 @@ fn expected(strategy: Strategy, total_ms: f64) -> StrategyForecast {
         slow_down_percent: about(3.0),
         rounds: about(3.0),
         completes: 1.0,
+        typical_rounds: Vec::new(),
     }
 }
 
@@ -182,6 +195,7 @@ fn record(setting: u64, strategy: Strategy, factor: f64) -> Record {
         recommended: Strategy::PostCopyPush,
         why: String::new(),
         strategies,
+        simulated: Vec::new(),
         simulations: 40,
         basis: format!("setting {setting}"),
     };
@@ -189,7 +203,7 @@ fn record(setting: u64, strategy: Strategy, factor: f64) -> Record {
     Record {
         id: format!("{setting}-{strategy}"),
         vm: "web".into(),
-        to: "b".into(),
+        to: format!("b{setting}"),
         ended_unix_ms: setting,
         backend: "synth".into(),
         strategy: strategy.name().into(),
@@ -206,6 +220,7 @@ fn record(setting: u64, strategy: Strategy, factor: f64) -> Record {
         downtime_ms: 20.0 * factor,
         cpu_seconds: CpuSeconds::default(),
         same: None,
+        beside: Beside::default(),
         forecast: Some(forecast),
     }
 }
@@ -283,4 +298,182 @@ fn experience_moves_and_widens_the_next_forecast_and_little_of_it_changes_nothin
     // A forecast that was always right becomes surer, but not without end.
     let sure = apply(&past(40, |_| 1.0));
     assert!(sure.low > before.low && sure.low < 1000.0, "{sure:?}");
+}
+
+/// What is always simulated as 1000 ms and always takes 1200: what was corrected once is not learned from as if it were simulated.
+#[test]
+fn experience_of_corrected_forecasts_goes_on_to_correct_the_simulation() {
+    let mut records: Vec<Record> = Vec::new();
+    let mut likely = 0.0;
+    let mut held = Vec::new();
+    for turn in 0..60u64 {
+        // Noise of 2 %, from one end to the other in an order that looks like none.
+        let noise = ((turn * 37 % 60) as f64 / 59.0 - 0.5) * 0.04;
+        let measured = 1200.0 * (1.0 + noise);
+        let simulated = expected(Strategy::PreCopy, 1000.0);
+        let mut corrected = simulated.clone();
+        Experience::of(&records).apply(&mut corrected);
+        likely = corrected.total_ms.likely;
+        held.push(corrected.total_ms.holds(1200.0));
+        let plain = record(turn, Strategy::PreCopy, 1.0);
+        records.push(Record {
+            total_ms: measured,
+            forecast: Some(Forecast {
+                strategies: vec![corrected],
+                simulated: vec![simulated],
+                ..plain.forecast.unwrap()
+            }),
+            ..plain
+        });
+    }
+    assert!((1150.0..1210.0).contains(&likely), "{likely}");
+    let held = held[20..].iter().filter(|held| **held).count();
+    assert!(held >= 32, "{held} of 40");
+    // The score is of what was said, not of what was simulated.
+    let bias = Score::of(&records[20..]).unwrap().quantities[0].bias;
+    assert!(bias.abs() < 0.05, "{bias}");
+}
+
+#[test]
+fn a_forecast_keeps_what_was_simulated_beside_what_it_was_corrected_to() {
+    let past: Vec<Record> = (0..20).map(|n| record(n, Strategy::PreCopy, 1.5)).collect();
+    let raw = forecast_of(8, Goal::Total, &Experience::default());
+    let corrected = forecast_of(8, Goal::Total, &Experience::of(&past));
+    assert_eq!(corrected.simulated, raw.simulated);
+    let of = |forecast: &Forecast| forecast.of(Strategy::PreCopy).unwrap().total_ms.likely;
+    assert!(of(&corrected) > 1.3 * of(&raw));
+    let simulated = corrected.simulated_of(Strategy::PreCopy).unwrap();
+    assert_eq!(simulated.total_ms.likely, of(&raw));
+    let mut value = serde_json::to_value(&corrected).unwrap();
+    value.as_object_mut().unwrap().remove("simulated");
+    let old: Forecast = serde_json::from_value(value).unwrap();
+    assert_eq!(
+        old.simulated_of(Strategy::PreCopy),
+        corrected.of(Strategy::PreCopy)
+    );
+}
+
+#[test]
+fn what_moved_more_than_memory_teaches_forecasts_nothing_and_is_no_test_of_them() {
+    let beside = [
+        Beside {
+            disks: true,
+            ..Beside::default()
+        },
+        Beside {
+            reuse: true,
+            ..Beside::default()
+        },
+        Beside {
+            verify: true,
+            ..Beside::default()
+        },
+    ];
+    for beside in beside {
+        let records: Vec<Record> = (0..20)
+            .map(|n| Record {
+                beside,
+                ..record(n, Strategy::PreCopy, 50.0)
+            })
+            .collect();
+        assert_eq!(Experience::of(&records).migrations(), 0);
+        assert_eq!(Score::of(&records), None);
+    }
+}
+
+#[test]
+fn a_forecast_says_what_it_is_without_and_of_how_few_simulations_it_is() {
+    let of = |request: &MigrationRequest<()>, simulations| {
+        let wish = Wish {
+            request,
+            goal: Goal::Total,
+            strategies: &[Strategy::StopAndCopy],
+            simulations,
+            seed: 1,
+        };
+        let path = PathModel::typical(125e6, 0.2);
+        forecast(&trace(1), &path, &wish, &Experience::default(), |_| ())
+            .unwrap()
+            .basis
+    };
+    let with_disks = MigrationRequest {
+        disks: Some(DiskRequest::default()),
+        ..request()
+    };
+    let basis = of(&with_disks, 19);
+    assert!(
+        basis.ends_with("; memory only; disks are not included"),
+        "{basis}"
+    );
+    let basis = of(&request(), 12);
+    assert!(basis.contains("85% of the cases"), "{basis}");
+    let basis = of(&request(), 19);
+    assert!(!basis.contains("cases") && !basis.contains("memory"), "{basis}");
+}
+
+fn goal_of(score: &Score, goal: Goal) -> &vmferry_forecast::score::GoalScore {
+    score.recommended.iter().find(|score| score.goal == goal).unwrap()
+}
+
+/// A daemon gives its records no setting, and each of its migrations has a forecast of its own.
+#[test]
+fn a_recommended_strategy_that_failed_was_run_and_was_the_worst() {
+    let mut records = Vec::new();
+    for (index, strategy) in [
+        Strategy::StopAndCopy,
+        Strategy::PreCopy,
+        Strategy::Hybrid,
+        Strategy::PostCopyPush,
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let mut forecast = record(0, Strategy::PreCopy, 1.0).forecast.unwrap();
+        forecast.strategies.push(expected(Strategy::Hybrid, 1800.0));
+        forecast.basis = format!("migration {index}");
+        records.push(Record {
+            strategy: strategy.name().into(),
+            forecast: Some(forecast),
+            ..record(0, Strategy::PreCopy, 1.0)
+        });
+    }
+    let score = Score::of(&records).unwrap();
+    let total = goal_of(&score, Goal::Total);
+    assert_eq!((total.settings, total.forecasts), (1, 4));
+    records[3].outcome = Outcome::Failed;
+    let score = Score::of(&records).unwrap();
+    let total = goal_of(&score, Goal::Total);
+    assert_eq!(
+        (total.settings, total.forecasts, total.best, total.as_good),
+        (1, 4, 0, 0)
+    );
+    // What the operator cancelled was not run, and of a setting in which all failed there is no best.
+    records[3].outcome = Outcome::Cancelled;
+    let score = Score::of(&records).unwrap();
+    assert_eq!(goal_of(&score, Goal::Total).forecasts, 3);
+    for record in &mut records {
+        record.outcome = Outcome::Failed;
+    }
+    records.push(record(7, Strategy::PreCopy, 1.0));
+    assert_eq!(Score::of(&records).unwrap().recommended, []);
+}
+
+#[test]
+fn migrations_of_other_guests_destinations_or_limits_are_of_other_settings() {
+    let three = || {
+        [Strategy::StopAndCopy, Strategy::PreCopy, Strategy::PostCopyPush]
+            .map(|strategy| record(1, strategy, 1.0))
+    };
+    assert_eq!(Score::of(&three()).unwrap().recommended.len(), 5);
+    let changes: [fn(&mut Record); 4] = [
+        |record| record.vm = "other".into(),
+        |record| record.to = "other".into(),
+        |record| record.encoding = "lz4".into(),
+        |record| record.setting.source_percent = Some(20.0),
+    ];
+    for change in changes {
+        let mut records = three();
+        change(&mut records[1]);
+        assert_eq!(Score::of(&records).unwrap().recommended, []);
+    }
 }

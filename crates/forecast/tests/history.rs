@@ -3,7 +3,7 @@
 use std::fs;
 
 use vmferry_core::report::{CpuSeconds, Outcome};
-use vmferry_forecast::history::{History, HistoryError, Kept, Record, observations};
+use vmferry_forecast::history::{Beside, History, HistoryError, Kept, Record, observations};
 use vmferry_forecast::model::Setting;
 
 fn record(number: u64) -> Record {
@@ -30,6 +30,7 @@ fn record(number: u64) -> Record {
         downtime_ms: 20.0,
         cpu_seconds: CpuSeconds::default(),
         same: None,
+        beside: Beside::default(),
         forecast: None,
     }
 }
@@ -132,7 +133,15 @@ fn only_what_completed_and_went_on_alone_teaches_and_by_its_data() {
         total_ms: 2560.0,
         ..record(3)
     };
-    let kinds = observations(&[record(0), failed, crowded, small]);
+    let with_disks = Record {
+        beside: Beside {
+            disks: true,
+            ..Beside::default()
+        },
+        total_ms: 90_000.0,
+        ..record(4)
+    };
+    let kinds = observations(&[record(0), failed, crowded, small, with_disks]);
     assert_eq!(kinds.len(), 1);
     let (kind, observations) = kinds.first_key_value().unwrap();
     assert_eq!(kind.to_string(), "memory-write:40, pre-copy, synth, raw");
@@ -147,6 +156,11 @@ fn records_of_other_versions_are_understood_as_far_as_they_go() {
     let mut value = serde_json::to_value(record(1)).unwrap();
     value["new"] = 5.into();
     value.as_object_mut().unwrap().remove("workload");
-    let read: Record = serde_json::from_value(value).unwrap();
+    let read: Record = serde_json::from_value(value.clone()).unwrap();
     assert_eq!(read.workload, None);
+    // What moved memory alone says nothing of it, as records did before.
+    assert_eq!(value.get("beside"), None);
+    value["beside"] = serde_json::json!({ "disks": true });
+    let read: Record = serde_json::from_value(value).unwrap();
+    assert!(read.beside.disks && !read.beside.verify && read.ms_per_mib().is_none());
 }

@@ -487,5 +487,6 @@ fn expected(strategy: Strategy, chooser: &mut Chooser) -> StrategyForecast {
         slow_down_percent: up_to(1.0),
         rounds: up_to([0.0, 2.0, 100.0][chooser.below(3) as usize]),
         completes: 1.0,
+        typical_rounds: Vec::new(),
     }
 }

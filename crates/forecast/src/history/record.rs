@@ -9,6 +9,7 @@ use vmferry_core::forecast::Forecast;
 use vmferry_core::report::{CpuSeconds, Outcome, Report};
 use vmferry_core::workload::Workload;
 
+use super::Beside;
 use crate::model::{Observation, Setting};
 
 /// A migration that ended, seen from its source.
@@ -54,6 +55,9 @@ pub struct Record {
     /// Migrations of which this is the same are alike in everything but their strategy, where somebody saw to that.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub same: Option<String>,
+    /// What it did beside moving memory; nothing in records that were made before this was kept.
+    #[serde(default, skip_serializing_if = "Beside::is_nothing")]
+    pub beside: Beside,
     /// What was expected before it began.
     #[serde(default)]
     pub forecast: Option<Forecast>,
@@ -94,6 +98,7 @@ impl Record {
             downtime_ms: report.downtime_ms,
             cpu_seconds: report.cpu_seconds,
             same: None,
+            beside: Beside::asked(request),
             forecast: report.forecast.clone(),
         }
     }
@@ -108,10 +113,12 @@ impl Record {
         }
     }
 
-    /// Milliseconds for each MiB that held data: what guests of several sizes have in common.
+    /// Milliseconds for each MiB that held data: what guests of several sizes have in common. None where time went into
+    /// something else.
     pub fn ms_per_mib(&self) -> Option<f64> {
         let mib = self.data_bytes as f64 / f64::from(1 << 20);
         let usable = self.outcome == Outcome::Completed && self.total_ms > 0.0 && mib > 0.0;
+        let usable = usable && self.beside.is_nothing();
         usable.then(|| self.total_ms / mib)
     }
 }
@@ -140,8 +147,8 @@ impl fmt::Display for Kind {
     }
 }
 
-/// What each kind of migration teaches about time: those that completed and went on alone, in milliseconds for each MiB of
-/// data.
+/// What each kind of migration teaches about time: those that completed, went on alone and moved nothing but memory, in
+/// milliseconds for each MiB of data.
 pub fn observations(records: &[Record]) -> BTreeMap<Kind, Vec<Observation>> {
     let mut kinds: BTreeMap<Kind, Vec<Observation>> = BTreeMap::new();
     for record in records.iter().filter(|record| record.together <= 1) {

@@ -3,7 +3,7 @@
 mod score;
 
 use std::io::IsTerminal as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -12,8 +12,10 @@ use clap::{Args, Subcommand};
 use indicatif::{ProgressBar, ProgressStyle};
 use vmferry_core::forecast::{Expected, Forecast, Goal};
 use vmferry_core::{Encoding, Limits, Strategy};
+use vmferry_forecast::history::Beside;
 use vmferry_forecast::simulated::SIMULATIONS;
 use vmferry_lab::forecasting::{self, ForecastStep, ForecastWish, Past};
+use vmferry_trace::Trace;
 use vmferry_transport::Endpoint;
 
 use super::interrupts::Interrupts;
@@ -71,6 +73,9 @@ pub(crate) struct ForecastArgs {
     /// Most that all streams together send, as in 200mbit [default: no limit]
     #[arg(long, value_name = "RATE", value_parser = units::parse_bandwidth)]
     bandwidth: Option<u64>,
+    /// Most CPU that the streams of this host use, in percent of one core, as in 50% [default: no limit]
+    #[arg(long, value_name = "PERCENT", value_parser = units::parse_cpu)]
+    cpu: Option<u32>,
     /// Streams for pages; chosen from the number of cores where absent
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64))]
     streams: Option<u16>,
@@ -100,8 +105,8 @@ pub(super) fn run(common: &Common, args: &ForecastArgs) -> Result<ExitCode> {
         record: args.record,
         trace: args
             .trace
-            .as_ref()
-            .map(|file| trace::read(file, false))
+            .as_deref()
+            .map(|file| read_trace(file, vm))
             .transpose()?,
         past: &Past::default(),
         simulations: args.simulations as usize,
@@ -115,6 +120,19 @@ pub(super) fn run(common: &Common, args: &ForecastArgs) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// A trace of `vm`, or of another guest, which is said: it may well be the same under another name.
+fn read_trace(file: &Path, vm: &str) -> Result<Trace> {
+    let trace = trace::read(file, false)?;
+    let of = &trace.header.vm;
+    if of != vm {
+        eprintln!(
+            "{}: it was recorded of {of}; the forecast takes {vm} to do the same",
+            file.display()
+        );
+    }
+    Ok(trace)
+}
+
 /// A request with the forecast that it wants, by the strategy that was chosen where one was to be.
 pub(super) fn made(
     common: &Common,
@@ -126,6 +144,10 @@ pub(super) fn made(
     let Some(goal) = request.goal else {
         return Ok(request);
     };
+    let beside = Beside::asked(&request);
+    if !beside.is_nothing() {
+        eprintln!("the forecast is not of all that was asked for: {beside}");
+    }
     let wish = ForecastWish {
         vm,
         request: &request,
@@ -185,6 +207,7 @@ fn request(args: &ForecastArgs, to: &Endpoint) -> MigrateRequest {
             downtime: args.downtime.or(of_goal).unwrap_or(default.downtime),
             rounds: args.max_rounds.unwrap_or(default.rounds),
             bandwidth_bytes_per_s: args.bandwidth,
+            cpu_percent: args.cpu,
             ..default
         },
         streams: args.streams,
@@ -211,15 +234,13 @@ fn render(forecast: &Forecast) -> String {
         )
     };
     for of in &forecast.strategies {
-        let name = match (of.completes < 1.0, of.strategy == forecast.recommended) {
-            (true, _) => format!(
-                "{} (gives up in {:.0}%)",
-                of.strategy,
-                100.0 * (1.0 - of.completes)
-            ),
-            (false, true) => format!("{} *", of.strategy),
-            (false, false) => of.strategy.to_string(),
-        };
+        let mut name = of.strategy.to_string();
+        if of.completes < 1.0 {
+            name += &format!(" (gives up in {:.0}%)", 100.0 * (1.0 - of.completes));
+        }
+        if of.strategy == forecast.recommended {
+            name += " *";
+        }
         table.add_row([
             name,
             show(&of.total_ms, &units::millis),
@@ -263,12 +284,14 @@ mod tests {
             slow_down_percent: about(8.0),
             rounds: about(3.0),
             completes,
+            typical_rounds: Vec::new(),
         };
         let text = render(&Forecast {
             goal: Goal::Evict,
             recommended: Strategy::Hybrid,
             why: "it is away soonest".into(),
             strategies: vec![of(Strategy::PreCopy, 0.9), of(Strategy::Hybrid, 1.0)],
+            simulated: Vec::new(),
             simulations: 40,
             basis: "5.0 s of web".into(),
         });
