@@ -5,9 +5,11 @@ mod common;
 use std::time::Duration;
 
 use common::{Pair, assert_healthy, busy};
+use vmferry_core::forecast::Forecast;
 use vmferry_core::report::Outcome;
 use vmferry_core::{AtLimit, Limits, Strategy};
 use vmferry_guest::GuestState;
+use vmferry_guest_synth::{LoadConfig, SynthConfig};
 
 fn moves(strategy: Strategy, limits: Limits) -> vmferry_core::report::Report {
     moves_tuned(strategy, limits, vmferry_core::Tuning::default())
@@ -170,6 +172,60 @@ fn pre_copy_that_cannot_converge_goes_on_as_post_copy() {
         report.pages.resent > 0,
         "pages dirtied in the rounds cross again after the resume"
     );
+}
+
+/// A forecast of pre-copy that no migration keeps to.
+fn far_too_little() -> Forecast {
+    let least = serde_json::json!({"likely": 0.0, "low": 0.0, "high": 0.0});
+    let expected = serde_json::json!({
+        "strategy": "pre-copy", "total_ms": least, "execution_transfer_ms": least, "downtime_ms": least,
+        "bytes_on_wire": least, "slow_down_percent": least, "rounds": least, "completes": 1.0,
+    });
+    serde_json::from_value(serde_json::json!({
+        "goal": "balanced", "recommended": "pre-copy", "why": "a test wants it", "strategies": [expected], "simulations": 1,
+        "basis": "nothing",
+    }))
+    .unwrap()
+}
+
+#[test]
+fn auto_leaves_pre_copy_for_post_copy_once_reality_left_the_forecast() {
+    let pair = Pair::new();
+    // As fast as it can, so that no round leaves less than the one before for long.
+    let writes = LoadConfig::Write {
+        region_mib: 16,
+        rate_mib_per_s: None,
+    };
+    let config = SynthConfig {
+        loads: vec![writes],
+        ..busy()
+    };
+    let (vm, dir) = pair.launch("vm", &config);
+    let request = vmferry_runtime::Request {
+        auto: true,
+        forecast: Some(Box::new(far_too_little())),
+        limits: Limits {
+            // Never within reach of a guest that writes all the time.
+            downtime: Duration::from_micros(1),
+            ..Limits::default()
+        },
+        ..pair.request(Strategy::PreCopy)
+    };
+    let report = pair.migrate(vm, dir, request);
+    assert_eq!(report.outcome, Outcome::Completed, "{:?}", report.error);
+    let noted = |words: &str| report.notes.iter().any(|note| note.contains(words));
+    assert!(noted("reality left the forecast after"), "{:?}", report.notes);
+    assert!(noted("switched to post-copy after round"), "{:?}", report.notes);
+    let rounds = report.rounds.len();
+    assert!((2..=8).contains(&rounds), "{:?}", report.rounds);
+    assert!(
+        report.pages.resent > 0,
+        "what was dirtied in the last round crosses after the resume: {:?}",
+        report.pages
+    );
+    let verified = report.verified.expect("it was asked for");
+    assert_eq!((verified.pages, verified.mismatches), (16384, 0));
+    assert_healthy(&pair.destination, "vm");
 }
 
 #[test]
