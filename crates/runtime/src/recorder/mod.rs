@@ -24,6 +24,9 @@ use loads::Loads;
 pub const MAX_RECORDING: Duration = Duration::from_secs(24 * 3600);
 /// Shortest time between two scans.
 pub const MIN_INTERVAL: Duration = Duration::from_millis(1);
+/// A recording ends early when its samples take so many bytes of memory: what is written can be read again, its list of resident
+/// pages included.
+const MOST_SAMPLE_BYTES: u64 = vmferry_trace::MOST_BYTES / 4 * 3;
 /// How often a guest that cannot be looked at is tried again.
 const PATIENCE: Duration = Duration::from_millis(100);
 
@@ -191,6 +194,7 @@ pub fn record(
         trace: Trace::new(header(vm, plan), PageSet::from_bitmap(&resident)),
         tracker: None,
         cpu_used: None,
+        sample_bytes: 0,
         began: Instant::now(),
         vm,
         plan,
@@ -254,6 +258,8 @@ struct Recorder<'a> {
     dirty: PageBitmap,
     looked_at: PageBitmap,
     cpu_used: Option<Duration>,
+    /// What the samples take of memory.
+    sample_bytes: u64,
     began: Instant,
 }
 
@@ -266,7 +272,7 @@ impl Recorder<'_> {
         let mut problem = None;
         loop {
             let now = self.began.elapsed();
-            if now >= self.plan.length {
+            if now >= self.plan.length || self.sample_bytes >= MOST_SAMPLE_BYTES {
                 return problem.map_or(Ok(()), Err);
             }
             let at = self.recording.next_look().min(self.plan.length);
@@ -350,6 +356,7 @@ impl Recorder<'_> {
         self.contents.written(self.vm.ram(), &self.dirty);
         let pages_per_s = sample.dirty_pages() as f64 / sample.length().as_secs_f64().max(1e-6);
         if sample.end_us > sample.start_us {
+            self.sample_bytes += sample.memory_bytes();
             self.trace.samples.push(sample);
         }
         self.contents.look(self.vm.ram());
