@@ -35,7 +35,8 @@ pub(crate) struct DestinationHost<'a> {
     /// What the guest will access next, in its own time, and up to when that is known.
     accesses: VecDeque<Access>,
     known_until: Duration,
-    service_us: Vec<f64>,
+    /// What faults took each, and how many took that.
+    service_us: Vec<(f64, u64)>,
     waited: Duration,
     pub(crate) cpu: Duration,
 }
@@ -172,8 +173,18 @@ impl<'a> DestinationHost<'a> {
         self.events.push_back(answer);
     }
 
-    /// Units are in place.
+    /// Units that were pushed are in place.
     pub(crate) fn taken_in(&mut self, runs: &[PageRun], agenda: &mut Agenda, guest: &mut Guest<'_>) {
+        self.in_place(runs, 1, agenda, guest);
+    }
+
+    /// A unit that was demanded is in place: there was a fault at each of its pages, one after the other.
+    pub(crate) fn answered(&mut self, unit: u64, agenda: &mut Agenda, guest: &mut Guest<'_>) {
+        self.in_place(&[PageRun::single(unit)], self.units.per(), agenda, guest);
+    }
+
+    /// These units are; if the guest waited for one of them, at `faults` faults.
+    fn in_place(&mut self, runs: &[PageRun], faults: u64, agenda: &mut Agenda, guest: &mut Guest<'_>) {
         let pages: u64 = runs.iter().map(|run| run.count).sum::<u64>() * self.units.per();
         self.cpu += ns(self.path.receive_ns_per_page, pages as f64);
         if !self.switched || self.missing.is_empty() {
@@ -186,7 +197,8 @@ impl<'a> DestinationHost<'a> {
             && !self.missing.contains(unit)
         {
             let took = agenda.now.saturating_sub(since);
-            self.service_us.push(took.as_secs_f64() * 1e6);
+            self.service_us
+                .push((took.as_secs_f64() * 1e6 / faults as f64, faults));
             self.waited += took;
             self.waits_for = None;
             guest.start(agenda.now);

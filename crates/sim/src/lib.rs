@@ -15,6 +15,7 @@
 //! agent. Other guests of the hosts, unless the path was measured beside them.
 #![forbid(unsafe_code)]
 
+mod background;
 mod destination;
 mod error;
 mod growth;

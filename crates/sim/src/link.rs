@@ -64,9 +64,12 @@ pub(crate) struct Stream {
 }
 
 impl Stream {
-    /// Whether it never had anything to do.
-    pub(crate) fn is_new(&self) -> bool {
-        self.taken_in.is_zero() && self.under_way.is_empty()
+    /// A stream that waits to be woken.
+    pub(crate) fn new() -> Self {
+        Self {
+            idle: true,
+            ..Self::default()
+        }
     }
 
     /// A batch of `bytes` arrives at `arrives` and takes the destination `takes`: when it is through with it.

@@ -7,15 +7,18 @@
 //! a long time keeps growing, as it did.
 
 use std::collections::VecDeque;
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use rand::{Rng as _, RngExt as _, SeedableRng as _};
 use rand_xoshiro::Xoshiro256PlusPlus;
 use vmferry_core::filter::Model;
 use vmferry_core::filter::states::{State, observe};
+use vmferry_core::sampling::Ready;
 use vmferry_core::{PageBitmap, PageRun, Tuning};
 use vmferry_trace::{Content, PageSet, Sample, Trace};
 
+use crate::background;
 use crate::error::SimError;
 use crate::growth::Growth;
 use crate::units::{Units, chance, mix};
@@ -47,6 +50,8 @@ pub(crate) struct Recorded {
     /// As many others that hold data, drawn by chance: a trace does not tell what is read.
     only_read: PageBitmap,
     growth: Growth,
+    /// What a sampler of the host learned of it, once that was asked for.
+    learned: OnceLock<Option<Ready>>,
 }
 
 #[derive(Debug)]
@@ -79,6 +84,7 @@ impl Recorded {
             written: PageBitmap::new(count),
             only_read: PageBitmap::new(count),
             growth: Growth::of(trace),
+            learned: OnceLock::new(),
         };
         trace
             .resident
@@ -145,6 +151,11 @@ impl Recorded {
 
     pub(crate) fn units(&self) -> Units {
         self.units
+    }
+
+    /// What the host's sampler knows when a migration begins ([`crate::background`]).
+    pub(crate) fn learned(&self) -> Option<Ready> {
+        self.learned.get_or_init(|| background::learned(self)).clone()
     }
 
     /// A guest that begins where the recording does.
@@ -314,27 +325,45 @@ impl<'a> Replay<'a> {
 
     /// The runs that `segment` writes.
     fn each_run(&self, segment: &Segment, mut each: impl FnMut(PageRun)) {
-        let recorded = self.recorded;
-        for run in recorded.samples[segment.sample].dirty.runs() {
+        for run in self.recorded.samples[segment.sample].dirty.runs() {
             match segment.shift {
-                Some(shift) if recorded.once.contains(run.first) => each(self.moved(run, shift)),
-                _ => each(run),
+                Some(shift) => self.each_moved(run, shift, &mut each),
+                None => each(run),
             }
         }
     }
 
-    /// `run` elsewhere in its region, where there is data.
+    /// `run` as another sample would have it: what of it was seen once only, elsewhere in its region. A long run is as long all the
+    /// same: a region's part of it stays within that region.
+    fn each_moved(&self, run: PageRun, shift: u64, each: &mut impl FnMut(PageRun)) {
+        let region_units = self.recorded.model.regions().run(0).count;
+        // What stays is in one piece, so that it is gone through in one go.
+        let mut stays: Option<PageRun> = None;
+        let mut rest = Some(run);
+        while let Some(run) = rest {
+            let (part, tail) = run.split_at(region_units - run.first % region_units);
+            rest = tail;
+            if self.recorded.once.contains(part.first) {
+                stays.take().into_iter().for_each(&mut *each);
+                each(self.moved(part, shift));
+            } else {
+                let first = stays.map_or(part.first, |stays| stays.first);
+                stays = Some(PageRun::new(first, part.end() - first));
+            }
+        }
+        stays.into_iter().for_each(each);
+    }
+
+    /// `run`, which lies within a region, elsewhere in it, where there is data.
     fn moved(&self, run: PageRun, shift: u64) -> PageRun {
         let regions = self.recorded.model.regions();
-        let region_units = regions.run(0).count;
-        let region = regions.run((run.first / region_units) as u32);
-        let count = run.count.min(region.count);
-        let places = region.count - count + 1;
+        let region = regions.run((run.first / regions.run(0).count) as u32);
+        let places = region.count - run.count + 1;
         let place = |attempt: u64| region.first + mix(shift ^ run.first ^ attempt << 56) % places;
         let first = (0..PLACES)
             .map(place)
             .find(|&first| self.recorded.data.contains(first));
-        first.map_or(run, |first| PageRun::new(first, count))
+        first.map_or(run, |first| PageRun::new(first, run.count))
     }
 
     fn reach(&mut self, until: Duration) {
@@ -410,4 +439,71 @@ fn next_in(set: &PageBitmap, from: u64) -> Option<u64> {
         .zip(first.into_iter().chain(rest))
         .find(|(_, word)| *word != 0)
         .map(|(index, word)| index as u64 * 64 + u64::from(word.trailing_zeros()))
+}
+
+#[cfg(test)]
+mod tests {
+    use vmferry_core::RamLayout;
+    use vmferry_core::sampling::Coverage;
+    use vmferry_trace::{Header, Plan};
+
+    use super::*;
+
+    const INTERVAL: Duration = Duration::from_millis(50);
+
+    /// A guest of 512 MiB, all of it data, so that a region has 512 pages.
+    fn recorded(samples: impl Iterator<Item = Vec<PageRun>>) -> Recorded {
+        let header = Header {
+            vm: "guest".into(),
+            backend: "synth".into(),
+            layout: RamLayout::single("ram", 512 << 20).unwrap(),
+            started_unix_ms: 0,
+            interval_us: INTERVAL.as_micros() as u64,
+            plan: Plan::Full,
+            page_cost_ns: 1250,
+            processors: 1,
+            pinned_io: false,
+            device_state_bytes: None,
+        };
+        let mut trace = Trace::new(header, PageSet::from_runs([PageRun::new(0, 131_072)]));
+        let samples = (0..).zip(samples).map(|(index, runs)| Sample {
+            start_us: index * 50_000,
+            end_us: (index + 1) * 50_000,
+            burst: 0,
+            coverage: Coverage::ALL,
+            dirty: PageSet::from_runs(runs),
+            cpu_us: None,
+        });
+        trace.samples.extend(samples);
+        Recorded::new(&trace, 1 << 20).unwrap()
+    }
+
+    #[test]
+    fn a_sequential_writer_goes_on_as_fast_beyond_the_recording() {
+        let recorded = recorded((0..20).map(|sample| vec![PageRun::new(sample * 5000, 5000)]));
+        let mut replay = recorded.replay(1);
+        let mut dirty = PageBitmap::new(recorded.pages());
+        replay.add_dirty(INTERVAL * 30, INTERVAL * 31, &mut dirty);
+        assert!((4000..=5000).contains(&dirty.count()), "{} pages", dirty.count());
+    }
+
+    #[test]
+    fn what_stays_where_it_was_stays_in_one_piece() {
+        // The first is seen twice, the second once.
+        let recorded = recorded(
+            [(300, 3000), (300, 3000), (9000, 100)]
+                .into_iter()
+                .map(|(first, count)| vec![PageRun::new(first, count)]),
+        );
+        let replay = recorded.replay(1);
+        let parts = |run| {
+            let mut parts = Vec::new();
+            replay.each_moved(run, 7, &mut |part| parts.push(part));
+            parts
+        };
+        assert_eq!(parts(PageRun::new(300, 3000)), [PageRun::new(300, 3000)]);
+        let moved = parts(PageRun::new(9000, 100));
+        assert_eq!(moved.len(), 1);
+        assert_eq!((moved[0].first / 512, moved[0].count), (9000 / 512, 100));
+    }
 }

@@ -22,6 +22,8 @@ const MESSAGE_BYTES: f64 = 96.0;
 /// A page that answers a fault.
 const ANSWER_BYTES: f64 = PAGE_SIZE as f64 + 32.0;
 const EPOCH: Epoch = Epoch(2);
+/// Demands of further pages of a unit that are simulated at most.
+const MOST_DEMANDS_AGAIN: f64 = 16.0;
 /// Streams where nothing is said, at most.
 const MOST_DEFAULT_STREAMS: f64 = 4.0;
 
@@ -53,6 +55,10 @@ pub(crate) struct SourceHost<'a> {
     pub(crate) tracking_cost: Duration,
     /// Share of a processor that each stream gets by the cap.
     cap: f64,
+    /// The same at the destination.
+    destination_cap: f64,
+    /// After this time without a demand the rest may be pushed.
+    drain_after: Duration,
 }
 
 impl<'a> SourceHost<'a> {
@@ -71,7 +77,11 @@ impl<'a> SourceHost<'a> {
             verify: false,
             epoch: EPOCH,
         };
-        let machine = Source::new(setup, request.policy(units.count(), None)).within(&request.limits);
+        let ready = match path.sampled {
+            true => recorded.learned(),
+            false => None,
+        };
+        let machine = Source::new(setup, request.policy(units.count(), ready)).within(&request.limits);
         let ram_bytes = units.pages() * PAGE_SIZE;
         let cache = match request.encoding.uses_delta() {
             true => request.delta_cache_bytes(ram_bytes),
@@ -82,7 +92,7 @@ impl<'a> SourceHost<'a> {
             units,
             recorded,
             path,
-            streams: (0..streams).map(|_| Stream::default()).collect(),
+            streams: (0..streams).map(|_| Stream::new()).collect(),
             open: false,
             chooser: Chooser::new(request.encoding, path.processors as usize),
             deltas: cache > 0,
@@ -98,9 +108,9 @@ impl<'a> SourceHost<'a> {
             switched: None,
             cpu: Duration::ZERO,
             tracking_cost: Duration::ZERO,
-            cap: request.limits.cpu_percent.map_or(1.0, |percent| {
-                (f64::from(percent) / 100.0 / streams as f64).min(1.0)
-            }),
+            cap: share_of_each(request.limits.cpu_percent, streams),
+            destination_cap: share_of_each(request.limits.cpu_destination_percent, streams),
+            drain_after: request.limits.drain_after,
         }
     }
 
@@ -136,9 +146,10 @@ impl<'a> SourceHost<'a> {
         self.inputs.push_back(event);
     }
 
+    /// The time has come, unless the driver is busy: it looks at the clock again when it is done.
     pub(crate) fn tick(&mut self, now: Duration) {
         self.next_tick = None;
-        if self.machine.deadline().is_some_and(|at| at <= now) {
+        if self.doing.is_none() && self.machine.deadline().is_some_and(|at| at <= now) {
             self.inputs.push_back(Event::Tick);
         }
     }
@@ -172,6 +183,9 @@ impl<'a> SourceHost<'a> {
     }
 
     fn wait_for_deadline(&mut self, agenda: &mut Agenda) {
+        if self.doing.is_some() {
+            return;
+        }
         if let Some(at) = self.machine.deadline()
             && self.next_tick.is_none_or(|next| at < next)
         {
@@ -376,7 +390,7 @@ impl<'a> SourceHost<'a> {
             false => self.path.receive_ns_per_page,
         };
         let takes = batch.decode + ns(placing, (pages * self.units.per()) as f64);
-        let takes = takes.div_f64(self.path.destination_cpu_share);
+        let takes = takes.div_f64(self.path.destination_cpu_share.min(self.destination_cap));
         let buffers = self.path.socket_buffer_bytes.max(batch.bytes / 2.0);
         let line = &mut self.streams[stream];
         let taken_in = line.sends(arrives, takes, batch.bytes);
@@ -422,10 +436,31 @@ impl<'a> SourceHost<'a> {
             });
             let there = wires.there.message(now, bytes);
             let installed = there + ns(self.path.install_ns_per_page, self.units.per() as f64);
-            agenda.at(installed + ms(self.path.fault_ms / 2.0), What::Answer(unit));
+            let further = self.further_faults();
+            let answered = installed + ms(self.path.fault_ms / 2.0) + further;
+            agenda.at(answered, What::Answer(unit));
+            self.demands_again(unit, further, agenda);
         }
         self.wake(agenda);
         self.commands.extend(self.machine.check_all_pushed());
+    }
+
+    /// What the faults at the other pages of a unit take beside their bytes ([`crate::units`]).
+    fn further_faults(&self) -> Duration {
+        let others = (self.units.per() - 1) as f64;
+        ms(self.path.rtt_ms + self.path.fault_ms).mul_f64(others)
+    }
+
+    /// The guest demands these pages too, in time that nobody takes it for silent.
+    fn demands_again(&self, unit: u64, further: Duration, agenda: &mut Agenda) {
+        if further.is_zero() {
+            return;
+        }
+        let silences = further.as_secs_f64() / self.drain_after.as_secs_f64().max(1e-9);
+        let again = (2.0 * silences).ceil().min(MOST_DEMANDS_AGAIN) as u32;
+        for demand in 1..=again {
+            agenda.at(agenda.now + further * demand / again, What::Demand(unit));
+        }
     }
 
     /// Streams that have nothing to do look again.
@@ -434,9 +469,7 @@ impl<'a> SourceHost<'a> {
             return;
         }
         for stream in 0..self.streams.len() {
-            // At first none has ever asked.
-            if self.streams[stream].idle || self.streams[stream].is_new() {
-                self.streams[stream].idle = true;
+            if self.streams[stream].idle {
                 agenda.at(agenda.now, What::StreamAsks(stream));
             }
         }
@@ -482,9 +515,17 @@ impl<'a> SourceHost<'a> {
             .map_or(self.path.device_state_bytes, |bytes| bytes as f64)
     }
 
-    /// Processor time as it takes by the clock, where others have the processors too.
+    /// Processor time as it takes by the clock, where others have the processors too. A cap takes nothing from a stream that
+    /// gets less than it allows.
     fn stretched(&self, cpu: Duration) -> Duration {
         let crowded = (self.streams.len() as f64 / self.path.processors).max(1.0);
-        cpu.mul_f64(crowded / self.path.cpu_share / self.cap)
+        cpu.div_f64((self.path.cpu_share / crowded).min(self.cap))
     }
+}
+
+/// The share of a processor that a cap, in percent of one, leaves each of `streams` page streams; 1 where there is none.
+fn share_of_each(percent: Option<u32>, streams: usize) -> f64 {
+    percent.map_or(1.0, |percent| {
+        (f64::from(percent) / 100.0 / streams as f64).min(1.0)
+    })
 }

@@ -4,6 +4,10 @@
 //! several pages in a row. It is dirty when one page of it, chosen by chance once and for all, is: scattered writes and
 //! dense ones scale alike, and so does a hot set, where "any page of it" would make a guest of scattered writes many times
 //! as busy.
+//!
+//! A guest that waits for a unit after its resume does so for each page of it, one after the other: a demand that is answered stands
+//! for as many faults, whose bytes cross at once and each of which takes a round trip ([`Units::per`] of them). One that finds the unit
+//! on its way already is one fault: the others find their pages in place.
 
 use vmferry_core::{PageBitmap, PageRun};
 

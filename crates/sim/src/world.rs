@@ -21,6 +21,8 @@ use crate::source::SourceHost;
 
 /// Things that happen in one migration at most.
 const MOST_STEPS: u64 = 200_000_000;
+/// Of these at one moment: time that stands still is a bug, and its agenda grows.
+const MOST_AT_ONCE: u64 = 10_000_000;
 /// Longest migration.
 const MOST_TIME: Duration = Duration::from_secs(30 * 24 * 3600);
 
@@ -194,13 +196,19 @@ impl<'a> World<'a> {
 
     pub(crate) fn run(mut self) -> Result<Outcome, SimError> {
         self.source.begin(&mut self.agenda, &mut self.wires)?;
+        let mut at_once = 0;
         for _ in 0..MOST_STEPS {
             if self.source.machine.ended().is_some() {
                 return Ok(self.outcome());
             }
+            let before = self.agenda.now;
             let Some(what) = self.agenda.next() else {
                 return Err(SimError::Broken("nothing happens any more".into()));
             };
+            at_once = if self.agenda.now > before { 0 } else { at_once + 1 };
+            if at_once > MOST_AT_ONCE {
+                return Err(SimError::Endless("10 million steps at one moment"));
+            }
             if self.agenda.now > MOST_TIME {
                 return Err(SimError::Endless("30 days"));
             }
@@ -233,7 +241,7 @@ impl<'a> World<'a> {
             What::ToDestination(event) => destination.input(event),
             What::Tick => source.tick(agenda.now),
             What::Demand(unit) => source.demanded(unit, agenda, wires),
-            What::Answer(unit) => destination.taken_in(&[PageRun::single(unit)], agenda, guest),
+            What::Answer(unit) => destination.answered(unit, agenda, guest),
             What::Access => destination.access(agenda, wires, guest),
         }
         source.work(agenda, wires, guest)?;
@@ -341,22 +349,42 @@ fn rounds_in_pages(mut rounds: Vec<RoundReport>, per: u64) -> Vec<RoundReport> {
     rounds
 }
 
-/// Faults that were served, for the report.
-pub(crate) fn fault_report(mut service_us: Vec<f64>) -> FaultReport {
-    service_us.sort_by(f64::total_cmp);
+/// Faults that were served, for the report: what they took each, and how many took that.
+pub(crate) fn fault_report(mut service_us: Vec<(f64, u64)>) -> FaultReport {
+    service_us.sort_by(|a, b| a.0.total_cmp(&b.0));
+    let count: u64 = service_us.iter().map(|(_, faults)| faults).sum();
     let quantile = |q: f64| {
-        let index = (service_us.len() as f64 * q) as usize;
-        service_us
-            .get(index.min(service_us.len().saturating_sub(1)))
-            .copied()
-            .unwrap_or(0.0)
+        let mut before = (count as f64 * q) as u64;
+        let within = service_us.iter().find(|(_, faults)| {
+            let found = before < *faults;
+            before = before.saturating_sub(*faults);
+            found
+        });
+        within.or(service_us.last()).map_or(0.0, |(took_us, _)| *took_us)
     };
     FaultReport {
-        count: service_us.len() as u64,
-        network: service_us.len() as u64,
+        count,
+        network: count,
         local: 0,
         p50_us: quantile(0.5),
         p99_us: quantile(0.99),
-        max_us: service_us.last().copied().unwrap_or(0.0),
+        max_us: quantile(1.0),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn faults_are_reported_by_their_number() {
+        let report = fault_report(vec![(500.0, 1), (10.0, 90), (20.0, 9)]);
+        assert_eq!((report.count, report.network), (100, 100));
+        assert_eq!(
+            (report.p50_us, report.p99_us, report.max_us),
+            (10.0, 500.0, 500.0)
+        );
+        assert_eq!(fault_report(vec![(10.0, 90), (20.0, 10)]).p99_us, 20.0);
+        assert_eq!(fault_report(Vec::new()).max_us, 0.0);
     }
 }

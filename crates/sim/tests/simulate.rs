@@ -2,10 +2,12 @@
 
 mod common;
 
+use std::time::Duration;
+
 use common::{guest, looping, sampled};
 use vmferry_core::report::Outcome as Ended;
 use vmferry_core::{MigrationRequest, PageRun, Strategy};
-use vmferry_sim::{Outcome, PathModel, simulate, simulate_many};
+use vmferry_sim::{CodecCosts, Outcome, PathModel, Simulator, simulate, simulate_many};
 use vmferry_trace::Trace;
 
 const MIB: u64 = 1 << 20;
@@ -148,4 +150,141 @@ fn a_trace_without_samples_and_a_path_without_a_link_are_refused() {
     let mut nonsense = request(Strategy::PreCopy);
     nonsense.limits.rounds = 0;
     assert!(simulate(&trace, &nonsense, &gigabit(), 1).is_err());
+}
+
+#[test]
+fn a_timeout_that_comes_while_the_driver_is_busy_is_heard_of_when_it_is_done() {
+    let trace = sampled(guest(512 * MIB, 250 * MIB), 20, |_| Vec::new());
+    let mut asked = request(Strategy::PreCopy);
+    // Tracking is armed from 151.0 to 160.1 ms.
+    asked.limits.timeout = Some(Duration::from_millis(155));
+    let report = simulate(&trace, &asked, &gigabit(), 1).unwrap().report;
+    assert_eq!(report.outcome, Ended::Failed, "{report:?}");
+    assert!(
+        (155.0..165.0).contains(&report.total_ms),
+        "{} ms",
+        report.total_ms
+    );
+}
+
+#[test]
+fn a_stream_does_one_thing_at_a_time() {
+    let trace = sampled(guest(128 * MIB, 64 * MIB), 20, |_| Vec::new());
+    let path = PathModel {
+        codecs: CodecCosts {
+            lz4: 100.0,
+            ..CodecCosts::default()
+        },
+        ..gigabit()
+    };
+    for streams in [1, 2] {
+        let asked = MigrationRequest {
+            encoding: "lz4".parse().unwrap(),
+            streams: Some(streams),
+            ..request(Strategy::StopAndCopy)
+        };
+        let report = simulate(&trace, &asked, &path, 1).unwrap().report;
+        let there_was_s = report.total_ms / 1e3 * f64::from(streams);
+        assert!(
+            report.cpu_seconds.source <= there_was_s * 1.01,
+            "{streams} streams used {} s of {there_was_s} s",
+            report.cpu_seconds.source
+        );
+    }
+}
+
+#[test]
+fn the_destinations_processors_are_capped_too() {
+    let trace = sampled(guest(128 * MIB, 64 * MIB), 20, |_| Vec::new());
+    // 43 % of a core take pages in at that rate.
+    let path = PathModel::typical(1.25e9, 0.2);
+    let total_ms = |strategy, percent| {
+        let mut asked = request(strategy);
+        asked.limits.cpu_destination_percent = percent;
+        simulate(&trace, &asked, &path, 1).unwrap().report.total_ms - path.prepare_ms
+    };
+    let free = total_ms(Strategy::PreCopy, None);
+    for (percent, times) in [(5, 5.0..10.0), (1000, 0.99..1.01)] {
+        let capped = total_ms(Strategy::PreCopy, Some(percent));
+        assert!(
+            times.contains(&(capped / free)),
+            "{percent} %: {capped} ms, else {free}"
+        );
+    }
+    let pushed = total_ms(Strategy::PostCopyPush, Some(5)) / total_ms(Strategy::PostCopyPush, None);
+    assert!(pushed > 4.0, "also after the resume: {pushed} times");
+}
+
+/// Writes from page 1000 on: all of a region in order, and one page in eight of as large a region in no order.
+fn dense_and_scattered(sample: u64) -> Vec<PageRun> {
+    let dense = PageRun::new(1000 + sample * 800 % 16_000, 800);
+    let scattered = (0..400).map(|at| PageRun::single(20_000 + (sample * 400 + at) * 7919 % 32_000));
+    std::iter::once(dense).chain(scattered).collect()
+}
+
+#[test]
+fn coarser_units_have_as_many_faults_and_wait_as_long_for_them() {
+    let trace = sampled(guest(512 * MIB, 250 * MIB), 100, dense_and_scattered);
+    let fine = Simulator::new(&trace).unwrap();
+    let coarse = Simulator::with_units(&trace, 512 * 256 / 8).unwrap();
+    assert_eq!((fine.pages_per_unit(), coarse.pages_per_unit()), (1, 8));
+    // Demand paging alone is simulated as it is page by page. Who pushes does so in larger pieces, so that the guest finds what it waits
+    // for on its way more or less often.
+    for (strategy, near) in [
+        (Strategy::PostCopy, 0.95..1.05),
+        (Strategy::PostCopyPush, 0.6..1.6),
+        (Strategy::Hybrid, 0.6..1.6),
+        (Strategy::HybridLearning, 0.6..1.6),
+    ] {
+        for rtt_ms in [0.2, 5.0] {
+            let path = PathModel { rtt_ms, ..gigabit() };
+            let [fine, coarse] =
+                [&fine, &coarse].map(|simulator| simulator.run(&request(strategy), &path, 1).unwrap());
+            let waited = coarse.waited_for_pages_ms / fine.waited_for_pages_ms;
+            assert!(near.contains(&waited), "{strategy}, {rtt_ms} ms: {waited} times");
+            let [fine, coarse] = [fine, coarse].map(|outcome| outcome.report.faults);
+            let faults = coarse.count as f64 / fine.count as f64;
+            if strategy == Strategy::PostCopy {
+                assert!(near.contains(&faults), "{rtt_ms} ms: {faults} times as many");
+                assert!((coarse.p50_us / fine.p50_us - 1.0).abs() < 0.05, "{coarse:?}");
+            }
+            assert!(
+                (0.5..4.0).contains(&faults),
+                "{strategy}, {rtt_ms} ms: {faults} times as many"
+            );
+        }
+    }
+}
+
+#[test]
+fn a_guest_that_the_host_samples_is_not_learned_first() {
+    let trace = looping(
+        guest(512 * MIB, 250 * MIB),
+        40,
+        PageRun::new(1000, 100 * 256),
+        20_000,
+    );
+    let unknown = gigabit();
+    let known = PathModel {
+        sampled: true,
+        ..gigabit()
+    };
+    let run = |strategy, path| simulate(&trace, &request(strategy), path, 1).unwrap().report;
+    let notes = |report: &vmferry_core::report::Report| report.notes.join("; ");
+
+    let [learns, knows] = [&unknown, &known].map(|path| run(Strategy::HybridLearning, path));
+    let saved_ms = learns.total_ms - knows.total_ms;
+    assert!((700.0..1300.0).contains(&saved_ms), "{saved_ms} ms");
+    assert!(
+        notes(&knows).contains("by the host's sampler"),
+        "{}",
+        notes(&knows)
+    );
+
+    let [anew, tried] = [&unknown, &known].map(|path| run(Strategy::PreCopyFilter, path));
+    assert!(!notes(&anew).contains("sampler"), "{}", notes(&anew));
+    assert!(notes(&tried).contains("tries the model of"), "{}", notes(&tried));
+
+    let [one, other] = [&unknown, &known].map(|path| run(Strategy::PreCopy, path));
+    assert_eq!(one.total_ms, other.total_ms, "the others have no use for it");
 }

@@ -28,12 +28,15 @@ pub(crate) fn guest(ram_bytes: u64, data_bytes: u64) -> Trace {
 /// The same that dirties what `sample` says, in one burst of `count` samples.
 pub(crate) fn sampled(mut trace: Trace, count: u64, sample: impl Fn(u64) -> Vec<PageRun>) -> Trace {
     for index in 0..count {
+        let mut runs = sample(index);
+        runs.sort_by_key(|run| run.first);
+        runs.dedup();
         trace.samples.push(Sample {
             start_us: index * INTERVAL_US,
             end_us: (index + 1) * INTERVAL_US,
             burst: 0,
             coverage: Coverage::ALL,
-            dirty: PageSet::from_runs(sample(index)),
+            dirty: PageSet::from_runs(runs),
             cpu_us: None,
         });
     }
