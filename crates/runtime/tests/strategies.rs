@@ -207,6 +207,8 @@ fn auto_leaves_pre_copy_for_post_copy_once_reality_left_the_forecast() {
         limits: Limits {
             // Never within reach of a guest that writes all the time.
             downtime: Duration::from_micros(1),
+            // Rounds long enough that the guest gets to run in each, on a machine with other things to do.
+            bandwidth_bytes_per_s: Some(100_000_000),
             ..Limits::default()
         },
         ..pair.request(Strategy::PreCopy)
