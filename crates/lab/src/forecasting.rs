@@ -12,7 +12,7 @@ use vmferry_core::Strategy;
 use vmferry_core::forecast::{Forecast, Goal};
 use vmferry_core::report::{Outcome, Report};
 use vmferry_forecast::experience::Experience;
-use vmferry_forecast::history::Record;
+use vmferry_forecast::history::{Beside, Record};
 use vmferry_forecast::simulated::{self, ForecastError, Wish};
 use vmferry_sim::PathModel;
 use vmferry_trace::{Trace, TraceError};
@@ -98,11 +98,12 @@ pub fn forecast(
     wish: &ForecastWish<'_>,
     mut watch: impl FnMut(ForecastStep) -> bool,
 ) -> Result<Forecast, ForecastingError> {
+    // Asked before the recording, which sets the host's sampler aside.
+    let guest = client.guest(wish.vm)?;
     let trace = match &wish.trace {
         Some(trace) => trace.clone(),
         None => record(client, wish, &mut watch)?,
     };
-    let guest = client.guest(wish.vm)?;
     if guest.ram_bytes != trace.header.ram_bytes() {
         return Err(TraceError::Nonsense(format!(
             "it is of a guest of {} MiB, and {} has {}",
@@ -114,7 +115,11 @@ pub fn forecast(
     }
     let past = past(client, wish.past, &guest.backend)?;
     let path = path(client, &wish.request.to, &mut watch)?;
-    let path = path_of_guest(path, &guest.backend, &past.reports);
+    let learned = guest.learned.as_ref().and_then(|learned| learned.fits);
+    let path = PathModel {
+        sampled: learned == Some(true),
+        ..path_of_guest(path, &guest.backend, &past.reports)
+    };
     let experience = Experience::of(&past.records);
     let strategies = strategies(client, wish.vm);
     let asked = Wish {
@@ -202,8 +207,11 @@ fn past(client: &Client, beside: &Past, backend: &str) -> Result<Past, Forecasti
     past.reports
         .extend(stored.filter_map(|stored| serde_json::from_value(stored.report).ok()));
     past.records.retain(|record| record.backend == backend);
-    past.reports
-        .retain(|report| report.backend == backend && report.outcome == Outcome::Completed);
+    past.reports.retain(|report| {
+        report.backend == backend
+            && report.outcome == Outcome::Completed
+            && Beside::reported(report).is_nothing()
+    });
     let oldest = past.reports.len().saturating_sub(MOST_REPORTS);
     past.reports.drain(..oldest);
     Ok(past)

@@ -59,8 +59,9 @@ pub(crate) struct MigrateArgs {
     goal: Option<Goal>,
     /// Forecast the migration before it begins, also where --strategy is named; the report keeps what was expected
     ///
-    /// The guest is recorded for --record, as by `vmferry trace`, and the path measured where it was not lately. What such
-    /// forecasts were worth says `vmferry forecast score`.
+    /// The guest is recorded for --record, as by `vmferry trace`, and the path measured where it was not lately. A forecast is of
+    /// memory: what disks (--with-disks), --reuse and --verify take or spare is not in it. What such forecasts were worth says
+    /// `vmferry forecast score`.
     #[arg(long)]
     forecast: bool,
     /// How long to record the guest for a forecast

@@ -92,8 +92,8 @@ impl LocalHost {
             .collect();
         match path.learn_from(&reports) {
             0 => notes.push(
-                "what stopping, saving and loading a guest take is typical of QEMU: no migration from here was \
-                 completed yet"
+                "what stopping, saving and loading a guest take is typical of QEMU: no migration from here that moved \
+                 memory alone was completed yet"
                     .into(),
             ),
             count => notes.push(format!(
