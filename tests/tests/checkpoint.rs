@@ -128,6 +128,26 @@ fn direct_io_is_part_of_the_moment() {
     scene.guest.console.assert_healthy(3);
 }
 
+/// With a balloon the kernel tells of every drop of pages, and changes no protection until that was heard: our own drops, of all
+/// memory just when most writes are held up, stand in nobody's way.
+#[test]
+fn a_balloon_costs_no_checkpoint() {
+    need!(Qemu, Root, Userfaultfd);
+    let _turn = shared_turn();
+    let dir = tempfile::tempdir().unwrap();
+    let args = ["-smp", "2", "-device", "virtio-balloon-pci"];
+    let scene = Scene::new(dir.path(), "write:48:200,write:48:200", &args);
+    let mut session = scene.session();
+    session.watch().unwrap();
+    for _ in 0..12 {
+        thread::sleep(Duration::from_millis(100));
+        scene.take(&mut session);
+        assert!(!session.is_broken());
+    }
+    drop(session);
+    scene.guest.console.assert_healthy(3);
+}
+
 /// As a user does it: one, then one after the other, then no more; and what is refused meanwhile.
 #[test]
 fn the_command_takes_one_and_a_series() {
