@@ -71,6 +71,9 @@ pub(crate) struct SimulateArgs {
     /// How pages cross, as for migrate
     #[arg(long, value_name = "ENCODING", default_value_t)]
     encoding: Encoding,
+    /// As if the host's sampler knew the guest already: hybrid-learning does not learn first, pre-copy-filter has a model to try
+    #[arg(long)]
+    sampled: bool,
     /// Also draw it, as SVG
     #[arg(long, value_name = "OUT")]
     svg: Option<PathBuf>,
@@ -111,7 +114,8 @@ struct Answer<'a> {
 }
 
 pub(super) fn run(common: &Common, args: &SimulateArgs) -> Result<ExitCode> {
-    let path = path(common, args)?;
+    let mut path = path(common, args)?;
+    path.sampled |= args.sampled;
     path.check()?;
     let trace = trace::read(&args.trace, args.partial)?;
     let simulator = Simulator::new(&trace)?;
