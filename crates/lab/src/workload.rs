@@ -233,7 +233,7 @@ impl Workload {
     }
 
     /// Waits until what runs in the guest at `address` answers, and starts its clients in `namespace`; none where it has none.
-    /// `alive` says, again and again, whether the guest still runs.
+    /// Clients take no answer within `patience` for an error. `alive` says, again and again, whether the guest still runs.
     ///
     /// # Errors
     /// When the guest ends, or does not answer.
@@ -242,6 +242,7 @@ impl Workload {
         address: Ipv4Addr,
         namespace: &Namespace,
         interrupt: &Interrupt,
+        patience: Duration,
         mut alive: impl FnMut() -> Result<()>,
     ) -> Result<Option<Load>> {
         let Some(unit) = self.unit() else {
@@ -254,17 +255,23 @@ impl Workload {
         let mib_to_bytes = |mib: u64| mib << 20;
         let stream = match self {
             Self::Memcached(server) => {
-                return server.start(Protocol::Memcached, address, namespace).map(Some);
+                return server
+                    .start(Protocol::Memcached, address, patience, namespace)
+                    .map(Some);
             }
-            Self::Redis(server) => return server.start(Protocol::Redis, address, namespace).map(Some),
+            Self::Redis(server) => {
+                return server
+                    .start(Protocol::Redis, address, patience, namespace)
+                    .map(Some);
+            }
             Self::Tpcc {
                 connections,
                 transactions_per_s,
                 ..
             } => {
                 let rate = transactions_per_s.map_or(f64::from(u32::MAX), f64::from);
-                let load =
-                    Load::order_and_pay(guest(address, POSTGRES_PORT), *connections, rate, Some(namespace));
+                let server = guest(address, POSTGRES_PORT);
+                let load = Load::order_and_pay(server, *connections, rate, patience, Some(namespace));
                 return load.map(Some);
             }
             Self::NetSend {} => Stream::FromGuest,
@@ -273,7 +280,8 @@ impl Workload {
             },
             _ => Stream::Progress,
         };
-        Load::follow(stream, guest(address, WORK_PORT), unit, Some(namespace)).map(Some)
+        let address = guest(address, WORK_PORT);
+        Load::follow(stream, address, unit, patience, Some(namespace)).map(Some)
     }
 
     /// Whether it answers within so long.
@@ -292,7 +300,13 @@ impl Workload {
 }
 
 impl KeyValue {
-    fn start(&self, protocol: Protocol, address: Ipv4Addr, namespace: &Namespace) -> Result<Load> {
+    fn start(
+        &self,
+        protocol: Protocol,
+        address: Ipv4Addr,
+        patience: Duration,
+        namespace: &Namespace,
+    ) -> Result<Load> {
         let port = match protocol {
             Protocol::Memcached => MEMCACHED_PORT,
             Protocol::Redis => REDIS_PORT,
@@ -305,6 +319,7 @@ impl KeyValue {
             operations_per_s: self.operations_per_s.unwrap_or(u32::MAX),
             set_get: self.set_get,
             connections: self.connections,
+            patience,
         };
         Load::start(&settings, Some(namespace))
     }

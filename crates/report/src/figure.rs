@@ -1,9 +1,12 @@
 //! A figure on the page: what is said of it, plots, table, verdict.
 
+mod forecast_rounds;
 mod latency;
 mod models;
 mod over_time;
 mod panels;
+mod parallel;
+mod score;
 mod states;
 
 use maud::{Markup, html};
@@ -13,6 +16,8 @@ use vmferry_lab::bench::{Outcome, Results, papers};
 use crate::estimate::Case;
 use crate::table;
 use crate::verdict::{self, Reading};
+
+pub(crate) use score::{Bar, bars as asked_of_forecasts};
 
 /// The figure; `anchor` is its name on the page.
 pub(crate) fn figure(results: &Results, figure: &Figure, anchor: &str) -> Markup {
@@ -32,6 +37,8 @@ pub(crate) fn figure(results: &Results, figure: &Figure, anchor: &str) -> Markup
             .collect(),
         false => figure.metrics.clone(),
     };
+    // What a scenario needs no claims for: it is asked of all forecasts alike.
+    let asked = score::bars(results, figure);
     let plots = match figure.kind {
         FigureKind::Bars => panels::count(figure, &cases),
         _ => 0,
@@ -44,12 +51,16 @@ pub(crate) fn figure(results: &Results, figure: &Figure, anchor: &str) -> Markup
                 @if let Some(claim) = &figure.claim { p class="claim" { (claim) } }
                 p class="judgement" {
                     @match reading {
+                        _ if !asked.is_empty() => (score::judgement(&asked)),
                         Some(reading) => (reading.show()),
                         None => span class="verdict none" { "shown, not judged: the scenario states no bound" },
                     }
                     @if !measured { " " (not_measured(results, &cases)) }
                 }
                 @if let Some(why) = &figure.why { p class="why" { b { "Why: " } (why) } }
+                @if !asked.is_empty() {
+                    ul class="claims" { @for bar in &asked { (bar.show()) } }
+                }
                 @if !judged.is_empty() && measured {
                     ul class="claims" { @for it in &judged { (it.show()) } }
                 }
@@ -59,7 +70,7 @@ pub(crate) fn figure(results: &Results, figure: &Figure, anchor: &str) -> Markup
                 div class=(if plots == 1 { "single" } else { "several" }) {
                     (plots_of(results, figure, &cases, anchor))
                     @match figure.kind {
-                        FigureKind::Model => {}
+                        FigureKind::Model | FigureKind::Score | FigureKind::ForecastRounds | FigureKind::Parallel => {}
                         FigureKind::Trial => (models::trials(results, figure)),
                         FigureKind::Rounds => (over_time::rounds_tables(results, figure, &cases)),
                         _ => (table::figures(results, &cases, &metrics, figure.relative_to.as_deref())),
@@ -99,6 +110,9 @@ fn plots_of(results: &Results, figure: &Figure, cases: &[Case<'_>], anchor: &str
         FigureKind::Rounds => over_time::rounds(results, figure, cases, anchor),
         FigureKind::Table | FigureKind::Trial => html! {},
         FigureKind::Model => models::models(results, figure, anchor),
+        FigureKind::Score => score::score(results, figure, anchor),
+        FigureKind::ForecastRounds => forecast_rounds::tables(results, cases),
+        FigureKind::Parallel => parallel::tables(results, figure, cases),
     }
 }
 

@@ -9,7 +9,7 @@ use crate::estimate::{Case, Estimate};
 use crate::scenario::Section;
 use crate::side::Side;
 use crate::verdict::{self, Reading};
-use crate::{number, table};
+use crate::{figure, number, table};
 
 /// What is compared with QEMU's own migration.
 const METRICS: [&str; 7] = [
@@ -199,6 +199,7 @@ fn behind(sections: &[Section<'_>], comparisons: &[Comparison<'_>]) -> Markup {
     };
     let behind: Vec<_> = comparisons.iter().filter(behind).collect();
     let mut differing = Vec::new();
+    let mut missed = Vec::new();
     for section in sections {
         for (figure, anchor) in section.figures() {
             let judged = verdict::of(section.results, figure);
@@ -206,6 +207,9 @@ fn behind(sections: &[Section<'_>], comparisons: &[Comparison<'_>]) -> Markup {
                 .into_iter()
                 .filter(|it| matches!(it.reading, Reading::Differs { .. }));
             differing.extend(judged.map(|it| (section, anchor.clone(), figure.why.clone(), it)));
+            let bars = figure::asked_of_forecasts(section.results, figure).into_iter();
+            let bars = bars.filter(figure::Bar::is_missed);
+            missed.extend(bars.map(|bar| (section, anchor.clone(), figure.why.clone(), bar)));
         }
         let judged = section
             .beside()
@@ -214,7 +218,7 @@ fn behind(sections: &[Section<'_>], comparisons: &[Comparison<'_>]) -> Markup {
         differing.extend(judged.map(|it| (section, section.anchor.clone(), None, it)));
     }
     html! {
-        @if behind.is_empty() && differing.is_empty() {
+        @if behind.is_empty() && differing.is_empty() && missed.is_empty() {
             p { "Nothing of what was measured here." }
         }
         @if !behind.is_empty() {
@@ -228,6 +232,18 @@ fn behind(sections: &[Section<'_>], comparisons: &[Comparison<'_>]) -> Markup {
                         span class="found" {
                             a href={ "#" (it.section.anchor) } { (it.section.results.scenario) } ": " (it.guest) ", " (it.link)
                         }
+                    }
+                }
+            }
+        }
+        @if !missed.is_empty() {
+            h3 { "Asked of forecasts, but missed" }
+            ul class="claims" {
+                @for (section, anchor, why, bar) in missed {
+                    li {
+                        (bar.verdict()) ": " a href={ "#" (anchor) } { (bar.wanted) } ". "
+                        span class="found" { (section.results.scenario) ": " (bar.found()) }
+                        @if let Some(why) = why { span class="why" { " Why: " (why) } }
                     }
                 }
             }

@@ -9,7 +9,7 @@ use vmferry_guest::GuestSpec;
 use vmferry_guest_qemu::QemuConfig;
 use vmferry_lab::hosts::{last_lines, timed};
 use vmferry_lab::linux::{self, LinuxGuest};
-use vmferry_lab::load::{Load, Protocol, Record, SetGet, Settings};
+use vmferry_lab::load::{Load, PATIENCE, Protocol, Record, SetGet, Settings};
 use vmferry_lab::workload::KeyValue;
 use vmferry_lab::{Host, Interrupt, Topology, Workload};
 
@@ -71,6 +71,7 @@ impl Setup<'_> {
             operations_per_s: OPERATIONS_PER_S,
             set_get: SET_GET,
             connections: 1,
+            patience: PATIENCE,
         };
         let (load, filled) = timed(|| Load::start(&settings, Some(&self.topology.client)));
         let load = load?;

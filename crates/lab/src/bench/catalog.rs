@@ -6,7 +6,7 @@ use super::scenario::Scenario;
 use crate::error::{LabError, Result};
 
 /// Name and text of each.
-const SCENARIOS: [(&str, &str); 27] = [
+const SCENARIOS: [(&str, &str); 28] = [
     (
         "agent-allocation",
         include_str!("../../../../benches/scenarios/agent-allocation.toml"),
@@ -74,6 +74,10 @@ const SCENARIOS: [(&str, &str); 27] = [
     (
         "memory-written",
         include_str!("../../../../benches/scenarios/memory-written.toml"),
+    ),
+    (
+        "parallel",
+        include_str!("../../../../benches/scenarios/parallel.toml"),
     ),
     (
         "profile",

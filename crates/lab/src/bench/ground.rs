@@ -55,6 +55,8 @@ pub(super) struct Watched<'a> {
     pub(super) workload: Option<&'a Workload>,
     /// Its clients.
     pub(super) load: Option<&'a Load>,
+    /// How it was started, where it is synthetic.
+    pub(super) spec: Option<&'a GuestSpec>,
 }
 
 /// What two daemons are asked for.
@@ -76,7 +78,7 @@ impl Asked {
     /// Where the guest is in the end.
     pub(super) fn last_host(&self) -> usize {
         match self {
-            Self::Move(_) => 1,
+            Self::Move(_) | Self::Experiment(Experiment::Parallel { .. }) => 1,
             Self::MoveBack { .. } | Self::Experiment(_) => 0,
         }
     }
@@ -207,6 +209,7 @@ impl Ground {
                     hosts,
                     interrupt,
                     folder: self.folder.path(),
+                    spec: watched.spec,
                     limit,
                     client: client
                         .zip(watched.workload)

@@ -1,5 +1,6 @@
 //! Runs of a bench as migrations that models learn from.
 
+use vmferry_api::MigrateRequest;
 use vmferry_core::Workload;
 use vmferry_core::report::Report;
 use vmferry_core::workload::Class;
@@ -11,13 +12,34 @@ use super::results::{Results, Run};
 use super::scenario::{Guest, GuestKind};
 use crate::forecasting::Past;
 
-/// A record of each run that vmferry made.
+/// A record of each migration that vmferry made.
 pub fn records(results: &Results) -> Vec<Record> {
     results
         .runs
         .iter()
-        .filter_map(|run| record(results, run))
+        .flat_map(|run| records_of(results, run))
         .collect()
+}
+
+/// The records of a run: one, or one for each guest where several were moved at once.
+pub fn records_of(results: &Results, run: &Run) -> Vec<Record> {
+    match (&run.request, run.outcome.measured().map(|it| &it.account)) {
+        (Request::Experiment(experiment), Some(Account::Experiment(found))) => {
+            let reports = found.said.get("reports").cloned().unwrap_or_default();
+            // What is no report of a migration is a file's that an older version wrote.
+            let reports: Vec<Report> = serde_json::from_value(reports).unwrap_or_default();
+            let Some(request) = experiment.migration() else {
+                return Vec::new();
+            };
+            let together = u32::try_from(reports.len()).unwrap_or(u32::MAX);
+            let record = |(index, report)| Record {
+                id: format!("{}-{index}", id(results, run)),
+                ..of_report(results, run, &request, report, together)
+            };
+            reports.iter().enumerate().map(record).collect()
+        }
+        _ => record(results, run).into_iter().collect(),
+    }
 }
 
 /// What the runs so far teach about the next one, as a host that made them all would know it.
@@ -35,30 +57,44 @@ pub(super) fn past(results: &Results) -> Past {
     }
 }
 
-/// The record of a run, if vmferry made it and it has figures. The workload is the guest's, where the request does not name one.
+/// The record of a run that moved one guest, if vmferry made it and it has figures. The workload is the guest's, where the request does not name one.
 pub fn record(results: &Results, run: &Run) -> Option<Record> {
     let (Account::Vmferry(report), Request::Vmferry(request)) =
         (&run.outcome.measured()?.account, &run.request)
     else {
         return None;
     };
-    let key = &run.key;
-    let id = format!(
-        "{}-{}-{}-{}-{}",
-        results.scenario, key.guest, key.link, key.variant, key.repetition
-    );
-    let ended_unix_ms = run.started_unix_ms + (run.took_s * 1e3) as u64;
-    let guest = results
-        .content
-        .guests
-        .iter()
-        .find(|guest| guest.name == key.guest);
-    let record = Record::new(id, request, report, ended_unix_ms, 1);
+    let record = of_report(results, run, request, report, 1);
     Some(Record {
-        same: Some(format!("{}, {}", key.guest, key.link)),
-        workload: record.workload.or_else(|| guest.and_then(workload_of)),
+        same: Some(format!("{}, {}", run.key.guest, run.key.link)),
         ..record
     })
+}
+
+/// Tells a run from all others.
+fn id(results: &Results, run: &Run) -> String {
+    let key = &run.key;
+    format!(
+        "{}-{}-{}-{}-{}",
+        results.scenario, key.guest, key.link, key.variant, key.repetition
+    )
+}
+
+fn of_report(
+    results: &Results,
+    run: &Run,
+    request: &MigrateRequest,
+    report: &Report,
+    together: u32,
+) -> Record {
+    let ended_unix_ms = run.started_unix_ms + (run.took_s * 1e3) as u64;
+    let guests = &results.content.guests;
+    let guest = guests.iter().find(|guest| guest.name == run.key.guest);
+    let record = Record::new(id(results, run), request, report, ended_unix_ms, together);
+    Record {
+        workload: record.workload.or_else(|| guest.and_then(workload_of)),
+        ..record
+    }
 }
 
 /// What a guest does, as models call it: by its name where that is one of a workload (`cpu:40`), else by its load.

@@ -94,7 +94,11 @@ impl Workbench<'_> {
         let last = &hosts[request.last_host()];
         source.run(&spec)?;
         let counters = Counters::watch(hosts)?;
-        let (mut measured, moments) = self.act(run, ground, spec, Watched::default(), watch, || {
+        let watched = Watched {
+            spec: Some(&spec),
+            ..Watched::default()
+        };
+        let (mut measured, moments) = self.act(run, ground, spec.clone(), watched, watch, || {
             source.reset_gap(GUEST)
         })?;
         if measured.is_moved() {
@@ -131,14 +135,21 @@ impl Workbench<'_> {
         let alive = || ground.check_alive(GUEST);
         let load = linux::wait_for_text(ground, GUEST, folder, "vmferry-guest: ready", self.interrupt)
             .and_then(|()| {
-                guest
-                    .workload
-                    .start_clients(Seat::MOVED.address, &topology.client, self.interrupt, alive)
+                let patience = self.scenario.client_patience();
+                let workload = &guest.workload;
+                workload.start_clients(
+                    Seat::MOVED.address,
+                    &topology.client,
+                    self.interrupt,
+                    patience,
+                    alive,
+                )
             })
             .map_err(|error| with_console(error, &console))?;
         let watched = Watched {
             workload: Some(&guest.workload),
             load: load.as_ref(),
+            spec: None,
         };
         let moved = self.act(run, ground, spec, watched, watch, || Ok(()));
         let printed = std::fs::read(&console).unwrap_or_default();

@@ -35,7 +35,7 @@ use vmferry_core::report::Progress;
 pub use account::Account;
 pub use experiment::ExperimentReport;
 pub use fit::Dropped;
-pub use history::{record, records, workload_of};
+pub use history::{record, records, records_of, workload_of};
 pub use machine::Machine;
 pub use measure::Measured;
 pub use micro::{Compared, Function, Micro};

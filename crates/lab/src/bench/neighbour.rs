@@ -131,8 +131,12 @@ fn start_linux(
     host.run(&bench.spec(run, &guest.args(&image, folder)?)?)?;
     linux::wait_for_text(host, GUEST, folder, "vmferry-guest: ready", bench.interrupt)?;
     let alive = || host.check_alive(GUEST);
-    let load = guest
-        .workload
-        .start_clients(guest.seat.address, &topology.client, bench.interrupt, alive)?;
+    let load = guest.workload.start_clients(
+        guest.seat.address,
+        &topology.client,
+        bench.interrupt,
+        bench.scenario.client_patience(),
+        alive,
+    )?;
     Ok(load.map_or(Client::None, Client::Load))
 }

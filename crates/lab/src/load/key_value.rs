@@ -12,7 +12,7 @@ use rand_xoshiro::rand_core::{Rng as _, SeedableRng as _};
 use serde::{Deserialize, Serialize};
 
 use super::operate::{self, Client};
-use super::{Checked, TIMEOUT, Worker, memcached, redis};
+use super::{Checked, Worker, memcached, redis};
 
 /// Requests under way while the values are stored for the first time.
 const FILL_WINDOW: usize = 16;
@@ -101,6 +101,8 @@ pub struct Settings {
     pub set_get: SetGet,
     /// Clients, each with a connection of its own.
     pub connections: u32,
+    /// How long they wait for an answer before that is an error.
+    pub patience: Duration,
 }
 
 /// A connection to a server that keeps values.
@@ -140,7 +142,7 @@ pub(super) fn prepare(settings: &Settings) -> io::Result<Vec<Worker>> {
     let clients = settings.connections.clamp(1, settings.values.max(1));
     let operations_per_s = f64::from(settings.operations_per_s) / f64::from(clients);
     let worker = |number: u32| -> io::Result<Worker> {
-        let mut store = settings.protocol.open(settings.address, TIMEOUT)?;
+        let mut store = settings.protocol.open(settings.address, settings.patience)?;
         let mut values = Values::new(settings, number, clients);
         values.fill(&mut *store)?;
         let client = KeyValueClient {
@@ -166,7 +168,10 @@ impl Client for KeyValueClient {
     fn operate(&mut self, choice: u64) -> io::Result<Checked> {
         let mut store = match self.store.take() {
             Some(store) => store,
-            None => self.settings.protocol.open(self.settings.address, TIMEOUT)?,
+            None => self
+                .settings
+                .protocol
+                .open(self.settings.address, self.settings.patience)?,
         };
         let SetGet { sets, gets } = self.settings.set_get;
         let index = (choice >> 32) as usize % self.values.versions.len();
@@ -301,7 +306,7 @@ pub(super) mod tests {
     use super::*;
     use crate::guards::Process;
     use crate::load::memcached::tests::server;
-    use crate::load::{Load, Record};
+    use crate::load::{Load, PATIENCE, Record};
 
     /// A server of the host's on loopback, or nothing where it is not installed. `arguments` tells it its port.
     pub(in crate::load) fn start(
@@ -319,7 +324,7 @@ pub(super) mod tests {
             return None;
         };
         let process = Process::new(child);
-        let end = Instant::now() + TIMEOUT;
+        let end = Instant::now() + PATIENCE;
         while TcpStream::connect(address).is_err() {
             assert!(Instant::now() < end, "{program} does not listen");
             thread::sleep(Duration::from_millis(5));
@@ -369,7 +374,7 @@ pub(super) mod tests {
                     let _ = stream.write_all(answer.as_bytes());
                 }
             });
-            let mut store = open(address, TIMEOUT).unwrap();
+            let mut store = open(address, PATIENCE).unwrap();
             assert!(store.get("key", &mut Vec::new()).is_err(), "{answer:?}");
             peer.join().unwrap();
         }
@@ -384,6 +389,7 @@ pub(super) mod tests {
             operations_per_s: 5000,
             set_get: SetGet { sets: 1, gets: 2 },
             connections: 1,
+            patience: PATIENCE,
         }
     }
 
@@ -465,7 +471,7 @@ pub(super) mod tests {
             ..settings(address)
         };
         let load = Load::start(&settings, None).unwrap();
-        let mut other = Protocol::Memcached.open(address, TIMEOUT).unwrap();
+        let mut other = Protocol::Memcached.open(address, PATIENCE).unwrap();
         for (key, value, description) in [(7, 1, "vmferry:7 differs"), (9, 0, "vmferry:9 has 0 bytes")] {
             let mut changed = Vec::new();
             write_value(&mut changed, key, value, if value == 0 { 0 } else { 1000 });

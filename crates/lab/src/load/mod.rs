@@ -30,8 +30,8 @@ use crate::error::{LabError, Result};
 use crate::namespace::Namespace;
 use crate::timeline::Timeline;
 
-/// How long the guest may keep a client waiting before that is an error.
-const TIMEOUT: Duration = Duration::from_secs(20);
+/// How long the guest may usually keep a client waiting before that is an error. Each load may have more patience.
+pub const PATIENCE: Duration = Duration::from_secs(20);
 /// After an error, before the client connects again.
 const PAUSE: Duration = Duration::from_millis(100);
 /// Wrong answers of which a description is kept.
@@ -110,10 +110,11 @@ impl Load {
         address: SocketAddr,
         connections: u32,
         transactions_per_s: f64,
+        patience: Duration,
         namespace: Option<&Namespace>,
     ) -> Result<Self> {
         let prepared = within(namespace, || {
-            tpcc::prepare(address, connections, transactions_per_s)
+            tpcc::prepare(address, connections, transactions_per_s, patience)
         })?;
         let (workers, last_check) = prepared.map_err(|source| LabError::Client {
             what: "connect to the database".into(),
@@ -122,19 +123,21 @@ impl Load {
         Self::spawn("transactions", workers, Some(last_check), namespace)
     }
 
-    /// Connects to a stream at `address` from inside `namespace` (or from here), and follows it. `unit` is what it counts.
+    /// Connects to a stream at `address` from inside `namespace` (or from here), and follows it. `unit` is what it counts; when nothing comes
+    /// for longer than `patience`, that is an error.
     pub(crate) fn follow(
         stream: Stream,
         address: SocketAddr,
         unit: &'static str,
+        patience: Duration,
         namespace: Option<&Namespace>,
     ) -> Result<Self> {
-        let connected = within(namespace, || connection::open(address, TIMEOUT))?;
+        let connected = within(namespace, || connection::open(address, patience))?;
         let connection = connected.map_err(|source| LabError::Client {
             what: "connect to the load".into(),
             source,
         })?;
-        let worker: Worker = Box::new(move |shared| stream.follow(connection, address, shared));
+        let worker: Worker = Box::new(move |shared| stream.follow(connection, address, patience, shared));
         Self::spawn(unit, vec![worker], None, namespace)
     }
 

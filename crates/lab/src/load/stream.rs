@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use rand_xoshiro::SplitMix64;
 use rand_xoshiro::rand_core::{Rng as _, SeedableRng as _};
 
-use super::{PAUSE, Shared, TIMEOUT, connection};
+use super::{PAUSE, Shared, connection};
 
 /// What is streamed is these bytes over and over: as in the guest's own program.
 const BLOCK: usize = 256 << 10;
@@ -35,13 +35,13 @@ pub(crate) enum Stream {
 
 impl Stream {
     /// Follows the stream until the load is stopped; a connection that is lost is made anew.
-    pub(super) fn follow(self, first: TcpStream, address: SocketAddr, shared: &Shared) {
+    pub(super) fn follow(self, first: TcpStream, address: SocketAddr, patience: Duration, shared: &Shared) {
         let mut first = Some(first);
         loop {
             shared.gate.enter();
             let connection = match first.take() {
                 Some(first) => Ok(first),
-                None => connection::open(address, TIMEOUT),
+                None => connection::open(address, patience),
             };
             let followed = connection.and_then(|stream| self.follow_one(&stream, shared));
             shared.gate.leave();
@@ -145,7 +145,7 @@ mod tests {
     use std::sync::mpsc;
 
     use super::*;
-    use crate::load::{Load, Record};
+    use crate::load::{Load, PATIENCE, Record};
 
     fn guest(act: impl FnOnce(TcpListener) + Send + 'static) -> SocketAddr {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -155,7 +155,7 @@ mod tests {
     }
 
     fn wait_until(load: &Load, what: impl Fn(&Record) -> bool) {
-        let end = Instant::now() + TIMEOUT;
+        let end = Instant::now() + PATIENCE;
         while !what(&load.record()) {
             assert!(Instant::now() < end, "{:?}", load.record().descriptions);
             thread::sleep(Duration::from_millis(5));
@@ -178,7 +178,7 @@ mod tests {
             until.recv().unwrap();
             stream.write_all(&505u64.to_le_bytes()).unwrap();
         });
-        let load = Load::follow(Stream::Progress, address, "pages", None).unwrap();
+        let load = Load::follow(Stream::Progress, address, "pages", PATIENCE, None).unwrap();
         wait_until(&load, |record| record.operations == 35);
         load.shared.stop.store(true, std::sync::atomic::Ordering::Relaxed);
         again.send(()).unwrap();
@@ -188,13 +188,34 @@ mod tests {
     }
 
     #[test]
+    fn a_guest_that_stands_still_is_an_error_to_clients_of_less_patience_only() {
+        let still = || {
+            guest(|listener| {
+                for mut stream in listener.incoming().flatten() {
+                    thread::spawn(move || {
+                        let _ = stream.write_all(&1u64.to_le_bytes());
+                        thread::sleep(Duration::from_millis(500));
+                        let _ = stream.write_all(&6u64.to_le_bytes());
+                        thread::sleep(Duration::from_secs(5));
+                    });
+                }
+            })
+        };
+        let follow = |patience| Load::follow(Stream::Progress, still(), "pages", patience, None).unwrap();
+        let (patient, other) = (follow(PATIENCE), follow(Duration::from_millis(100)));
+        wait_until(&other, |record| record.failures > 0);
+        wait_until(&patient, |record| record.operations == 5);
+        assert_eq!(patient.record().failures, 0);
+    }
+
+    #[test]
     fn a_total_that_falls_is_an_error() {
         let address = guest(|listener| {
             for mut stream in listener.incoming().flatten() {
                 let _ = [8u64, 7].map(|total| stream.write_all(&total.to_le_bytes()));
             }
         });
-        let load = Load::follow(Stream::Progress, address, "pages", None).unwrap();
+        let load = Load::follow(Stream::Progress, address, "pages", PATIENCE, None).unwrap();
         wait_until(&load, |record| record.failures > 0);
         assert!(load.record().descriptions[0].contains("less than before: 7 after 8"));
     }
@@ -210,7 +231,7 @@ mod tests {
             block[1000] ^= 1;
             while stream.write_all(&block).is_ok() {}
         });
-        let load = Load::follow(Stream::FromGuest, address, "bytes", None).unwrap();
+        let load = Load::follow(Stream::FromGuest, address, "bytes", PATIENCE, None).unwrap();
         wait_until(&load, |record| record.wrong_values > 0);
         let record = load.stop();
         assert!(
@@ -236,7 +257,7 @@ mod tests {
         let stream = Stream::ToGuest {
             bytes_per_s: Some(2 << 20),
         };
-        let load = Load::follow(stream, address, "bytes", None).unwrap();
+        let load = Load::follow(stream, address, "bytes", PATIENCE, None).unwrap();
         wait_until(&load, |record| record.operations == BLOCK as u64 + 10);
         let (taken, took) = told.recv().unwrap();
         let block = block();

@@ -13,7 +13,7 @@ use rand_xoshiro::rand_core::{Rng as _, SeedableRng as _};
 
 use super::operate::{self, Client};
 use super::postgres::Connection;
-use super::{Checked, Shared, TIMEOUT, Worker};
+use super::{Checked, Shared, Worker};
 
 /// What there is of each, as in the guest image's tables.
 const WAREHOUSES: u64 = 4;
@@ -58,13 +58,15 @@ pub(super) fn prepare(
     address: SocketAddr,
     connections: u32,
     transactions_per_s: f64,
+    patience: Duration,
 ) -> io::Result<(Vec<Worker>, Worker)> {
     let books = Arc::new(Books::default());
     let rate = transactions_per_s / f64::from(connections);
     let worker = |number: u32| -> io::Result<Worker> {
         let terminal = Terminal {
             address,
-            connection: Some(Connection::open(address, TIMEOUT)?),
+            patience,
+            connection: Some(Connection::open(address, patience)?),
             books: Arc::clone(&books),
         };
         Ok(Box::new(move |shared| {
@@ -73,7 +75,7 @@ pub(super) fn prepare(
     };
     let workers: io::Result<Vec<_>> = (0..connections).map(worker).collect();
     let workers = workers?;
-    let mut auditor = Connection::open(address, TIMEOUT)?;
+    let mut auditor = Connection::open(address, patience)?;
     let books = Arc::clone(&books);
     let last = move |shared: &Shared| {
         if let Err(error) = audit(&mut auditor, &books, shared) {
@@ -108,6 +110,7 @@ fn audit(connection: &mut Connection, books: &Books, shared: &Shared) -> io::Res
 /// One client.
 struct Terminal {
     address: SocketAddr,
+    patience: Duration,
     connection: Option<Connection>,
     books: Arc<Books>,
 }
@@ -116,7 +119,7 @@ impl Client for Terminal {
     fn operate(&mut self, choice: u64) -> io::Result<Checked> {
         let mut connection = match self.connection.take() {
             Some(connection) => connection,
-            None => Connection::open(self.address, TIMEOUT)?,
+            None => Connection::open(self.address, self.patience)?,
         };
         let transaction = Transaction::choose(choice);
         let entry = match &transaction {

@@ -1,6 +1,8 @@
 //! What was measured over what was expected: a forecast that is right lies on the diagonal, and its interval crosses it.
 
 use maud::{Markup, html};
+use vmferry_forecast::experience::Quantity;
+use vmferry_forecast::score::Score;
 
 use super::{file, place};
 
@@ -34,6 +36,51 @@ pub struct CalibrationPoint {
     pub measured: f64,
 }
 
+/// A panel for each quantity of a score.
+pub fn calibration_panels(score: &Score) -> Vec<CalibrationPanel> {
+    let panel = |quantity: Quantity| {
+        let (unit, size) = match quantity {
+            Quantity::BytesOnWire => ("MiB", f64::from(1 << 20)),
+            _ => ("ms", 1.0),
+        };
+        let points = score.points.iter().filter(|point| point.quantity == quantity);
+        CalibrationPanel {
+            name: quantity.name().to_owned(),
+            unit,
+            points: points
+                .map(|point| CalibrationPoint {
+                    expected: point.expected.likely / size,
+                    low: point.expected.low / size,
+                    high: point.expected.high / size,
+                    measured: point.measured / size,
+                })
+                .collect(),
+        }
+    };
+    Quantity::ALL.map(panel).into()
+}
+
+/// A panel as part of a page, which has the style. `id` is of its own there.
+pub(crate) fn calibration_panel(panel: &CalibrationPanel, id: &str) -> Markup {
+    let (title_id, description_id) = (format!("{id}-t"), format!("{id}-d"));
+    let (top, height) = (TOP - 36.0, SIDE + 72.0);
+    html! {
+        svg id=(id) class="plot" viewBox={ "0 " (place(top)) " " (place(LEFT + SIDE + 20.0)) " " (place(height)) } role="img"
+            aria-labelledby={ (title_id) " " (description_id) } {
+            title id=(title_id) { (panel.name) ": measured over expected" }
+            desc id=(description_id) { (held(panel)) }
+            (draw(panel))
+        }
+    }
+}
+
+/// How many of its intervals hold, in words.
+fn held(panel: &CalibrationPanel) -> String {
+    let holds = |point: &&CalibrationPoint| (point.low..=point.high).contains(&point.measured);
+    let held = panel.points.iter().filter(holds).count();
+    format!("{}: {held} of {} intervals hold", panel.name, panel.points.len())
+}
+
 /// Panels beside each other, two in a row, on logarithmic scales.
 pub fn calibration_svg(title: &str, panels: &[CalibrationPanel]) -> String {
     let panels: Vec<_> = panels.iter().filter(|panel| !panel.points.is_empty()).collect();
@@ -44,19 +91,8 @@ pub fn calibration_svg(title: &str, panels: &[CalibrationPanel]) -> String {
             }
         }
     };
-    let held = panels.iter().map(|panel| {
-        let held = panel
-            .points
-            .iter()
-            .filter(|point| (point.low..=point.high).contains(&point.measured));
-        format!(
-            "{}: {} of {} intervals hold",
-            panel.name,
-            held.count(),
-            panel.points.len()
-        )
-    });
-    let description = held.collect::<Vec<_>>().join("; ");
+    let said: Vec<_> = panels.iter().map(|panel| held(panel)).collect();
+    let description = said.join("; ");
     file(
         PANEL * panels.len().div_ceil(2) as f64 + 20.0,
         title,
@@ -83,12 +119,12 @@ fn draw(panel: &CalibrationPanel) -> Markup {
         @for power in (low as i32)..=(high as i32) {
             @let value = 10f64.powi(power);
             path class="grid" d={ "M" (x(value)) " " (top) "V" (bottom) "M" (left) " " (y(value)) "H" (right) } {}
-            text class="small" x=(x(value)) y=(place(TOP + SIDE + 14.0)) text-anchor="middle" { (value) }
-            text class="small" x=(place(LEFT - 5.0)) y=(y(value)) text-anchor="end" { (value) }
+            text class="small tick" x=(x(value)) y=(place(TOP + SIDE + 14.0)) text-anchor="middle" { (value) }
+            text class="small tick" x=(place(LEFT - 5.0)) y=(y(value)) text-anchor="end" { (value) }
         }
         path class="line second" d={ "M" (left) " " (bottom) "L" (right) " " (top) } {}
-        text class="small" x=(place(LEFT + SIDE / 2.0)) y=(place(TOP + SIDE + 30.0)) text-anchor="middle" { "expected, with its interval" }
-        text class="small" x=(left) y=(place(TOP - 24.0)) { "measured, upwards" }
+        text class="small tick" x=(place(LEFT + SIDE / 2.0)) y=(place(TOP + SIDE + 30.0)) text-anchor="middle" { "expected, with its interval" }
+        text class="small tick" x=(left) y=(place(TOP - 24.0)) { "measured, upwards" }
         @for point in &panel.points {
             @let held = (point.low..=point.high).contains(&point.measured);
             path class="whisker" d={ "M" (x(point.low)) " " (y(point.measured)) "H" (x(point.high)) } {}

@@ -6,7 +6,8 @@ mod trace;
 
 use maud::{Markup, PreEscaped, html};
 
-pub use calibration::{CalibrationPanel, CalibrationPoint, calibration_svg};
+pub(crate) use calibration::calibration_panel;
+pub use calibration::{CalibrationPanel, CalibrationPoint, calibration_panels, calibration_svg};
 pub use outcomes::{OutcomeRow, Span, outcomes_svg};
 pub use trace::trace_svg;
 

@@ -2,6 +2,7 @@
 
 mod agent;
 mod checkpoint;
+mod parallel;
 mod resume;
 
 pub(super) use checkpoint::take;
@@ -13,9 +14,10 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use vmferry_guest::GuestSpec;
 
 use super::scenario::Experiment;
-use crate::error::Result;
+use crate::error::{LabError, Result};
 use crate::guards::Interrupt;
 use crate::hosts::Host;
 use crate::load::Load;
@@ -47,6 +49,8 @@ pub(super) struct Bed<'a> {
     pub(super) interrupt: &'a Interrupt,
     /// Of the run.
     pub(super) folder: &'a Path,
+    /// The guest as it was started, where it is synthetic: more like it can be.
+    pub(super) spec: Option<&'a GuestSpec>,
     /// How long one step may take.
     pub(super) limit: Duration,
     /// Where clients of the guest are, and what they ask; absent where it has none.
@@ -76,6 +80,10 @@ impl Bed<'_> {
                 interval_s,
                 for_s,
             } => self.resume(*mode, *interval_s, *for_s)?,
+            Experiment::Parallel { guests, .. } => match experiment.migration() {
+                Some(request) => self.parallel(*guests, &request)?,
+                None => return Err(LabError::Missing("nothing to be moved".into())),
+            },
         };
         Ok(ExperimentReport {
             experiment: experiment.name().to_owned(),

@@ -7,6 +7,9 @@
 //! ```
 
 use serde::{Deserialize, Serialize};
+use vmferry_api::MigrateRequest;
+use vmferry_core::Strategy;
+use vmferry_core::encoding::{Codec, Encoding};
 use vmferry_core::resume::ResumeMode;
 
 use super::guest::{Guest, GuestKind};
@@ -41,7 +44,18 @@ pub enum Experiment {
         /// So long it is watched from the request on, seconds.
         for_s: f64,
     },
+    /// The guest and others like it are moved to the other host at once, by pre-copy with raw pages over one stream each. Guests are
+    /// synthetic ones.
+    Parallel {
+        /// How many, itself included.
+        guests: u32,
+        /// How much of a core of the source the page streams of all of them may use together, percent: each gets its part.
+        cpu_percent: u32,
+    },
 }
+
+/// Most guests that are moved at once: what two hosts on one machine bear.
+const MOST_GUESTS: u32 = 16;
 
 /// What the agent in a guest does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -62,7 +76,23 @@ impl Experiment {
             Self::Agent { .. } => "agent",
             Self::Checkpoint { .. } => "checkpoint",
             Self::Resume { .. } => "resume",
+            Self::Parallel { .. } => "parallel",
         }
+    }
+
+    /// The migration of each guest, where guests are moved; the destination is still to be filled in.
+    pub fn migration(&self) -> Option<MigrateRequest> {
+        let Self::Parallel { guests, cpu_percent } = self else {
+            return None;
+        };
+        let mut request = MigrateRequest::new("the other host", Strategy::PreCopy);
+        request.encoding = Encoding::Fixed {
+            codec: Codec::Raw,
+            delta: false,
+        };
+        request.streams = Some(1);
+        request.limits.cpu_percent = Some(cpu_percent / (*guests).max(1));
+        Some(request)
     }
 
     /// The guest as the experiment needs it; none where it does not suit.
@@ -70,11 +100,12 @@ impl Experiment {
         match self {
             // A synthetic guest has no agent, and counts for itself: after a resume less than before.
             Self::Agent { .. } | Self::Resume { .. } if guest.kind == GuestKind::Synth => None,
+            Self::Parallel { .. } if guest.kind == GuestKind::Qemu => None,
             Self::Agent { agent, .. } => Some(Guest {
                 agent: *agent != AgentUse::Absent,
                 ..guest.clone()
             }),
-            Self::Checkpoint { .. } | Self::Resume { .. } => Some(guest.clone()),
+            Self::Checkpoint { .. } | Self::Resume { .. } | Self::Parallel { .. } => Some(guest.clone()),
         }
     }
 
@@ -89,6 +120,17 @@ impl Experiment {
             Self::Resume {
                 interval_s, for_s, ..
             } => vec![("interval_s", *interval_s), ("for_s", *for_s)],
+            Self::Parallel { guests, cpu_percent } => {
+                if !(1..=MOST_GUESTS).contains(guests) {
+                    return Err(format!("guests is {guests}, expected 1 to {MOST_GUESTS}"));
+                }
+                if *cpu_percent == 0 || cpu_percent % guests != 0 {
+                    return Err(format!(
+                        "cpu_percent is {cpu_percent}, expected a whole part of it for each of {guests} guests"
+                    ));
+                }
+                Vec::new()
+            }
         };
         match times
             .into_iter()

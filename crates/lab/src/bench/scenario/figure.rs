@@ -6,7 +6,7 @@
 //! title = "Pages sent"
 //! source = ["data-filter Fig. 6"]   # see `papers`
 //! claim = "The filter sends far fewer pages where memory is written in a regular way."
-//! kind = "bars"                     # or "lines", "timeline", "latency", "distribution", "rounds", "states", "table"
+//! kind = "bars"                     # or "lines", "timeline", "latency", "distribution", "rounds", "states", "table", "score", ...
 //! metrics = ["pages_sent"]          # see `metric`
 //! ```
 //!
@@ -95,13 +95,28 @@ pub enum FigureKind {
     Model,
     /// How a model that learned from five settings does on the others.
     Trial,
+    /// What forecasts were worth: expected beside measured, and what is asked of them.
+    Score,
+    /// The rounds of pre-copy as they were simulated before the migration, beside those that it made.
+    ForecastRounds,
+    /// Migrations that went on at once, beside the bound that models of single ones set them from below.
+    Parallel,
 }
 
 impl FigureKind {
+    /// Whether it has tables of its own, and no metrics.
+    pub fn speaks_for_itself(self) -> bool {
+        matches!(
+            self,
+            Self::Model | Self::Trial | Self::Score | Self::ForecastRounds | Self::Parallel
+        )
+    }
+
     /// What its table has where the scenario does not say; of the others it has to.
     pub fn usual_metrics(self) -> &'static [&'static str] {
         match self {
-            Self::Bars | Self::Lines | Self::Rounds | Self::Table | Self::Model | Self::Trial => &[],
+            Self::Bars | Self::Lines | Self::Rounds | Self::Table => &[],
+            Self::Model | Self::Trial | Self::Score | Self::ForecastRounds | Self::Parallel => &[],
             Self::Timeline => &[
                 "operations_before_per_s",
                 "operations_during_per_s",
@@ -204,8 +219,7 @@ impl Figure {
                 "the id {id:?} of a figure is no link; write small letters, digits and dashes"
             ));
         }
-        let speaks_for_itself = matches!(self.kind, FigureKind::Model | FigureKind::Trial);
-        if self.metrics.is_empty() && self.kind.usual_metrics().is_empty() && !speaks_for_itself {
+        if self.metrics.is_empty() && self.kind.usual_metrics().is_empty() && !self.kind.speaks_for_itself() {
             return Err(format!("figure {id:?} has no metrics: it would show nothing"));
         }
         let known: BTreeSet<_> = scenario

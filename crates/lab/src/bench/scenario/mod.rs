@@ -52,6 +52,7 @@ mod options;
 mod variant;
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -65,6 +66,9 @@ pub use variant::Variant;
 
 use crate::error::{LabError, Result};
 use crate::link::Link;
+
+/// Shortest patience of clients: a busy guest answers within less.
+const LEAST_PATIENCE_S: f64 = 1.0;
 
 /// What a file says.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -90,6 +94,11 @@ pub struct Scenario {
     /// A run that takes longer failed, seconds.
     #[serde(default = "half_an_hour")]
     pub limit_s: f64,
+    /// How long clients wait for the guest before that is an error and the run failed, seconds. A guest that is stopped for as long, by a
+    /// migration with a small share of a CPU or of the link, is still the same guest. Runs that did not fail are the same with any
+    /// patience.
+    #[serde(default = "twenty_seconds", skip_serializing_if = "is_usual_patience")]
+    pub client_patience_s: f64,
     /// Links ([`Link`]): a rate as `tc` reads it or `none` for no limit, and a delay one way. Everything is measured at each.
     pub links: Vec<String>,
     /// Further options of `vmferry host`, without their dashes. Where absent, `no-sampling`: what is measured is measured
@@ -160,11 +169,12 @@ impl Scenario {
         self
     }
 
-    /// A number that scenarios have in common whose runs can stand beside each other: neither the repetitions count, nor what
-    /// is said and shown of them afterwards.
+    /// A number that scenarios have in common whose runs can stand beside each other: neither the repetitions count, nor the patience of
+    /// clients, nor what is said and shown of them afterwards.
     pub fn hash(&self) -> String {
         let same = Self {
             repetitions: 0,
+            client_patience_s: twenty_seconds(),
             title: String::new(),
             source: None,
             claims: Vec::new(),
@@ -173,6 +183,11 @@ impl Scenario {
         };
         let json = serde_json::to_string(&same).expect("a scenario has no map keys that are no strings");
         format!("{:016x}", xxhash_rust::xxh3::xxh3_64(json.as_bytes()))
+    }
+
+    /// How long clients wait for an answer before that is an error.
+    pub(crate) fn client_patience(&self) -> Duration {
+        Duration::from_secs_f64(self.client_patience_s)
     }
 
     /// A variant of strategy or peer `all` becomes one for each.
@@ -198,10 +213,17 @@ impl Scenario {
             ("warm_up_s", self.warm_up_s),
             ("cool_down_s", self.cool_down_s),
             ("limit_s", self.limit_s),
+            ("client_patience_s", self.client_patience_s),
         ] {
             if !(0.0..=86_400.0).contains(&seconds) {
                 return Err(format!("{what} is {seconds}, expected 0 to 86400"));
             }
+        }
+        if self.client_patience_s < LEAST_PATIENCE_S {
+            return Err(format!(
+                "client_patience_s is {}: clients would take every answer for a failure, expected {LEAST_PATIENCE_S} or more",
+                self.client_patience_s
+            ));
         }
         for link in &self.links {
             link.parse::<Link>().map_err(|error| error.to_string())?;
@@ -260,6 +282,15 @@ fn half_an_hour() -> f64 {
     1800.0
 }
 
+fn twenty_seconds() -> f64 {
+    20.0
+}
+
+/// What is usual is not written, so that it tells no scenario from others.
+fn is_usual_patience(seconds: &f64) -> bool {
+    *seconds == twenty_seconds()
+}
+
 #[cfg(test)]
 mod tests {
     use vmferry_core::Strategy;
@@ -312,6 +343,22 @@ at_most = 0.5
             ..scenario.clone()
         };
         assert_eq!(longer.hash(), scenario.hash());
+    }
+
+    #[test]
+    fn the_patience_of_clients_changes_no_run_that_succeeds() {
+        let scenario = Scenario::parse("small.toml", SMALL).unwrap();
+        assert_eq!(scenario.client_patience_s, 20.0);
+        assert!(
+            !serde_json::to_string(&scenario).unwrap().contains("patience"),
+            "runs of before are told by the same hash"
+        );
+        let text = SMALL.replace("links", "client_patience_s = 120\nlinks");
+        let patient = Scenario::parse("small.toml", &text).unwrap();
+        assert_eq!(
+            (patient.client_patience_s, patient.hash()),
+            (120.0, scenario.hash())
+        );
     }
 
     #[test]
@@ -378,6 +425,11 @@ at_most = 0.5
                 "title = \"small\"\nwarm_up_s = -1",
                 "warm_up_s",
             ),
+            (
+                "title = \"small\"",
+                "title = \"small\"\nclient_patience_s = 0",
+                "client_patience_s",
+            ),
             ("strategy = \"hybrid\"", "strategy = \"pre-copy\"", "\"pre-copy\""),
             ("variant = \"hybrid\"", "variant = \"hybird\"", "hybird"),
             ("at_most = 0.5", "", "at_most"),
@@ -440,6 +492,11 @@ at_most = 0.5
                 "load = \"write:64M\"",
                 "disk = { mib = 8, filled_mib = 1 }",
                 "no disk of its own",
+            ),
+            (
+                "strategy = \"hybrid\"",
+                "name = \"hybrid\"\nexperiment = { kind = \"parallel\", guests = 4, cpu_percent = 10 }",
+                "cpu_percent is 10",
             ),
             (
                 "variant = \"hybrid\"",
