@@ -33,6 +33,8 @@ const RECORDED: Duration = Duration::from_secs(5);
 /// A guest that has just started does other things than it will do.
 const SETTLE: Duration = Duration::from_secs(3);
 const MIB: f64 = (1 << 20) as f64;
+/// So many rounds are compared one by one: later ones are made by few runs.
+const ROUNDS: usize = 3;
 
 fn main() -> Result<()> {
     let mut output = Output::from_args()?;
@@ -125,6 +127,7 @@ fn compare(
     drop(pair);
     for strategy in STRATEGIES {
         let (mut total, mut bytes) = (Figures::default(), Figures::default());
+        let mut rounds: [Figures; ROUNDS] = Default::default();
         for _ in 0..runs {
             let (pair, vm) = make();
             let link = Link::to(&pair.endpoint);
@@ -138,6 +141,7 @@ fn compare(
             let real = completed(pair.migrate(&vm, request))?;
             side_by_side(strategy, &simulated, &real);
             errors.add(&simulated, &real);
+            compare_rounds(&mut rounds, &simulated, &real);
             total.push(simulated.report.total_ms / real.total_ms);
             bytes.push(simulated.report.bytes_on_wire as f64 / real.bytes_on_wire as f64);
             earlier.push(real);
@@ -152,6 +156,15 @@ fn compare(
             "",
             &bytes,
         );
+        for (round, pages) in rounds.iter().enumerate() {
+            if !pages.values().is_empty() {
+                let what = format!(
+                    "{name}, {strategy}: pages of round {}, simulated / real",
+                    round + 1
+                );
+                output.figures(&what, "", pages);
+            }
+        }
     }
     Ok(())
 }
@@ -201,6 +214,16 @@ fn side_by_side(strategy: Strategy, simulated: &Outcome, real: &Report) {
             report.faults.network,
             rounds.join(", ")
         );
+    }
+}
+
+/// Pages of the rounds that both made, one by one; the stop is the last of them.
+fn compare_rounds(rounds: &mut [Figures; ROUNDS], simulated: &Outcome, real: &Report) {
+    let both = simulated.report.rounds.iter().zip(&real.rounds);
+    for (figures, (simulated, real)) in rounds.iter_mut().zip(both) {
+        if real.pages_sent > 0 {
+            figures.push(simulated.pages_sent as f64 / real.pages_sent as f64);
+        }
     }
 }
 

@@ -29,7 +29,7 @@ const GRACE: Duration = Duration::from_secs(30);
 /// Of the budget, what the micro benches are left.
 const MICRO_SHARE: f64 = 0.1;
 /// Benches that compare, beside `micro`.
-const BENCHES: [&str; 2] = ["push", "downtime"];
+const BENCHES: [&str; 3] = ["push", "downtime", "simulation"];
 
 /// What was asked for on the command line.
 pub(crate) struct Options {
