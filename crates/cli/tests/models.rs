@@ -293,6 +293,35 @@ fn a_goal_that_cannot_be_met_is_refused_with_the_time_of_the_whole_guest() {
 }
 
 #[test]
+fn what_a_forecast_is_without_is_said_and_such_a_migration_is_no_test_of_it() {
+    let (a, b) = (Host::start(), Host::start());
+    a.run("web", "fill:8M");
+    a.run("other", "fill:8M");
+    let to = &b.daemon.info().listen;
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("other.vmtrace");
+    let file = file.display();
+    json(&a.vmferry(&format!("trace other --for 500ms --out {file} --json")));
+    let of_other = a.vmferry(&format!(
+        "forecast web --to {to} --trace {file} --simulations 2 --cpu 50% --cpu-destination 50% --goal downtime=2m --json"
+    ));
+    let basis = json(&of_other)["basis"].to_string();
+    assert!(basis.contains("33% of the cases"), "{basis}");
+    let said = String::from_utf8_lossy(&of_other.stderr).into_owned();
+    assert!(said.contains("recorded of other"), "{said}");
+    let moved = a.vmferry(&format!(
+        "migrate web --to {to} --strategy stop-and-copy --forecast --verify --record 1s --json"
+    ));
+    let basis = json(&moved)["forecast"]["basis"].to_string();
+    let said = String::from_utf8_lossy(&moved.stderr).into_owned();
+    for text in [basis, said] {
+        assert!(text.contains("comparing all pages is not included"), "{text}");
+    }
+    let why = error(&a.vmferry("forecast score"));
+    assert!(why.contains("among 1") && why.contains("--verify"), "{why}");
+}
+
+#[test]
 fn a_forecast_is_kept_with_the_report_and_scored() {
     let (a, b) = (Host::start(), Host::start());
     a.run("web", "write:4M,rate=10M + fill:8M");
