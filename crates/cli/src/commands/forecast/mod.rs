@@ -76,6 +76,9 @@ pub(crate) struct ForecastArgs {
     /// Most CPU that the streams of this host use, in percent of one core, as in 50% [default: no limit]
     #[arg(long, value_name = "PERCENT", value_parser = units::parse_cpu)]
     cpu: Option<u32>,
+    /// Most CPU that the streams of the destination use, in percent of one core, as in 50% [default: no limit]
+    #[arg(long, value_name = "PERCENT", value_parser = units::parse_cpu)]
+    cpu_destination: Option<u32>,
     /// Streams for pages; chosen from the number of cores where absent
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64))]
     streams: Option<u16>,
@@ -208,6 +211,7 @@ fn request(args: &ForecastArgs, to: &Endpoint) -> MigrateRequest {
             rounds: args.max_rounds.unwrap_or(default.rounds),
             bandwidth_bytes_per_s: args.bandwidth,
             cpu_percent: args.cpu,
+            cpu_destination_percent: args.cpu_destination,
             ..default
         },
         streams: args.streams,
@@ -286,7 +290,7 @@ mod tests {
             completes,
             typical_rounds: Vec::new(),
         };
-        let text = render(&Forecast {
+        let mut forecast = Forecast {
             goal: Goal::Evict,
             recommended: Strategy::Hybrid,
             why: "it is away soonest".into(),
@@ -294,7 +298,8 @@ mod tests {
             simulated: Vec::new(),
             simulations: 40,
             basis: "5.0 s of web".into(),
-        });
+        };
+        let text = render(&forecast);
         for part in [
             "pre-copy (gives up in 10%)",
             "hybrid *",
@@ -306,5 +311,8 @@ mod tests {
         ] {
             assert!(text.contains(part), "{part}:\n{text}");
         }
+        // Where nothing is sure to complete, what is recommended may give up too.
+        forecast.recommended = Strategy::PreCopy;
+        assert!(render(&forecast).contains("pre-copy (gives up in 10%) *"));
     }
 }

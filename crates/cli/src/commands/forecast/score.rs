@@ -9,7 +9,7 @@ use clap::Args;
 use vmferry_forecast::experience::Quantity;
 use vmferry_forecast::score::Score;
 use vmferry_lab::bench::{Results, records};
-use vmferry_report::standalone::{CalibrationPanel, CalibrationPoint, calibration_svg};
+use vmferry_report::standalone::{calibration_panels, calibration_svg};
 
 use crate::cli::Common;
 use crate::commands::output;
@@ -19,7 +19,8 @@ use crate::{table, units};
 ///
 /// bias: how much more was measured than expected, in the median. error: how far off a forecast was, in the median. held: share
 /// of the intervals for nine of ten cases that held what was measured; it should be near 90%. near: share of the forecasts
-/// within 15% of what was measured, of the downtime within 10 ms or 25%.
+/// within 15% of what was measured, of the downtime within 10 ms or 25%. best named: how often the strategy that was recommended was
+/// the best of those that were tried with the same guest, destination and limits; one that only failed is the worst.
 #[derive(Debug, Args)]
 pub(crate) struct ScoreArgs {
     /// Results of `vmferry bench` (as of the scenario forecasts), in place of the history of the host
@@ -36,12 +37,20 @@ pub(super) fn run(common: &Common, args: &ScoreArgs) -> Result<ExitCode> {
         all.append(&mut records(&Results::read(file)?.0));
     }
     if args.from.is_empty() {
-        all = common.client()?.history()?.records;
+        let kept = common.client()?.history()?;
+        if kept.not_understood > 0 {
+            eprintln!(
+                "{} records of the history are not understood",
+                kept.not_understood
+            );
+        }
+        all = kept.records;
     }
     let Some(score) = Score::of(&all) else {
         bail!(
-            "there are no migrations that completed and had a forecast, among {}: move guests with `vmferry migrate --forecast` or \
-             `--strategy auto`, or measure many with `vmferry bench forecasts FILE` and name that with --from FILE",
+            "there are no migrations that completed and had a forecast, among {} (those with disks, --reuse or --verify are no test of \
+             it): move guests with `vmferry migrate --forecast` or `--strategy auto`, or measure many with `vmferry bench forecasts \
+             FILE` and name that with --from FILE",
             all.len()
         );
     };
@@ -99,32 +108,8 @@ fn render(score: &Score) -> String {
 }
 
 fn drawing(score: &Score) -> String {
-    let panels = Quantity::ALL.map(|quantity| {
-        let points = score.points.iter().filter(|point| point.quantity == quantity);
-        CalibrationPanel {
-            name: quantity.name().to_owned(),
-            unit: match quantity {
-                Quantity::BytesOnWire => "MiB",
-                _ => "ms",
-            },
-            points: points
-                .map(|point| {
-                    let unit = match quantity {
-                        Quantity::BytesOnWire => f64::from(1 << 20),
-                        _ => 1.0,
-                    };
-                    CalibrationPoint {
-                        expected: point.expected.likely / unit,
-                        low: point.expected.low / unit,
-                        high: point.expected.high / unit,
-                        measured: point.measured / unit,
-                    }
-                })
-                .collect(),
-        }
-    });
     calibration_svg(
         &format!("{} forecasts: measured over expected", score.migrations),
-        &panels,
+        &calibration_panels(score),
     )
 }
