@@ -105,9 +105,18 @@ fn a_guest_is_recorded_shown_and_simulated() {
     let shown = host.json(&["trace", "show", "vm.vmtrace", "--svg", "vm.svg"]);
     assert_eq!(shown, recorded["summary"]);
     assert_svg(&host.file("vm.svg"));
+    let drawn = fs::read_to_string(host.file("vm.svg")).unwrap();
+    assert!(drawn.contains("% of one core; operations"), "{drawn}");
     let text = host.vmferry(&["trace", "show", "vm.vmtrace"]);
     let text = String::from_utf8_lossy(&text.stdout).into_owned();
-    for part in ["working set", "estimated cost", "dirty rate over", "wrote most"] {
+    for part in [
+        "working set",
+        "estimated cost",
+        "% of one core",
+        "operations a second",
+        "dirty rate over",
+        "wrote most",
+    ] {
         assert!(text.contains(part), "{part} is not in\n{text}");
     }
 
@@ -184,6 +193,47 @@ fn a_guest_that_is_moved_away_leaves_what_was_recorded() {
     let trace = vmferry_trace::Trace::read(&mut &bytes[..]).unwrap();
     assert!(trace.samples.len() >= 5);
     assert_eq!(other.client.stats("vm").unwrap().violations, 0);
+}
+
+#[test]
+fn a_recording_is_ended_from_elsewhere_as_the_refusal_says() {
+    let host = Host::with_guest();
+    assert_refused(&host.vmferry(&["trace", "vm", "--stop"]), &["was not recorded"]);
+    let began = Instant::now();
+    thread::scope(|scope| {
+        let recording = scope.spawn(|| {
+            host.json(&[
+                "trace",
+                "vm",
+                "--for",
+                "1h",
+                "--interval",
+                "20ms",
+                "--out",
+                "vm.vmtrace",
+            ])
+        });
+        while host.client.trace("vm").map_or(0, |info| info.samples) < 5 {
+            assert!(began.elapsed() < LONG, "no samples");
+            thread::sleep(Duration::from_millis(10));
+        }
+        let again = host.vmferry(&["trace", "vm", "--for", "1s"]);
+        assert_refused(&again, &["recorded already", "vmferry trace vm --stop"]);
+        let stopped = host.json(&["trace", "vm", "--stop", "--out", "copy.vmtrace"]);
+        let recorded = recording.join().unwrap();
+        assert_eq!(stopped["summary"], recorded["summary"]);
+        assert!(recorded["summary"]["samples"].as_u64() >= Some(5));
+    });
+    let file = |name: &str| fs::read(host.file(name)).unwrap();
+    assert_eq!(file("vm.vmtrace"), file("copy.vmtrace"));
+    assert_refused(
+        &host.vmferry(&["trace", "vm", "--stop"]),
+        &["not being recorded", "--out FILE"],
+    );
+    assert_refused(
+        &host.vmferry(&["trace", "vm", "--stop", "--full"]),
+        &["cannot be used with"],
+    );
 }
 
 #[test]

@@ -33,10 +33,10 @@ const LONG: Duration = Duration::from_secs(3600);
 /// often, as --budget allows: all of them where the guest writes little, one in some where it writes much. What it cost is
 /// said at the end. The guest is never paused. Where it is moved or ended meanwhile, what was recorded is kept.
 ///
-/// Ctrl-C ends the recording early.
+/// Ctrl-C ends the recording early; so does --stop, from elsewhere.
 #[derive(Debug, Args)]
 #[command(
-    override_usage = "vmferry trace [OPTIONS] VM\n       vmferry trace show FILE [--svg FILE] [--partial]",
+    override_usage = "vmferry trace [OPTIONS] VM\n       vmferry trace --stop VM [--out FILE]\n       vmferry trace show FILE [--svg FILE] [--partial]",
     args_conflicts_with_subcommands = true,
     subcommand_negates_reqs = true,
     disable_help_subcommand = true
@@ -62,6 +62,9 @@ pub(crate) struct TraceArgs {
     /// The file to write [default: VM-SECONDS.vmtrace, with the seconds since 1970]
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
+    /// End the recording of VM that is under way. Who began it has the trace; with --out it is written here as well
+    #[arg(long, conflicts_with_all = ["length", "interval", "budget", "full"])]
+    stop: bool,
 }
 
 /// What becomes of traces.
@@ -85,6 +88,9 @@ pub(super) fn run(common: &Common, args: &TraceArgs) -> Result<ExitCode> {
     let Some(vm) = &args.vm else {
         bail!("name a guest, or a file with `vmferry trace show FILE`");
     };
+    if args.stop {
+        return stop(common, vm, args.out.as_deref());
+    }
     let file = args.out.clone().unwrap_or_else(|| default_file(vm));
     // Before the guest is bothered.
     check_writable(&file)?;
@@ -100,16 +106,45 @@ pub(super) fn run(common: &Common, args: &TraceArgs) -> Result<ExitCode> {
         },
     )?;
     let info = follow(&client, vm, &interrupts, common.json)?;
+    keep(common, &client, vm, &info, &file)
+}
+
+/// Ends the recording of a guest that somebody began, and writes it to `file`.
+fn stop(common: &Common, vm: &str, file: Option<&Path>) -> Result<ExitCode> {
+    file.map_or(Ok(()), check_writable)?;
+    let client = common.client()?;
+    // One that is over already is not ended, but can still be had.
+    if file.is_none() && client.trace(vm)?.state != TraceState::Recording {
+        bail!("guest {vm} is not being recorded; the last recording of it is written with --stop --out FILE");
+    }
+    let info = client.end_trace(vm)?;
+    if let Some(file) = file {
+        return keep(common, &client, vm, &info, file);
+    }
+    match common.json {
+        true => output::json(&info)?,
+        false => {
+            let (elapsed, samples) = (units::millis(info.elapsed_ms), info.samples);
+            output::text(&format!(
+                "{vm}: no longer recorded, {samples} samples in {elapsed}\n"
+            ))?;
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Writes what was recorded of a guest to `file`, and says what that is.
+fn keep(common: &Common, client: &Client, vm: &str, info: &TraceInfo, file: &Path) -> Result<ExitCode> {
     if let (TraceState::Failed, Some(why)) = (info.state, &info.problem) {
         bail!("{why}");
     }
     let bytes = client.trace_file(vm)?;
-    fs::write(&file, &bytes).with_context(|| format!("cannot write {}", file.display()))?;
+    fs::write(file, &bytes).with_context(|| format!("cannot write {}", file.display()))?;
     let trace = Trace::read(&mut &bytes[..])?;
     let summary = trace.summary();
     match common.json {
         true => output::json(&Recorded {
-            file: &file,
+            file,
             file_bytes: bytes.len(),
             summary: &summary,
         })?,

@@ -7,8 +7,8 @@ use std::process::ExitCode;
 use anyhow::{Context as _, Result};
 use clap::Args;
 use vmferry_report::standalone::trace_svg;
-use vmferry_trace::summary::HeatMap;
-use vmferry_trace::{Blend, Summary};
+use vmferry_trace::summary::{HeatMap, operations_per_s};
+use vmferry_trace::{Blend, LoadMark, Summary};
 
 use super::read;
 use crate::cli::Common;
@@ -85,6 +85,10 @@ pub(super) fn render(summary: &Summary) -> String {
     if let Some(cost) = summary.cost_percent {
         row("estimated cost", format!("{cost:.1} % of the guest's time"));
     }
+    cpu(summary).into_iter().for_each(|cpu| row("CPU", cpu));
+    client_load(summary)
+        .into_iter()
+        .for_each(|load| row("load", load));
     let (least, most) = summary.dirty_bytes_per_s_range;
     row(
         "dirtied",
@@ -123,6 +127,49 @@ pub(super) fn render(summary: &Summary) -> String {
         );
     }
     table::render(table)
+}
+
+/// How much CPU the guest used, in samples where that is known.
+fn cpu(summary: &Summary) -> Option<String> {
+    let percents = summary.rates.iter().filter_map(|rate| rate.cpu_percent);
+    let (sum, most, count) = percents.fold((0.0, 0.0, 0), |(sum, most, count), percent| {
+        (sum + percent, f64::max(most, percent), count + 1)
+    });
+    (count > 0).then(|| {
+        format!(
+            "{:.0} % of one core on average, at most {most:.0} %",
+            sum / f64::from(count)
+        )
+    })
+}
+
+/// What its clients had of it, and what it says of itself: the mean of each figure that is known.
+fn client_load(summary: &Summary) -> Option<String> {
+    let mean_of = |of: fn(&LoadMark) -> Option<f64>| {
+        let known: Vec<f64> = summary.loads.iter().filter_map(of).collect();
+        (!known.is_empty()).then(|| known.iter().sum::<f64>() / known.len() as f64)
+    };
+    let operations = operations_per_s(&summary.loads);
+    let most = operations.iter().map(|(_, per_s)| *per_s).fold(0.0, f64::max);
+    let ms: f64 = operations.iter().map(|(span, _)| span.1 - span.0).sum();
+    let done: f64 = operations
+        .iter()
+        .map(|(span, per_s)| (span.1 - span.0) * per_s)
+        .sum();
+    let parts = [
+        (ms > 0.0).then(|| {
+            format!(
+                "{} operations a second on average, at most {}",
+                units::count((done / ms) as u64),
+                units::count(most as u64)
+            )
+        }),
+        mean_of(|mark| mark.load_average.map(f64::from)).map(|load| format!("load average {load:.2}")),
+        mean_of(|mark| mark.memory_available_bytes.map(|bytes| bytes as f64))
+            .map(|bytes| format!("{} of memory available", units::size(bytes as u64))),
+    ];
+    let known: Vec<String> = parts.into_iter().flatten().collect();
+    (!known.is_empty()).then(|| known.join("; "))
 }
 
 /// What encodings make of pages.
