@@ -186,6 +186,7 @@ peer = "qemu-pre-copy"
         grown.title = "another".into();
         grown.links.push("1gbit".into());
         grown.guests[0].quick = None;
+        grown.client_patience_s = 120.0;
         grown.variants.insert(
             0,
             Variant {

@@ -33,9 +33,10 @@ pub(super) fn tables(results: &Results, figure: &Figure, cases: &[Case<'_>]) -> 
     html! {
         div class="tables wide" { @for (guest, link) in groups { (table(results, figure, guest, link)) } }
         p class="group" {
-            "The model has learned from guests that were moved alone. None of several is over sooner than it were alone with all that they share; \
-             and what they share has to be enough for what each needs to be over in time. Beside the last of them: in relation to that. Each of \
-             them: its time in relation to that of one alone with the same share, which the bound does not know."
+            "The model has learned from guests that were moved alone. Bound, as if alone: none of several is over sooner than it were alone with \
+             all that they share. Bound, shared: what they share has to be enough for what each needs to be over in time. Below the time at \
+             which the last was over stands how many times the bound that is. Each of them: how many times as long it took as one alone with \
+             the same share, which the bound does not know."
         }
     }
 }
