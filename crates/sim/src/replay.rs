@@ -3,8 +3,9 @@
 //! Longer than the recording it goes on by the Markov model of the data filter ([`vmferry_core::filter`]): the hottest region
 //! of a sample is its state, states follow each other as often as they did, and each state writes what one of its samples,
 //! drawn by chance, wrote. Pages that one sample only ever wrote say that there is more where they came from (Good and
-//! Turing): where such a sample is drawn again they move elsewhere in their region, so that what a guest has written over
-//! a long time keeps growing, as it did.
+//! Turing): as often as such pages were seen, a page is seen that never was before. So where such a sample is drawn again they
+//! move in their region to pages that were never seen written: what a guest has written over a long time keeps growing, as it did,
+//! the slower the less is left. A block that is drawn twice is such a sample too.
 
 use std::collections::VecDeque;
 use std::sync::OnceLock;
@@ -47,6 +48,9 @@ pub(crate) struct Recorded {
     once: PageBitmap,
     /// Units that were ever written.
     written: PageBitmap,
+    /// The others that hold data, and how many of these are in each region.
+    unseen: PageBitmap,
+    unseen_in: Vec<u32>,
     /// As many others that hold data, drawn by chance: a trace does not tell what is read.
     only_read: PageBitmap,
     growth: Growth,
@@ -82,6 +86,8 @@ impl Recorded {
             by_state: Vec::new(),
             once: PageBitmap::new(count),
             written: PageBitmap::new(count),
+            unseen: PageBitmap::new(count),
+            unseen_in: Vec::new(),
             only_read: PageBitmap::new(count),
             growth: Growth::of(trace),
             learned: OnceLock::new(),
@@ -111,6 +117,9 @@ impl Recorded {
                 .extend(blocks.map(|from| (from, (from + BLOCK_SAMPLES).min(end))));
         }
         recorded.data.union_with(&recorded.written);
+        recorded.unseen = recorded.data.clone();
+        recorded.unseen.subtract(&recorded.written);
+        recorded.unseen_in = recorded.model.regions().dirty_pages(&recorded.unseen);
         recorded.draw_only_read();
         Ok(recorded)
     }
@@ -160,15 +169,20 @@ impl Recorded {
 
     /// A guest that begins where the recording does.
     pub(crate) fn replay(&self, seed: u64) -> Replay<'_> {
-        Replay::new(self, (0..self.blocks.len()).collect(), seed)
+        Replay::new(self, (0..self.blocks.len()).map(Block::first).collect(), seed)
     }
 
     /// A guest that does what blocks of the recording show, drawn anew by `seed`; it begins anywhere.
     pub(crate) fn resampled(&self, seed: u64) -> Replay<'_> {
         let mut rng = Xoshiro256PlusPlus::seed_from_u64(seed ^ 0xb007);
         let blocks = self.blocks.len();
-        let drawn = (0..blocks).map(|_| rng.random_range(0..blocks)).collect();
-        Replay::new(self, drawn, seed)
+        let mut seen = vec![false; blocks];
+        let drawn = (0..blocks).map(|_| {
+            let block = rng.random_range(0..blocks);
+            let again = std::mem::replace(&mut seen[block], true);
+            Block { block, again }
+        });
+        Replay::new(self, drawn.collect(), seed)
     }
 }
 
@@ -195,6 +209,20 @@ fn add_units(sample: &Sample, units: Units, pages: u64, dirty: &mut PageBitmap) 
 
 const CHUNK: u64 = vmferry_core::sampling::coverage::CHUNK_PAGES;
 
+/// A block to be replayed.
+#[derive(Clone, Copy, Debug)]
+struct Block {
+    block: usize,
+    /// It was before: now the guest does the like of it.
+    again: bool,
+}
+
+impl Block {
+    fn first(block: usize) -> Self {
+        Self { block, again: false }
+    }
+}
+
 /// A stretch of the guest's time in which it writes what one sample shows.
 #[derive(Clone, Copy, Debug)]
 struct Segment {
@@ -217,10 +245,11 @@ pub(crate) struct Access {
 pub(crate) struct Replay<'a> {
     pub(crate) recorded: &'a Recorded,
     rng: Xoshiro256PlusPlus,
-    /// Blocks still to be replayed as they were recorded.
-    blocks: VecDeque<usize>,
-    /// Samples of the block under way still to be replayed.
+    /// Blocks still to be replayed.
+    blocks: VecDeque<Block>,
+    /// Samples of the block under way still to be replayed, and whether they were before.
     left: std::ops::Range<usize>,
+    again: bool,
     /// Those that may still be asked for.
     segments: VecDeque<Segment>,
     /// Up to here there are segments.
@@ -235,12 +264,13 @@ pub(crate) struct Replay<'a> {
 }
 
 impl<'a> Replay<'a> {
-    fn new(recorded: &'a Recorded, blocks: VecDeque<usize>, seed: u64) -> Self {
+    fn new(recorded: &'a Recorded, blocks: VecDeque<Block>, seed: u64) -> Self {
         Self {
             recorded,
             rng: Xoshiro256PlusPlus::seed_from_u64(seed),
             blocks,
             left: 0..0,
+            again: false,
             segments: VecDeque::new(),
             reached: Duration::ZERO,
             state: 0,
@@ -354,21 +384,26 @@ impl<'a> Replay<'a> {
         stays.into_iter().for_each(each);
     }
 
-    /// `run`, which lies within a region, elsewhere in it, where there is data.
+    /// `run`, which lies within a region, elsewhere in it: where nothing was seen written yet, else anywhere where there is data.
     fn moved(&self, run: PageRun, shift: u64) -> PageRun {
-        let regions = self.recorded.model.regions();
-        let region = regions.run((run.first / regions.run(0).count) as u32);
-        let places = region.count - run.count + 1;
-        let place = |attempt: u64| region.first + mix(shift ^ run.first ^ attempt << 56) % places;
-        let first = (0..PLACES)
-            .map(place)
-            .find(|&first| self.recorded.data.contains(first));
-        first.map_or(run, |first| PageRun::new(first, run.count))
+        let recorded = self.recorded;
+        let regions = recorded.model.regions();
+        let index = (run.first / regions.run(0).count) as u32;
+        let region = regions.run(index);
+        let last = region.end() - run.count;
+        let drawn = |attempt: u64| mix(shift ^ run.first ^ attempt << 56);
+        let first = match recorded.unseen_in[index as usize] {
+            0 => (0..PLACES)
+                .map(|attempt| region.first + drawn(attempt) % (last - region.first + 1))
+                .find(|&first| recorded.data.contains(first)),
+            unseen => nth_in(&recorded.unseen, region, drawn(0) % u64::from(unseen)),
+        };
+        first.map_or(run, |first| PageRun::new(first.min(last), run.count))
     }
 
     fn reach(&mut self, until: Duration) {
         while self.reached < until {
-            let (sample, shift) = self.next_sample();
+            let (sample, shift, beyond) = self.next_sample();
             let of_sample = &self.recorded.samples[sample];
             self.state = of_sample.state;
             let end = self.reached + of_sample.length.max(Duration::from_micros(1));
@@ -378,26 +413,28 @@ impl<'a> Replay<'a> {
                 end,
                 shift,
             });
-            if shift.is_some() {
+            if beyond {
                 self.extended += end - self.reached;
             }
             self.reached = end;
         }
     }
 
-    fn next_sample(&mut self) -> (usize, Option<u64>) {
+    /// The sample that the guest does next, how it differs from what was recorded, and whether it is beyond the recording.
+    fn next_sample(&mut self) -> (usize, Option<u64>, bool) {
         if self.left.is_empty()
-            && let Some(block) = self.blocks.pop_front()
+            && let Some(Block { block, again }) = self.blocks.pop_front()
         {
             let (first, end) = self.recorded.blocks[block];
-            self.left = first..end;
+            (self.left, self.again) = (first..end, again);
         }
         if let Some(sample) = self.left.next() {
-            return (sample, None);
+            let shift = self.again.then(|| self.rng.next_u64());
+            return (sample, shift, false);
         }
         let samples = &self.recorded.by_state[usize::from(self.next_state())];
         let sample = samples[self.rng.random_range(0..samples.len())];
-        (sample, Some(self.rng.next_u64()))
+        (sample, Some(self.rng.next_u64()), true)
     }
 
     /// A state that may follow, as often as it did; any that was seen where none ever did.
@@ -425,6 +462,26 @@ impl<'a> Replay<'a> {
             self.segments.pop_front();
         }
     }
+}
+
+/// The unit of `set` in `run` that `before` others in it are before.
+fn nth_in(set: &PageBitmap, run: PageRun, mut before: u64) -> Option<u64> {
+    for index in run.first / 64..run.end().div_ceil(64) {
+        let within = PageRun::new(index * 64, 64);
+        let from = u64::MAX << run.first.saturating_sub(within.first);
+        let until = u64::MAX >> within.end().saturating_sub(run.end());
+        let mut word = set.words()[index as usize] & from & until;
+        let count = u64::from(word.count_ones());
+        if before >= count {
+            before -= count;
+            continue;
+        }
+        for _ in 0..before {
+            word &= word - 1;
+        }
+        return Some(within.first + u64::from(word.trailing_zeros()));
+    }
+    None
 }
 
 /// The first unit of `set` at or after `from`, of the first one of all where there is none. What lies behind it is not
@@ -485,6 +542,19 @@ mod tests {
         let mut dirty = PageBitmap::new(recorded.pages());
         replay.add_dirty(INTERVAL * 30, INTERVAL * 31, &mut dirty);
         assert!((4000..=5000).contains(&dirty.count()), "{} pages", dirty.count());
+    }
+
+    #[test]
+    fn each_unit_of_a_set_within_a_run_is_found_by_its_number() {
+        let mut set = PageBitmap::new(300);
+        for unit in (0..300).filter(|&unit| chance(unit) < 0.4) {
+            set.insert(unit);
+        }
+        for run in [(0, 300), (3, 61), (64, 64), (70, 200), (250, 50), (299, 1)] {
+            let run = PageRun::new(run.0, run.1);
+            let found = (0..).map_while(|before| nth_in(&set, run, before));
+            assert!(found.eq(set.pages_in(run)), "{run:?}");
+        }
     }
 
     #[test]
