@@ -22,6 +22,7 @@ mod growth;
 mod learn;
 mod link;
 mod many;
+mod neighbours;
 mod outcome;
 pub mod path;
 mod replay;

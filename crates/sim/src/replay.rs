@@ -22,6 +22,7 @@ use vmferry_trace::{Content, PageSet, Sample, Trace};
 use crate::background;
 use crate::error::SimError;
 use crate::growth::Growth;
+use crate::neighbours::{Neighbours, group_of};
 use crate::units::{Units, chance, mix};
 
 /// Samples of a block: what the bootstrap draws, and what stays together.
@@ -63,6 +64,8 @@ struct UnitSample {
     length: Duration,
     dirty: PageSet,
     state: State,
+    /// Units of a group of which one chunk was looked at; none where all of memory was.
+    group: Option<u64>,
 }
 
 impl Recorded {
@@ -108,7 +111,7 @@ impl Recorded {
                 .filter(|sample| !has_usual || sample.length() >= usual)
             {
                 add_units(sample, units, trace.pages(), &mut dirty);
-                recorded.sample(sample.length(), &mut dirty, first, &tuning);
+                recorded.sample(sample, &mut dirty, first, &tuning);
             }
             let end = recorded.samples.len();
             let blocks = (first..end).step_by(BLOCK_SAMPLES);
@@ -133,7 +136,7 @@ impl Recorded {
         }
     }
 
-    fn sample(&mut self, length: Duration, dirty: &mut PageBitmap, burst_first: usize, tuning: &Tuning) {
+    fn sample(&mut self, seen: &Sample, dirty: &mut PageBitmap, burst_first: usize, tuning: &Tuning) {
         let state = observe(self.model.regions(), dirty, tuning.hot_percent).state;
         if self.samples.len() > burst_first {
             let before = self.samples[self.samples.len() - 1].state;
@@ -141,9 +144,10 @@ impl Recorded {
         }
         self.by_state[usize::from(state)].push(self.samples.len());
         self.samples.push(UnitSample {
-            length,
+            length: seen.length(),
             dirty: PageSet::from_bitmap(dirty),
             state,
+            group: group_of(seen.coverage, self.units),
         });
         // Of those seen now, the ones that were written before are not in one sample only.
         let mut new = dirty.clone();
@@ -182,7 +186,10 @@ impl Recorded {
             let again = std::mem::replace(&mut seen[block], true);
             Block { block, again }
         });
-        Replay::new(self, drawn.collect(), seed)
+        Replay {
+            elsewhere: true,
+            ..Replay::new(self, drawn.collect(), seed)
+        }
     }
 }
 
@@ -260,6 +267,8 @@ pub(crate) struct Replay<'a> {
     /// Where the guest reads next: what it reads it goes through over and over, as it does what it writes. (Drawn by chance, the last
     /// units would be read for the first time after many times as long.)
     reading: u64,
+    /// Of parts of memory that were not looked at it does what those near by show ([`Neighbours`]), not what they were taken for.
+    elsewhere: bool,
     seed: u64,
 }
 
@@ -276,6 +285,7 @@ impl<'a> Replay<'a> {
             state: 0,
             extended: Duration::ZERO,
             reading: mix(seed) % recorded.units().count().max(1),
+            elsewhere: false,
             seed,
         }
     }
@@ -355,7 +365,14 @@ impl<'a> Replay<'a> {
 
     /// The runs that `segment` writes.
     fn each_run(&self, segment: &Segment, mut each: impl FnMut(PageRun)) {
-        for run in self.recorded.samples[segment.sample].dirty.runs() {
+        let sample = &self.recorded.samples[segment.sample];
+        let near = sample.group.filter(|_| self.elsewhere);
+        let near = near.map(|group| Neighbours::new(group, self.recorded.pages(), self.seed));
+        let mut each = |run| match near {
+            Some(near) => near.each_place(run, &mut each),
+            None => each(run),
+        };
+        for run in sample.dirty.runs() {
             match segment.shift {
                 Some(shift) => self.each_moved(run, shift, &mut each),
                 None => each(run),
