@@ -105,7 +105,7 @@ impl Codecs {
     fn measure() -> Self {
         let batches: Vec<Vec<u8>> = (0..BATCHES).map(pages).collect();
         let decoding = |coding, encode: Encode| decoding(&batches, coding, encode);
-        let decode_lz4 = decoding(Coding::Lz4, |encoder, batch| encoder.lz4(batch));
+        let decode_lz4 = decoding(Coding::Lz4, PageEncoder::lz4);
         let decode_zstd = decoding(Coding::Zstd, |encoder, batch| encoder.zstd(1, batch));
         let mut encoder = PageEncoder::default();
         let mut per_byte = |act: &mut dyn FnMut(&mut PageEncoder, &[u8])| {

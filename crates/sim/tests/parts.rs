@@ -3,7 +3,7 @@
 mod common;
 
 use vmferry_core::sampling::Coverage;
-use vmferry_core::{MigrationRequest, PageBitmap, Strategy};
+use vmferry_core::{MigrationRequest, PageBitmap, PageRun, Strategy};
 use vmferry_sim::{PathModel, Simulator};
 use vmferry_trace::{PageSet, Trace};
 
@@ -22,8 +22,8 @@ fn seen(coverage: Coverage) -> Trace {
     let mut trace = common::sampled(common::guest(PAGES * 4096, PAGES * 4096), SAMPLES, |_| Vec::new());
     for (sample, index) in trace.samples.iter_mut().zip(1..) {
         let mut dirty = PageBitmap::new(PAGES);
-        for page in coverage.runs(PAGES).flat_map(|run| run.pages()) {
-            if is_hot(page) && mix(page ^ index << 32) % 5 == 0 {
+        for page in coverage.runs(PAGES).flat_map(PageRun::pages) {
+            if is_hot(page) && mix(page ^ index << 32).is_multiple_of(5) {
                 dirty.insert(page);
             }
         }
@@ -34,7 +34,7 @@ fn seen(coverage: Coverage) -> Trace {
 }
 
 fn is_hot(page: u64) -> bool {
-    mix(page / 64) % 8 == 0
+    mix(page / 64).is_multiple_of(8)
 }
 
 /// MiB on the wire, from the least to the most.
