@@ -143,7 +143,7 @@ fn forecasts_that_are_good_hold_what_is_asked_of_them() {
         "held: downtime within 10 ms or 25 % in the median: off by 3 ms and 1.96 %",
         "held: 90 % intervals of bytes hold what was measured in 80 % to 97 %: 91.7 %",
         "in at least 80 %, for the goal evict",
-        "36 migrations with a forecast. 1 guests (synth): g. 1 links: 1gbit. 3 strategies:",
+        "Migrations with a forecast: 36. Guests: 1 (synth): g. Links: 1: 1gbit. Strategies: 3:",
         "total time: 33 of 36 intervals hold",
         "11 of 12 hold",
     ] {
@@ -184,7 +184,7 @@ fn a_score_of_few_migrations_says_so() {
         "held, of too few migrations: median error of bytes",
         "missed, of too few migrations: 90 % intervals of total time",
         "100 %: too wide",
-        "It is of too few migrations to say much",
+        "Of too few migrations to say much: 30 or more are needed.",
     ] {
         assert!(said.contains(words), "{words}: {said}");
     }
@@ -228,7 +228,7 @@ fn results_that_were_measured_before_there_were_scores_are_shown_with_one() {
     let page = of(results.renewed());
     let said = text(between(&page, "id=\"forecasts--forecasts-score\"", "</figure>"));
     assert!(
-        said.contains("bars") && said.contains("migrations with a forecast. 4 guests (qemu, synth)"),
+        said.contains("bars") && said.contains("Guests: 4 (qemu, synth): idle, write loop"),
         "{runs} runs: {said}"
     );
     assert!(between(&page, "id=\"forecasts--forecasts-rounds\"", "</figure>").contains("expected"));

@@ -86,7 +86,7 @@ pub(super) fn judgement(bars: &[Bar]) -> Markup {
     };
     html! {
         span class={ "verdict " (class) } { span aria-hidden="true" { (sign) } " " (words) }
-        @if few { " It is of too few migrations to say much: they have to be " (LEAST_MIGRATIONS) "." }
+        @if few { " Of too few migrations to say much: " (LEAST_MIGRATIONS) " or more are needed." }
     }
 }
 
@@ -240,7 +240,7 @@ fn counted(results: &Results, figure: &Figure, records: &[Record]) -> String {
     let backends: BTreeSet<_> = scored.iter().map(|record| record.backend.as_str()).collect();
     let list = |names: BTreeSet<&str>| names.into_iter().collect::<Vec<_>>().join(", ");
     format!(
-        "{} migrations with a forecast. {} guests ({}): {}. {} links: {}. {} strategies: {}.",
+        "Migrations with a forecast: {}. Guests: {} ({}): {}. Links: {}: {}. Strategies: {}: {}.",
         scored.len(),
         guests.len(),
         list(backends),
