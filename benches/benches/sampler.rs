@@ -1,5 +1,5 @@
 //! What learning about a guest costs it: guests that write 64 MiB in a loop as fast as they can, left alone, learned about
-//! by the daemon's sampler, and scanned every 50 ms without a pause, in turn.
+//! by the daemon's sampler, recorded as by `vmferry trace`, and scanned every 50 ms without a pause, in turn.
 //!
 //! Rates by the clock move with whatever else the machine does. So what a guest writes is counted by its CPU time as well:
 //! faults are CPU time of the guest, and what others take from it is not. The sampler is measured over whole cycles of a
@@ -16,8 +16,10 @@ use vmferry_core::sampling::{Budget, SamplingState};
 use vmferry_core::{PageBitmap, Tuning};
 use vmferry_guest::{Backend as _, Vm};
 use vmferry_guest_synth::{LoadConfig, SynthBackend, SynthConfig};
-use vmferry_runtime::Sampler;
+use vmferry_runtime::recorder::record;
+use vmferry_runtime::{RecordControl, RecordPlan, Sampler};
 use vmferry_tests::{Console, Pair, TestGuest, need};
+use vmferry_trace::Plan;
 
 const LOAD_MIB: u64 = 64;
 /// Bursts with their pauses that a measurement of the sampler lasts.
@@ -144,7 +146,9 @@ fn compare(name: &str, output: &mut Output, vm: &Arc<dyn Vm>, subject: &Subject<
         mut scanned_cpu,
         mut page_ns,
         mut taken_ns,
-    ] = [(); 7].map(|()| Figures::default());
+        mut recorded_cpu,
+        mut recorded_estimate,
+    ] = [(); 9].map(|()| Figures::default());
     for _ in 0..runs(5)? {
         let sampler = Sampler::start(vm.clone(), &Tuning::default(), Budget::default(), None);
         let began = Instant::now();
@@ -159,6 +163,9 @@ fn compare(name: &str, output: &mut Output, vm: &Arc<dyn Vm>, subject: &Subject<
         ensure!(report.problem.is_none(), "nothing was learned: {report:?}");
         let until = Instant::now() + lasted;
         let without = subject.rate(vm, || Ok(Instant::now() >= until))?;
+        let (recorded, cost_percent) = recorded(vm, subject, lasted)?;
+        recorded_cpu.push(lost_percent(recorded.by_cpu, without.by_cpu));
+        recorded_estimate.push(cost_percent);
         let (always, pages) = scanned_always(vm, subject)?;
         alone.push(without.by_clock);
         estimate.push(report.cost_percent);
@@ -175,6 +182,12 @@ fn compare(name: &str, output: &mut Output, vm: &Arc<dyn Vm>, subject: &Subject<
     output.figures(&named("lost to the sampler, by CPU time"), "%", &sampled_cpu);
     output.figures(&named("lost to the sampler, by the clock"), "%", &sampled);
     output.figures(&named("the sampler's own estimate of that"), "%", &estimate);
+    output.figures(&named("lost to a recording, by CPU time"), "%", &recorded_cpu);
+    output.figures(
+        &named("the recording's own estimate of that"),
+        "%",
+        &recorded_estimate,
+    );
     output.figures(
         &named("lost to a scan every 50 ms, by CPU time"),
         "%",
@@ -187,7 +200,33 @@ fn compare(name: &str, output: &mut Output, vm: &Arc<dyn Vm>, subject: &Subject<
         sampled_cpu.median() / Budget::default().as_percent(),
         "at most 1",
     );
+    output.ratio(
+        &named("lost to a recording, by CPU time / budget of 3 %"),
+        recorded_cpu.median() / Budget::default().as_percent(),
+        "at most 1",
+    );
     Ok(())
+}
+
+/// The guest while it is recorded for `length` within the budget, and what the trace says that cost it, in percent.
+fn recorded(vm: &Arc<dyn Vm>, subject: &Subject<'_>, length: Duration) -> Result<(Rate, f64)> {
+    let plan = RecordPlan {
+        length,
+        interval: STEP,
+        plan: Plan::Within {
+            budget_percent: Budget::default().as_percent(),
+        },
+    };
+    let recording = {
+        let vm = vm.clone();
+        thread::spawn(move || record(&vm, &plan, None, &RecordControl::default()))
+    };
+    let rate = subject.rate(vm, || Ok(recording.is_finished()))?;
+    let trace = recording
+        .join()
+        .map_err(|_| anyhow::anyhow!("the recorder panicked"))??;
+    let cost = trace.cost.context("it was recorded to its end")?;
+    Ok((rate, cost.percent()))
 }
 
 /// The guest with a scan every [`STEP`], and how many pages these found.
