@@ -116,7 +116,11 @@ impl WriteGate {
     /// The userfaultfd cannot be read.
     pub fn wait(&self, timeout: Duration, held: &mut Vec<Held>) -> Result<()> {
         let mut events = std::mem::take(&mut *self.kept());
-        let timeout = if events.is_empty() { timeout } else { Duration::ZERO };
+        let timeout = if events.is_empty() {
+            timeout
+        } else {
+            Duration::ZERO
+        };
         self.uffd.read_events(&mut events, Some(timeout))?;
         for event in events {
             match event {

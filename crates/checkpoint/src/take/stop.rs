@@ -53,8 +53,9 @@ impl Shared {
         let began = Instant::now();
         let paused = self.vm.pause();
         let cut = match paused {
-            Ok(()) => catch_unwind(AssertUnwindSafe(|| self.cut_paused(disks)))
-                .unwrap_or(Err(TakeError::Panicked)),
+            Ok(()) => {
+                catch_unwind(AssertUnwindSafe(|| self.cut_paused(disks))).unwrap_or(Err(TakeError::Panicked))
+            }
             // It may stand still even so, or will once its disks answer.
             Err(error) => Err(error.into()),
         };

@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use vmferry_core::{PAGE_SIZE, PageRun};
 use vmferry_guest::{
-    DirtyTracker, FaultMode, Guest, GuestError, GuestRam, GuestSpec, GuestState, MigrateIn, MigrateOut, PageFaults,
-    Result, Vm, WriteHolds,
+    DirtyTracker, FaultMode, Guest, GuestError, GuestRam, GuestSpec, GuestState, MigrateIn, MigrateOut,
+    PageFaults, Result, Vm, WriteHolds,
 };
 use vmferry_guest_synth::{FaultMechanism, Fill, LoadConfig, SynthBackend, SynthConfig, SynthGuest};
 use vmferry_store::{CheckpointId, Store};

@@ -65,7 +65,7 @@ impl Beyond {
 }
 
 impl Model {
-    /// What is expected at `setting`, with an interval of [`CONFIDENCE`] for one more measurement there.
+    /// What is expected at `setting`, with an interval of [`CONFIDENCE`](super::CONFIDENCE) for one more measurement there.
     ///
     /// # Errors
     /// When the setting lacks what decides, or names what never varied.

@@ -130,10 +130,7 @@ mod tests {
             let framed = for_signal_frame(&xstate).unwrap();
             assert_eq!(word(&framed, SOFTWARE_BYTES), MAGIC_1);
             assert_eq!(word(&framed, SOFTWARE_BYTES + 16), bytes as u32);
-            assert_eq!(
-                [word(&framed, bytes), word(&framed, 11_008)],
-                [MAGIC_2, MAGIC_2]
-            );
+            assert_eq!([word(&framed, bytes), word(&framed, 11_008)], [MAGIC_2, MAGIC_2]);
         }
         let plain = for_signal_frame(&[0; 832]).unwrap();
         assert_eq!((plain.len(), word(&plain, 832)), (836, MAGIC_2));

@@ -8,7 +8,10 @@ use vmferry_guest_synth::{SynthBackend, SynthConfig};
 use super::*;
 
 const PAGES: u64 = 256;
-const ALL: PageRun = PageRun { first: 0, count: PAGES };
+const ALL: PageRun = PageRun {
+    first: 0,
+    count: PAGES,
+};
 
 /// Holds of a kernel that refuses now and then.
 #[derive(Default)]
@@ -21,7 +24,10 @@ struct Refusing {
 /// Refuses so many times.
 fn refuse(left: &AtomicU32) -> vmferry_guest::Result<()> {
     match left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1)) {
-        Ok(_) => Err(GuestError::operation("holding up writes", "no page table to be had")),
+        Ok(_) => Err(GuestError::operation(
+            "holding up writes",
+            "no page table to be had",
+        )),
         Err(_) => Ok(()),
     }
 }
