@@ -257,10 +257,11 @@ fn a_guest_goes_on_whatever_its_pause_comes_to() {
     check(&witness, &store, &report);
     witness.check_guest();
     // Longer than anybody waits for: the next one begins with letting it go on.
-    witness.refused_resumes.store(20, Ordering::Relaxed);
+    witness.refused_resumes.store(u32::MAX, Ordering::Relaxed);
     let failed = session.take(&TakeControl::default());
     assert_eq!(failed.outcome, TakeOutcome::Failed, "{failed:?}");
     assert_eq!(witness.guest.state(), GuestState::Paused);
+    witness.refused_resumes.store(0, Ordering::Relaxed);
     let report = take(&mut session);
     check(&witness, &store, &report);
     witness.check_guest();
@@ -275,7 +276,7 @@ fn a_guest_that_stands_still_is_left_so() {
     witness.guest.pause().unwrap();
     let failed = session.take(&TakeControl::default());
     assert_eq!(failed.outcome, TakeOutcome::Failed, "{failed:?}");
-    assert!(failed.error.unwrap().contains("does not run"));
+    assert!(failed.error.unwrap().contains("stands still"));
     assert_eq!(witness.guest.state(), GuestState::Paused);
     witness.guest.resume().unwrap();
     let report = take(&mut session);

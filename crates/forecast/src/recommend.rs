@@ -7,8 +7,12 @@ use vmferry_core::forecast::{Goal, StrategyForecast};
 
 /// A strategy that completes less often than this in simulations is recommended for nothing where another one does not.
 const LEAST_COMPLETED: f64 = 0.95;
-/// Downtimes and slow-downs below these are as good as none, where everything counts.
-const NO_DOWNTIME_MS: f64 = 5.0;
+/// Times of switching over that differ by less are alike: migrations of the same guest by the same strategy differ by as much. Where
+/// everything counts, execution transfer times and downtimes below it are as good as none.
+pub(crate) const ALIKE_MS: f64 = 10.0;
+/// And so are those within this part of each other.
+pub(crate) const ALIKE: f64 = 1.05;
+/// A slow-down below this is as good as none, where everything counts.
 const NO_SLOW_DOWN_PERCENT: f64 = 2.0;
 
 /// The figures that goals are about: expected ones, or those of a migration that was made.
@@ -43,8 +47,8 @@ impl Figures {
         let worse = |it: f64, best: f64, least: f64| (it.max(least) / best.max(least)).ln();
         let slow_down = self.slow_down_percent.zip(best.slow_down_percent);
         worse(self.total_ms, best.total_ms, 1.0)
-            + worse(self.execution_transfer_ms, best.execution_transfer_ms, 1.0)
-            + worse(self.downtime_ms, best.downtime_ms, NO_DOWNTIME_MS)
+            + worse(self.execution_transfer_ms, best.execution_transfer_ms, ALIKE_MS)
+            + worse(self.downtime_ms, best.downtime_ms, ALIKE_MS)
             + worse(self.bytes_on_wire, best.bytes_on_wire, 1.0)
             + slow_down.map_or(0.0, |(it, best)| worse(it, best, NO_SLOW_DOWN_PERCENT))
     }
@@ -111,11 +115,15 @@ pub fn recommend(goal: Goal, strategies: &[StrategyForecast]) -> Option<(Strateg
     Some((chosen, why))
 }
 
-/// The one that costs least.
+/// The one that costs least; of those that are away as soon as each other, the one that is over soonest.
 fn cheapest(goal: Goal, able: &[&StrategyForecast]) -> Option<(Strategy, String)> {
     let figures: Vec<Figures> = able.iter().map(|forecast| Figures::likely(forecast)).collect();
     let costs = costs(goal, &figures);
-    let index = smallest(&costs)?;
+    let mut index = smallest(&costs)?;
+    if goal == Goal::Evict {
+        let alike = (0..able.len()).filter(|&other| costs[other] <= alike_to(costs[index]));
+        index = alike.min_by(|&a, &b| order(figures[a].total_ms, figures[b].total_ms))?;
+    }
     let (chosen, next) = (
         able[index],
         runner_up(&costs, index).map(|index| able[index].strategy),
@@ -165,6 +173,11 @@ fn within_downtime(most_ms: f64, able: &[&StrategyForecast]) -> Option<(Strategy
         nearest.downtime_ms.likely
     );
     Some((nearest.strategy, why))
+}
+
+/// The longest execution transfer time that is as good as `best_ms`.
+pub(crate) fn alike_to(best_ms: f64) -> f64 {
+    (best_ms * ALIKE).max(best_ms + ALIKE_MS)
 }
 
 fn smallest(costs: &[f64]) -> Option<usize> {
@@ -238,6 +251,22 @@ mod tests {
         assert_eq!(recommended(Goal::Balanced).0, Strategy::PostCopyPush);
         assert!(recommended(Goal::Bytes).1.contains("480.0 MiB"));
         assert_eq!(recommend(Goal::Total, &[]), None);
+    }
+
+    /// A plain post-copy is away as soon as one that pushes, and may need its source for ever.
+    #[test]
+    fn of_those_that_are_away_as_soon_the_one_that_is_over_soonest_is_recommended() {
+        let mut all = three();
+        for (transfer_ms, named) in [
+            (195.0, Strategy::PostCopyPush),
+            (190.5, Strategy::PostCopyPush),
+            (180.0, Strategy::PostCopy),
+        ] {
+            let plain = forecast(Strategy::PostCopy, 50_000.0, transfer_ms, (12.0, 20.0), 500.0);
+            all.insert(0, plain);
+            assert_eq!(recommend(Goal::Evict, &all).unwrap().0, named, "{transfer_ms}");
+            all.remove(0);
+        }
     }
 
     #[test]

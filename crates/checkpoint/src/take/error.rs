@@ -24,8 +24,13 @@ pub enum TakeError {
     #[error("cannot read a disk of the guest as it was")]
     Disk(#[from] DiskError),
     /// It stands still already, by somebody else's wish, and a checkpoint ends with a guest that runs.
-    #[error("the guest does not run: a checkpoint would let it go on. Resume it first")]
+    #[error(
+        "the guest stands still (paused, asleep, or stopped by an error), and a checkpoint would let it go on: resume it first"
+    )]
     NotRunning,
+    /// The guest's writes were not held up to the end.
+    #[error("the guest's writes could not be held up any longer")]
+    LetGo,
     /// The operator, or a daemon that ends, changed their mind.
     #[error("it was cancelled")]
     Cancelled,

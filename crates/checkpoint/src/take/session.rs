@@ -7,7 +7,7 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use vmferry_core::take::{TakeOutcome, TakeProgress, TakeReport};
 use vmferry_core::{PAGE_SIZE, PageBitmap};
-use vmferry_guest::Vm;
+use vmferry_guest::{GuestState, Vm};
 use vmferry_store::{CheckpointId, DiskState, Draft, Store, StoreError, Taken, Writer};
 
 use super::disks::DisksOfMoment;
@@ -175,8 +175,12 @@ impl Session {
     ) -> Result<()> {
         control.phase("beginning");
         let shared = Arc::clone(&self.shared);
-        if shared.is_left_paused.load(Ordering::Acquire) {
-            shared.let_go_on()?;
+        match shared.vm.state() {
+            // Somebody else had it go on: what stands still later is not ours.
+            GuestState::Running => shared.is_left_paused.store(false, Ordering::Release),
+            _ if shared.is_left_paused.load(Ordering::Acquire) => shared.let_go_on()?,
+            GuestState::Paused => return Err(TakeError::NotRunning),
+            _ => {}
         }
         shared.vm.prepare_out()?;
         let writer = phases.run("begin", || self.begin_in_store())?;

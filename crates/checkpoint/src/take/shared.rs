@@ -186,7 +186,13 @@ impl Shared {
     /// # Errors
     /// With the reason, if the cut was given up.
     pub(super) fn check(&self) -> Result<()> {
-        self.lock().failure.take().map_or(Ok(()), Err)
+        let mut inner = self.lock();
+        match inner.failure.take() {
+            Some(error) => Err(error),
+            // Everybody was let go a moment ago, and whoever did it has not said why yet.
+            None if inner.is_broken => Err(TakeError::LetGo),
+            None => Ok(()),
+        }
     }
 
     /// A new checkpoint begins: what stood against the last one does not against this.

@@ -15,9 +15,9 @@ use super::shared::Shared;
 
 /// Pages protected under one lock: a writer that is held up waits for no longer than that takes.
 const PROTECT_PAGES: u64 = 2048;
-/// How often a guest that does not go on after its pause is asked to: a disk it shares may be somebody else's for a moment.
-const RESUMES: u32 = 20;
-/// Between two of them.
+/// How long a guest that does not go on after its pause is asked to: a disk it shares may be somebody else's for a moment.
+const RESUMING: Duration = Duration::from_secs(2);
+/// Between two times.
 const RESUME_PAUSE: Duration = Duration::from_millis(100);
 
 /// What a pause gave.
@@ -75,17 +75,15 @@ impl Shared {
     /// # Errors
     /// It does not: [`Shared::is_left_paused`] says so until it does.
     pub(super) fn let_go_on(&self) -> Result<()> {
+        let began = Instant::now();
         let mut resumed = self.vm.resume();
-        for _ in 1..RESUMES {
-            if resumed.is_ok() || self.vm.state() == GuestState::Gone {
-                break;
-            }
+        while resumed.is_err() && began.elapsed() < RESUMING && self.vm.state() != GuestState::Gone {
             thread::sleep(RESUME_PAUSE);
             resumed = self.vm.resume();
         }
         self.is_left_paused.store(resumed.is_err(), Ordering::Release);
         Ok(resumed.inspect_err(|error| {
-            tracing::error!(%error, "the guest could not be resumed after it was paused for a checkpoint");
+            tracing::error!(%error, "the guest could not be resumed after a checkpoint");
         })?)
     }
 

@@ -152,7 +152,7 @@ fn of_score(score: &Score) -> Vec<Bar> {
         let share = of.as_good as f64 / of.forecasts as f64;
         bar(
             format!(
-                "the best strategy named, or one within 5 %, in at least {}, for the goal {}",
+                "the best strategy named, or one as good, in at least {}, for the goal {}",
                 percent(LEAST_NAMED),
                 of.goal
             ),
@@ -281,12 +281,12 @@ fn goals(score: &Score) -> Markup {
     let share = |count: usize, of: usize| format!("{} of {of}, {}", count, percent(count as f64 / of as f64));
     html! {
         div class="scroll" tabindex="0" role="region" aria-label="recommended strategies" { table {
-            caption { "how often the recommended strategy was the best of those that were run" }
+            caption { "how often the recommended strategy was the best of those that were run, or as good: within 5 % of it, and for evict within 10 ms" }
             thead { tr {
                 th scope="col" { "goal" }
                 th scope="col" class="number" { "guests and links" }
                 th scope="col" class="number" { "the best" }
-                th scope="col" class="number" { "or within 5 %" }
+                th scope="col" class="number" { "or as good" }
             } }
             tbody { @for of in &score.recommended { tr {
                 th scope="row" { (of.goal.to_string()) }

@@ -91,7 +91,7 @@ fn render(score: &Score) -> String {
         return text
             + "\nno setting was tried with three strategies or more: which of them is the best is not known\n";
     }
-    let mut goals = table::list(&["goal", "settings", "forecasts", "best named", "or within 5%"]);
+    let mut goals = table::list(&["goal", "settings", "forecasts", "best named", "or as good"]);
     for of in &score.recommended {
         let share = |count: usize| percent(count as f64 / of.forecasts as f64);
         goals.add_row([
@@ -103,7 +103,10 @@ fn render(score: &Score) -> String {
         ]);
     }
     table::align_right(&mut goals, &[1, 2, 3, 4]);
-    text += &format!("\n{}", table::render(goals));
+    text += &format!(
+        "\n{}\nas good: within 5% of the best, and for evict within 10 ms of it\n",
+        table::render(goals)
+    );
     text
 }
 
