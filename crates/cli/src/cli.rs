@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
+use vmferry_forecast::history::Record;
 
 use crate::client::{Client, DEFAULT_SOCKET};
 use crate::commands::{
@@ -49,6 +50,18 @@ pub(crate) struct Common {
 impl Common {
     pub(crate) fn client(&self) -> anyhow::Result<Client> {
         Ok(Client::new(&self.host_socket)?)
+    }
+
+    /// What the migrations of this host left for models and forecasts; records of another version are counted on stderr.
+    pub(crate) fn history(&self) -> anyhow::Result<Vec<Record>> {
+        let kept = self.client()?.history()?;
+        if kept.not_understood > 0 {
+            eprintln!(
+                "{} records of the history are not understood",
+                kept.not_understood
+            );
+        }
+        Ok(kept.records)
     }
 }
 

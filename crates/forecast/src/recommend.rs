@@ -129,6 +129,10 @@ fn cheapest(goal: Goal, able: &[&StrategyForecast]) -> Option<(Strategy, String)
         runner_up(&costs, index).map(|index| able[index].strategy),
     );
     let what = match goal {
+        Goal::Evict if costs.iter().any(|cost| *cost < costs[index]) => format!(
+            "it is away as soon as any, after {:.0} ms, and over soonest of those",
+            chosen.execution_transfer_ms.likely
+        ),
         Goal::Evict => format!(
             "it is away soonest, after {:.0} ms",
             chosen.execution_transfer_ms.likely
@@ -264,7 +268,13 @@ mod tests {
         ] {
             let plain = forecast(Strategy::PostCopy, 50_000.0, transfer_ms, (12.0, 20.0), 500.0);
             all.insert(0, plain);
-            assert_eq!(recommend(Goal::Evict, &all).unwrap().0, named, "{transfer_ms}");
+            let (strategy, why) = recommend(Goal::Evict, &all).unwrap();
+            assert_eq!(strategy, named, "{transfer_ms}");
+            assert_eq!(
+                why.contains("as soon as any"),
+                named == Strategy::PostCopyPush,
+                "{why}"
+            );
             all.remove(0);
         }
     }

@@ -1,10 +1,14 @@
 //! Figures of forecasts: what a page says of runs that had one.
 
+mod support;
+
 use std::path::Path;
 
 use serde_json::{Value, json};
 use vmferry_lab::bench::{Machine, Results, Run, Scenario};
 use vmferry_report::{Source, page};
+
+use support::between;
 
 const SCENARIO: &str = r#"
 title = "Made up"
@@ -104,15 +108,6 @@ fn of(results: Results) -> String {
         results,
     };
     page(&[source], None, 0)
-}
-
-fn between<'a>(page: &'a str, from: &str, to: &str) -> &'a str {
-    let (_, rest) = page
-        .split_once(from)
-        .unwrap_or_else(|| panic!("{from} is not there"));
-    rest.split_once(to)
-        .unwrap_or_else(|| panic!("{to} is not there"))
-        .0
 }
 
 /// Markup without its marks.

@@ -1,8 +1,12 @@
 //! Figures of regression models: what a page says of results that follow a law.
 
+mod support;
+
 use serde_json::json;
 use vmferry_lab::bench::{Results, Run, Scenario};
 use vmferry_report::{Source, page};
+
+use support::report;
 
 const SHARES: [u32; 9] = [2, 3, 4, 6, 8, 12, 20, 40, 100];
 
@@ -40,18 +44,7 @@ kind = "trial"
 
 /// A run that took `total_ms` with a share of a core.
 fn run(share: u32, total_ms: f64) -> Run {
-    let report = json!({
-        "vm": "bench", "strategy": "pre-copy", "backend": "synth", "outcome": "completed", "total_ms": total_ms,
-        "execution_transfer_ms": total_ms, "downtime_ms": 5.0, "perceived_downtime_ms": null, "micro_stops_ms": 0.0,
-        "ram_bytes": 64 << 20, "data_bytes": 32 << 20, "bytes_on_wire": 33 << 20, "device_state_bytes": 100,
-        "pages": {"sent": 8192, "resent": 0, "raw": 8192, "uniform": 0, "hole": 0, "free": 0, "filtered": 0, "compressed": 0,
-            "delta": 0, "deduplicated": 0},
-        "rounds": [], "phases": [],
-        "faults": {"count": 0, "network": 0, "local": 0, "p50_us": 0.0, "p99_us": 0.0, "max_us": 0.0},
-        "cpu_seconds": {"source": 1.0, "destination": 1.0}, "memory_bytes": {"source": 0, "destination": 0},
-        "limits": {"downtime_ms": 300.0, "timeout_ms": null, "bandwidth_bytes_per_s": null, "bandwidth_waited_ms": 0.0,
-            "cpu_percent": share, "cpu_waited_ms": 0.0},
-    });
+    let report = report(total_ms, share);
     serde_json::from_value(json!({
         "key": {"guest": "cpu:40", "link": "1gbit", "variant": format!("{share}%"), "repetition": 0},
         "seed": 0, "conditions": "", "command": [], "machine": 0, "started_unix_ms": 0, "took_s": 1.0, "load_average": null,

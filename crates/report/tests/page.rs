@@ -1,8 +1,12 @@
 //! What a page says of results that are made up.
 
+mod support;
+
 use serde_json::json;
 use vmferry_lab::bench::{Machine, Results, Run, Scenario};
 use vmferry_report::{Source, page};
+
+use support::between;
 
 const SCENARIO: &str = r#"
 title = "Made up"
@@ -81,16 +85,6 @@ fn made_up(ours: &[f64], peers: &[f64]) -> String {
         results,
     };
     page(&[source], None, 1_700_000_000_000)
-}
-
-/// The text between two words.
-fn between<'a>(page: &'a str, from: &str, to: &str) -> &'a str {
-    let (_, rest) = page
-        .split_once(from)
-        .unwrap_or_else(|| panic!("{from} is not there"));
-    rest.split_once(to)
-        .unwrap_or_else(|| panic!("{to} is not there"))
-        .0
 }
 
 #[test]

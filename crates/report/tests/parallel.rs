@@ -1,8 +1,12 @@
 //! Guests that were moved at once: what a page says beside the bound.
 
-use serde_json::{Value, json};
+mod support;
+
+use serde_json::json;
 use vmferry_lab::bench::{Machine, Results, Run, Scenario, records};
 use vmferry_report::{Source, page};
+
+use support::report;
 
 /// How many at once, and what they shared.
 const CROWDS: [(u32, u32); 9] = [
@@ -29,21 +33,6 @@ fn scenario() -> Scenario {
         variants.concat()
     );
     Scenario::parse("made-up.toml", &text).unwrap()
-}
-
-fn report(total_ms: f64, share: u32) -> Value {
-    json!({
-        "vm": "bench", "strategy": "pre-copy", "backend": "synth", "outcome": "completed", "total_ms": total_ms,
-        "execution_transfer_ms": total_ms, "downtime_ms": 5.0, "perceived_downtime_ms": null, "micro_stops_ms": 0.0,
-        "ram_bytes": 64 << 20, "data_bytes": 32 << 20, "bytes_on_wire": 33 << 20, "device_state_bytes": 100,
-        "pages": {"sent": 8192, "resent": 0, "raw": 8192, "uniform": 0, "hole": 0, "free": 0, "filtered": 0, "compressed": 0,
-            "delta": 0, "deduplicated": 0},
-        "rounds": [], "phases": [],
-        "faults": {"count": 0, "network": 0, "local": 0, "p50_us": 0.0, "p99_us": 0.0, "max_us": 0.0},
-        "cpu_seconds": {"source": 1.0, "destination": 1.0}, "memory_bytes": {"source": 0, "destination": 0},
-        "limits": {"downtime_ms": 300.0, "timeout_ms": null, "bandwidth_bytes_per_s": null, "bandwidth_waited_ms": 0.0,
-            "cpu_percent": share, "cpu_waited_ms": 0.0},
-    })
 }
 
 /// Guests that take 16 s at a share of a percent each, and where several are moved a tenth more.

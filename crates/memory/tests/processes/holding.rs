@@ -139,20 +139,26 @@ fn touched_pages_are_told_apart() {
     assert_eq!(touched().len() as u64, PAGES);
 }
 
+/// A process all of whose pages are protected, and whose drops of pages are told of.
+fn while_drops_are_watched() -> (Puppet, WriteGate) {
+    let mut puppet = Puppet::new(PAGES);
+    puppet.write(false, 0, 7, &(0..PAGES).collect::<Vec<_>>());
+    let gate = gate(&puppet, true);
+    gate.protect(0..PAGES * PAGE).unwrap();
+    (puppet, gate)
+}
+
 /// A balloon punches first and then drops the mapping; the latter waits until somebody has heard of it.
 #[test]
 fn dropped_mappings_are_reported() {
     if !permitted() {
         return;
     }
-    let mut puppet = Puppet::new(PAGES);
-    puppet.write(false, 0, 7, &(0..PAGES).collect::<Vec<_>>());
-    let gate = gate(&puppet, true);
-    gate.protect(0..PAGES * PAGE).unwrap();
-    let base = puppet.base();
+    let (puppet, gate) = while_drops_are_watched();
     let process = puppet.process();
     std::thread::scope(|scope| {
-        let drops = scope.spawn(|| process.madvise_dontneed(base + 8 * PAGE..base + 12 * PAGE));
+        let drops =
+            scope.spawn(|| process.madvise_dontneed(puppet.base() + 8 * PAGE..puppet.base() + 12 * PAGE));
         assert_eq!(next(&gate), Held::Dropped(8 * PAGE..12 * PAGE));
         drops.join().unwrap().unwrap();
     });
@@ -164,14 +170,11 @@ fn a_page_is_released_while_another_is_dropped() {
     if !permitted() {
         return;
     }
-    let mut puppet = Puppet::new(PAGES);
-    puppet.write(false, 0, 7, &(0..PAGES).collect::<Vec<_>>());
-    let gate = gate(&puppet, true);
-    gate.protect(0..PAGES * PAGE).unwrap();
-    let base = puppet.base();
+    let (puppet, gate) = while_drops_are_watched();
     let process = puppet.process();
     std::thread::scope(|scope| {
-        let drops = scope.spawn(|| process.madvise_dontneed(base + 8 * PAGE..base + 12 * PAGE));
+        let drops =
+            scope.spawn(|| process.madvise_dontneed(puppet.base() + 8 * PAGE..puppet.base() + 12 * PAGE));
         // It waits for somebody to read of it.
         std::thread::sleep(A_WHILE);
         gate.release(0..PAGE).unwrap();

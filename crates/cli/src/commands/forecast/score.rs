@@ -37,14 +37,7 @@ pub(super) fn run(common: &Common, args: &ScoreArgs) -> Result<ExitCode> {
         all.append(&mut records(&Results::read(file)?.0));
     }
     if args.from.is_empty() {
-        let kept = common.client()?.history()?;
-        if kept.not_understood > 0 {
-            eprintln!(
-                "{} records of the history are not understood",
-                kept.not_understood
-            );
-        }
-        all = kept.records;
+        all = common.history()?;
     }
     let Some(score) = Score::of(&all) else {
         bail!(

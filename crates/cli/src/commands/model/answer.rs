@@ -62,7 +62,7 @@ pub(super) fn predict(common: &Common, args: &PredictArgs) -> Result<()> {
         );
         text += &match measured.iter().find(|measured| measured.together == count) {
             Some(found) => format!(
-                "measured: {} migrations {count} at once took {:.2} times what one alone does\n",
+                "measured: {} migrations {count} at once took {:.2} times what one alone does with the same share\n",
                 found.measured, found.slower
             ),
             None => format!("measured: none of these migrations went on {count} at once yet\n"),

@@ -29,14 +29,7 @@ impl Chosen {
             place.push(file.display().to_string());
         }
         if self.from.is_empty() {
-            let kept = common.client()?.history()?;
-            if kept.not_understood > 0 {
-                eprintln!(
-                    "{} records of the history are not understood",
-                    kept.not_understood
-                );
-            }
-            all = kept.records;
+            all = common.history()?;
             place.push("the history of this host".into());
         }
         let place = place.join(", ");
