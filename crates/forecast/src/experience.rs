@@ -2,7 +2,8 @@
 //!
 //! A simulation knows only what varies in it. So where migrations with forecasts were made, a forecast is moved by the median of
 //! what they were off, and its interval is as wide as nine of ten of them would have needed (split conformal prediction, Papadopoulos et
-//! al. 2002, with the simulated width as the measure of difficulty). Of few migrations, little is taken over.
+//! al. 2002, with the simulated width as the measure of difficulty), and no wider than by what nine of ten were off at all: a narrow
+//! interval that was missed by many times its width does not make a wide one endless. Of few migrations, little is taken over.
 
 use vmferry_core::Strategy;
 use vmferry_core::forecast::{Expected, StrategyForecast};
@@ -151,20 +152,19 @@ fn corrected(expected: Expected, past: &[&Past]) -> Expected {
     }
     let count = past.len() as f64;
     let off = quantile(past.iter().map(|past| past.off).collect(), 0.5) * count / (count + BELIEF);
+    let left = || past.iter().map(|past| (past.off - off, widths(past.expected)));
     // In widths of its interval on the side to which it was off.
-    let needed = past.iter().map(|past| {
-        let left = past.off - off;
-        let (down, up) = widths(past.expected);
-        (left / if left < 0.0 { -down } else { up }).abs()
-    });
+    let needed = left().map(|(left, (down, up))| (left / if left < 0.0 { -down } else { up }).abs());
     let share = (CONFIDENCE * (count + 1.0) / count).min(1.0);
     let factor = quantile(needed.collect(), share).max(0.5);
+    let most = quantile(left().map(|(left, _)| left.abs()).collect(), share);
+    let reach = |width: f64| (width * factor).min(width + most);
     let (down, up) = widths(expected);
     let likely = expected.likely * off.exp();
     Expected {
         likely,
-        low: likely * (-down * factor).exp(),
-        high: likely * (up * factor).exp(),
+        low: likely * (-reach(down)).exp(),
+        high: likely * reach(up).exp(),
     }
 }
 

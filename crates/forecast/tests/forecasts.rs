@@ -300,6 +300,33 @@ fn experience_moves_and_widens_the_next_forecast_and_little_of_it_changes_nothin
     assert!(sure.low > before.low && sure.low < 1000.0, "{sure:?}");
 }
 
+/// Forecasts that thought themselves sure to 1 % were off by 15 %: one that already says "200 ms to 5 s" is not off by its hundredfold.
+#[test]
+fn narrow_intervals_that_were_missed_do_not_make_a_wide_one_endless() {
+    let records: Vec<Record> = (0..40)
+        .map(|n| record(n, Strategy::PreCopy, 1.0 + 0.15 * ((n % 5) as f64 - 2.0) / 2.0))
+        .map(|mut record| {
+            for forecast in &mut record.forecast.as_mut().unwrap().strategies {
+                let likely = forecast.total_ms.likely;
+                (forecast.total_ms.low, forecast.total_ms.high) = (0.99 * likely, 1.01 * likely);
+            }
+            record
+        })
+        .collect();
+    let experience = Experience::of(&records);
+    let applied = |low: f64, high: f64| {
+        let mut next = expected(Strategy::PreCopy, 1000.0);
+        (next.total_ms.low, next.total_ms.high) = (low, high);
+        experience.apply(&mut next);
+        next.total_ms
+    };
+    let narrow = applied(990.0, 1010.0);
+    assert!(narrow.low < 870.0 && narrow.high > 1130.0, "{narrow:?}");
+    let wide = applied(200.0, 5000.0);
+    assert!(wide.low > 150.0 && wide.high < 6500.0, "{wide:?}");
+    assert!(wide.low < 200.0 && wide.high > 5000.0, "{wide:?}");
+}
+
 /// What is always simulated as 1000 ms and always takes 1200: what was corrected once is not learned from as if it were simulated.
 #[test]
 fn experience_of_corrected_forecasts_goes_on_to_correct_the_simulation() {

@@ -10,8 +10,8 @@
 //!                                     \--many(request, path, seed, n)--> n outcomes of resampled traces and varied paths
 //! ```
 //!
-//! *What it knows nothing of.* Reads: a trace has writes only, so that as many other units as were written are taken to be read, over
-//! and over, as often as [`PathModel::reads_per_write`] says. What the guest's agent says: `enlightened` moves as it does without an
+//! *What it knows nothing of.* Reads: a trace has writes only, so that units are taken to be read which the guest may write another
+//! time, as often as [`PathModel::reads_per_write`] says, and more or less often in each of many simulations. What the guest's agent says: `enlightened` moves as it does without an
 //! agent. Other guests of the hosts, unless the path was measured beside them.
 #![forbid(unsafe_code)]
 

@@ -7,7 +7,7 @@ use vmferry_core::MigrationRequest;
 use crate::Simulator;
 use crate::error::SimError;
 use crate::outcome::Outcome;
-use crate::path::PathModel;
+use crate::path::{MOST_READS, PathModel};
 use crate::world::World;
 
 impl Simulator {
@@ -48,8 +48,10 @@ impl PathModel {
         let link = factor(self.variation.link);
         let cpu = factor(self.variation.cpu);
         let devices = factor(self.variation.devices);
+        let reads = factor(self.variation.reads);
         let mut varied = self.clone();
         varied.link_bytes_per_s = (varied.link_bytes_per_s * link).max(1.0);
+        varied.reads_per_write = (varied.reads_per_write * reads).min(MOST_READS);
         for figure in [
             &mut varied.codecs.copy,
             &mut varied.codecs.lz4,

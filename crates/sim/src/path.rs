@@ -13,7 +13,7 @@ const MOST_DEVIATION: f64 = 2.0;
 const MOST_TIME: f64 = 1e9;
 const MOST_STATE_BYTES: f64 = 1e12;
 /// Most reads of other pages for a page written: each of them is simulated.
-const MOST_READS: f64 = 1000.0;
+pub(crate) const MOST_READS: f64 = 1000.0;
 
 /// What the parts of a migration take. `vmferry calibrate` measures most of it on a pair of hosts; the others are of the
 /// machine that the project was measured on ([`PathModel::typical`]).
@@ -68,7 +68,8 @@ pub struct PathModel {
     pub device_state_bytes: f64,
     /// Serving a page fault, beside the network.
     pub fault_ms: f64,
-    /// Reads of other pages for each page written: a trace does not have them.
+    /// Pages read beside each page written, which a trace does not have: programs load about twice as often as they store (Hennessy and
+    /// Patterson, Computer Architecture, appendix A).
     pub reads_per_write: f64,
     /// Whether the source's sampler knows the guest when its migration begins: then `hybrid-learning` need not learn first, and
     /// `pre-copy-filter` has a model to try ([`vmferry_core::sampling`]).
@@ -107,6 +108,8 @@ pub struct Variation {
     pub cpu: f64,
     /// Of what stopping, saving, loading and resuming take.
     pub devices: f64,
+    /// Of the reads beside a write, from one guest to the next.
+    pub reads: f64,
 }
 
 impl Default for CodecCosts {
@@ -129,6 +132,7 @@ impl Default for Variation {
             link: 0.03,
             cpu: 0.15,
             devices: 0.25,
+            reads: 0.8,
         }
     }
 }
@@ -168,7 +172,7 @@ impl PathModel {
             journal_ms: 0.5,
             device_state_bytes: 210e3,
             fault_ms: 0.03,
-            reads_per_write: 1.0,
+            reads_per_write: 2.0,
             sampled: false,
             variation: Variation::default(),
         }
@@ -257,11 +261,12 @@ impl PathModel {
 }
 
 impl Variation {
-    fn deviations(&self) -> [(&'static str, f64); 3] {
+    fn deviations(&self) -> [(&'static str, f64); 4] {
         [
             ("a variation of the link", self.link),
             ("a variation of processors", self.cpu),
             ("a variation of devices", self.devices),
+            ("a variation of reads", self.reads),
         ]
     }
 }
@@ -366,7 +371,7 @@ mod tests {
             ..PathModel::default()
         };
         assert!(unknown.check().is_err());
-        let utmost = r#"{"variation": {"cpu": 2, "link": 2, "devices": 2}, "cpu_share": 0.001, "reads_per_write": 1000}"#;
+        let utmost = r#"{"variation": {"cpu": 2, "link": 2, "devices": 2, "reads": 2}, "cpu_share": 0.001, "reads_per_write": 1000}"#;
         of(utmost).check().unwrap();
     }
 

@@ -52,8 +52,6 @@ pub(crate) struct Recorded {
     /// The others that hold data, and how many of these are in each region.
     unseen: PageBitmap,
     unseen_in: Vec<u32>,
-    /// As many others that hold data, drawn by chance: a trace does not tell what is read.
-    only_read: PageBitmap,
     growth: Growth,
     /// What a sampler of the host learned of it, once that was asked for.
     learned: OnceLock<Option<Ready>>,
@@ -91,7 +89,6 @@ impl Recorded {
             written: PageBitmap::new(count),
             unseen: PageBitmap::new(count),
             unseen_in: Vec::new(),
-            only_read: PageBitmap::new(count),
             growth: Growth::of(trace),
             learned: OnceLock::new(),
         };
@@ -123,17 +120,7 @@ impl Recorded {
         recorded.unseen = recorded.data.clone();
         recorded.unseen.subtract(&recorded.written);
         recorded.unseen_in = recorded.model.regions().dirty_pages(&recorded.unseen);
-        recorded.draw_only_read();
         Ok(recorded)
-    }
-
-    fn draw_only_read(&mut self) {
-        let share = self.written.count() as f64 / self.data.count().max(1) as f64;
-        for unit in self.data.pages() {
-            if !self.written.contains(unit) && chance(!unit) < share {
-                self.only_read.insert(unit);
-            }
-        }
     }
 
     fn sample(&mut self, seen: &Sample, dirty: &mut PageBitmap, burst_first: usize, tuning: &Tuning) {
@@ -264,9 +251,6 @@ pub(crate) struct Replay<'a> {
     state: State,
     /// Time beyond the recording.
     extended: Duration,
-    /// Where the guest reads next: what it reads it goes through over and over, as it does what it writes. (Drawn by chance, the last
-    /// units would be read for the first time after many times as long.)
-    reading: u64,
     /// Of parts of memory that were not looked at it does what those near by show ([`Neighbours`]), not what they were taken for.
     elsewhere: bool,
     seed: u64,
@@ -284,7 +268,6 @@ impl<'a> Replay<'a> {
             reached: Duration::ZERO,
             state: 0,
             extended: Duration::ZERO,
-            reading: mix(seed) % recorded.units().count().max(1),
             elsewhere: false,
             seed,
         }
@@ -304,14 +287,15 @@ impl<'a> Replay<'a> {
             let ends = until.min(segment.end).saturating_sub(segment.start);
             let length = (segment.end - segment.start).as_secs_f64().max(1e-9);
             let (begins, ends) = (begins.as_secs_f64() / length, ends.as_secs_f64() / length);
-            self.each_run(segment, |run| match ends - begins > 0.999 {
+            self.each_run(segment, &mut |run| match ends - begins > 0.999 {
                 true => dirty.insert_run(run),
                 false => self.add_part(segment, begins, ends, run, dirty),
             });
         }
     }
 
-    /// The accesses from `from` on to units of `missing`, in the segment of that time, by time; and when that ends.
+    /// The accesses from `from` on to units of `missing`, in the segment of that time, by time; and when that ends. What is read beside
+    /// what is written, so many units for each, is what the guest writes another time: programs keep what belongs together together.
     pub(crate) fn accesses(
         &mut self,
         from: Duration,
@@ -324,25 +308,27 @@ impl<'a> Replay<'a> {
         let length = segment.end - segment.start;
         let sample = &self.recorded.samples[segment.sample];
         let step = 1.0 / sample.dirty.count().max(1) as f64;
+        let salt = self.seed ^ mix(segment.start.as_nanos() as u64);
         let mut accesses = Vec::new();
-        self.each_run(&segment, |run| {
-            let begins = chance(self.seed ^ mix(segment.start.as_nanos() as u64 ^ run.first));
+        let mut access = |run: PageRun| {
+            let begins = chance(salt ^ mix(run.first));
             for unit in run.pages().filter(|&unit| missing.contains(unit)) {
                 let along = (begins + (unit - run.first) as f64 * step).fract();
                 let at = segment.start + length.mul_f64(along);
                 accesses.push(Access { at, unit });
             }
-        });
-        let reads = (sample.dirty.count() as f64 * reads_per_write) as u64;
-        for read in 0..reads {
-            let Some(unit) = next_in(&self.recorded.only_read, self.reading) else {
-                break;
-            };
-            self.reading = unit + 1;
-            if missing.contains(unit) {
-                let at = segment.start + length.mul_f64(read as f64 / reads as f64);
-                accesses.push(Access { at, unit });
-            }
+        };
+        self.each_run(&segment, &mut access);
+        for read in 0..reads_per_write.ceil() as u64 {
+            let shift = salt ^ mix(!read);
+            let share = reads_per_write - read as f64;
+            self.each_seen(&segment, &mut |run| {
+                self.each_part(run, &mut |part, wanders| {
+                    if wanders && (share >= 1.0 || chance(shift ^ part.first) < share) {
+                        access(self.moved(part, shift));
+                    }
+                });
+            });
         }
         accesses.retain(|access| access.at >= from);
         accesses.sort_by_key(|access| access.at);
@@ -364,41 +350,52 @@ impl<'a> Replay<'a> {
     }
 
     /// The runs that `segment` writes.
-    fn each_run(&self, segment: &Segment, mut each: impl FnMut(PageRun)) {
+    fn each_run(&self, segment: &Segment, each: &mut impl FnMut(PageRun)) {
+        match segment.shift {
+            Some(shift) => self.each_seen(segment, &mut |run| self.each_moved(run, shift, each)),
+            None => self.each_seen(segment, each),
+        }
+    }
+
+    /// The runs of its sample, wherever that was seen.
+    fn each_seen(&self, segment: &Segment, each: &mut impl FnMut(PageRun)) {
         let sample = &self.recorded.samples[segment.sample];
         let near = sample.group.filter(|_| self.elsewhere);
         let near = near.map(|group| Neighbours::new(group, self.recorded.pages(), self.seed));
-        let mut each = |run| match near {
-            Some(near) => near.each_place(run, &mut each),
-            None => each(run),
-        };
         for run in sample.dirty.runs() {
-            match segment.shift {
-                Some(shift) => self.each_moved(run, shift, &mut each),
+            match near {
+                Some(near) => near.each_place(run, each),
                 None => each(run),
             }
         }
     }
 
-    /// `run` as another sample would have it: what of it was seen once only, elsewhere in its region. A long run is as long all the
-    /// same: a region's part of it stays within that region.
+    /// `run` as another sample would have it: what of it was seen once only, elsewhere in its region.
     fn each_moved(&self, run: PageRun, shift: u64, each: &mut impl FnMut(PageRun)) {
-        let region_units = self.recorded.model.regions().run(0).count;
         // What stays is in one piece, so that it is gone through in one go.
         let mut stays: Option<PageRun> = None;
-        let mut rest = Some(run);
-        while let Some(run) = rest {
-            let (part, tail) = run.split_at(region_units - run.first % region_units);
-            rest = tail;
-            if self.recorded.once.contains(part.first) {
+        self.each_part(run, &mut |part, wanders| {
+            if wanders {
                 stays.take().into_iter().for_each(&mut *each);
                 each(self.moved(part, shift));
             } else {
                 let first = stays.map_or(part.first, |stays| stays.first);
                 stays = Some(PageRun::new(first, part.end() - first));
             }
-        }
+        });
         stays.into_iter().for_each(each);
+    }
+
+    /// The parts of `run` by regions, and whether they were seen once only. A long run is as long wherever it is: a region's part of it
+    /// stays within that region.
+    fn each_part(&self, run: PageRun, each: &mut impl FnMut(PageRun, bool)) {
+        let region_units = self.recorded.model.regions().run(0).count;
+        let mut rest = Some(run);
+        while let Some(run) = rest {
+            let (part, tail) = run.split_at(region_units - run.first % region_units);
+            rest = tail;
+            each(part, self.recorded.once.contains(part.first));
+        }
     }
 
     /// `run`, which lies within a region, elsewhere in it: where nothing was seen written yet, else anywhere where there is data.
@@ -499,20 +496,6 @@ fn nth_in(set: &PageBitmap, run: PageRun, mut before: u64) -> Option<u64> {
         return Some(within.first + u64::from(word.trailing_zeros()));
     }
     None
-}
-
-/// The first unit of `set` at or after `from`, of the first one of all where there is none. What lies behind it is not
-/// looked at, however long its run is.
-fn next_in(set: &PageBitmap, from: u64) -> Option<u64> {
-    let words = set.words();
-    let (start, bit) = ((from / 64) as usize, from % 64);
-    let first = words.get(start).map(|word| word & (u64::MAX << bit));
-    let rest = words.iter().copied().skip(start + 1).chain(words.iter().copied());
-    let indices = (start..words.len()).chain(0..words.len());
-    indices
-        .zip(first.into_iter().chain(rest))
-        .find(|(_, word)| *word != 0)
-        .map(|(index, word)| index as u64 * 64 + u64::from(word.trailing_zeros()))
 }
 
 #[cfg(test)]

@@ -62,3 +62,36 @@ fn first_touches_beyond_the_recording_are_as_many_as_a_longer_one_has() {
         assert!(times[0] > 0.65 && times[9] < 1.5, "exponent {s}: {times:.2?}");
     }
 }
+
+/// A store that is read four times as often as it is written: all its pages are touched that much sooner, and no others.
+#[test]
+fn what_is_read_is_what_is_written_another_time() {
+    let request: MigrationRequest<()> = MigrationRequest {
+        encoding: vmferry_core::Encoding::RAW,
+        streams: Some(1),
+        ..MigrationRequest::new((), Strategy::PostCopy)
+    };
+    let recorded = store(200, 0.0, 100);
+    let outcomes = |reads_per_write: f64| {
+        let mut path = PathModel {
+            reads_per_write,
+            ..PathModel::typical(125e6, 0.2)
+        };
+        path.variation.reads = 0.0;
+        simulate_many(&recorded, &request, &path, 1, 10).unwrap()
+    };
+    let median = |outcomes: &[vmferry_sim::Outcome]| {
+        let mut times: Vec<f64> = outcomes.iter().map(|outcome| outcome.report.total_ms).collect();
+        times.sort_by(f64::total_cmp);
+        times[5]
+    };
+    let (written, read) = (outcomes(0.0), outcomes(4.0));
+    let ratio = median(&written) / median(&read);
+    // What faults take is in both.
+    assert!((2.0..5.5).contains(&ratio), "{ratio}");
+    for outcome in read {
+        // Blocks that are not drawn leave some out.
+        let faults = outcome.report.faults.count;
+        assert!((KEYS * 8 / 10..KEYS * 11 / 10).contains(&faults), "{faults}");
+    }
+}
