@@ -288,6 +288,67 @@ fn the_command_asks_the_agent_and_a_restarted_source_loses_no_page() {
     guest.console.assert_healthy(3);
 }
 
+/// The agent's account is in the recording, so that the forecast of `enlightened` is without the pages that are free.
+#[test]
+fn a_forecast_knows_what_the_guest_does_not_use() {
+    need!(Qemu, Root, Userfaultfd);
+    let _turn = turn();
+    let hosts = Hosts::new();
+    let guest = guest(hosts.dir.path(), "write:16:50 vmferry.agent");
+    hosts.run(&guest);
+    eventually("the agent answers", || {
+        hosts.source.call(&["agent", "vm"]).code == Some(0)
+    });
+    guest.console.assert_healthy(3);
+    let to = hosts.destination.endpoint();
+    let made = [
+        "forecast",
+        "vm",
+        "--to",
+        &to,
+        "--record",
+        "2s",
+        "--encoding",
+        "raw",
+    ];
+    let forecasts = hosts
+        .source
+        .call(&[&made[..], &["--simulations", "2"]].concat())
+        .expect_json();
+    let forecast = |strategy: &str| {
+        let all = forecasts["strategies"].as_array().unwrap();
+        let found = all.iter().find(|forecast| forecast["strategy"] == strategy);
+        found.unwrap_or_else(|| panic!("{strategy} in {forecasts:#}"))["bytes_on_wire"]["likely"]
+            .as_f64()
+            .unwrap()
+    };
+    let moved = [
+        "--strategy",
+        "enlightened",
+        "--encoding",
+        "raw",
+        "--agent-timeout",
+        "20s",
+    ];
+    let report = hosts.migrate("vm", &moved).expect_json();
+    assert_eq!(report["outcome"], "completed", "{report:#}");
+    let dropped = report["pages"]["free"].as_u64().unwrap();
+    assert!(dropped > 1000, "the agent was not in time: {report:#}");
+    let (expected, pushed) = (forecast("enlightened"), forecast("post-copy-push"));
+    let spared = 4096.0 * dropped as f64;
+    assert!(
+        expected < pushed - 0.5 * spared,
+        "{expected} and {pushed} bytes expected, {spared} spared"
+    );
+    let sent = report["bytes_on_wire"].as_f64().unwrap();
+    assert!(
+        (expected / sent - 1.0).abs() < 0.25,
+        "{expected} bytes expected, {sent} sent"
+    );
+    hosts.destination.assert_owns("vm");
+    guest.console.assert_healthy(3);
+}
+
 /// What sits at the agent's port, after an honest answer to the ping.
 type Liar = fn(&mut UnixStream) -> std::io::Result<()>;
 

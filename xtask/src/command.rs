@@ -1,13 +1,23 @@
 //! Running other programs. Their talk goes to stderr: stdout belongs to the result of the task.
 
+use std::ffi::OsString;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
 use anyhow::{Context as _, Result, ensure};
 
-/// The cargo that runs us, so that a task stays with one toolchain.
+/// The cargo that runs us, so that a task stays with one toolchain. What it told us about ourselves is not for others: build scripts
+/// that look at it would run again, and all that depends on them be built anew.
 pub(crate) fn cargo() -> Command {
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    let names = std::env::vars_os().map(|(name, _)| name);
+    let of_ours = |name: &OsString| {
+        let name = name.to_string_lossy();
+        name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_")
+    };
+    names.filter(of_ours).for_each(|name| {
+        cargo.env_remove(name);
+    });
     cargo.current_dir(crate::repository());
     cargo
 }

@@ -121,7 +121,7 @@ pub fn forecast(
         ..path_of_guest(path, &guest.backend, &past.reports)
     };
     let experience = Experience::of(&past.records);
-    let strategies = strategies(client, wish.vm);
+    let strategies = strategies(client, wish.vm, &trace);
     let asked = Wish {
         request: wish.request,
         goal: wish.goal,
@@ -238,14 +238,14 @@ fn path_of_guest(mut path: PathModel, backend: &str, reports: &[Report]) -> Path
     path
 }
 
-/// Those that the guest can be moved by: `enlightened` needs its agent.
-fn strategies(client: &Client, vm: &str) -> Vec<Strategy> {
+/// Those that the guest can be moved by: `enlightened` needs its agent, and a forecast of it what that said.
+fn strategies(client: &Client, vm: &str, trace: &Trace) -> Vec<Strategy> {
     let ask = AgentRequest {
         timeout_ms: AGENT_TIMEOUT.as_millis() as u64,
         balloon: false,
         classes: false,
     };
-    let agent = client.agent(vm, &ask).is_ok();
+    let agent = trace.hints.is_some() && client.agent(vm, &ask).is_ok();
     let able = |strategy: &Strategy| agent || *strategy != Strategy::Enlightened;
     Strategy::ALL.into_iter().filter(able).collect()
 }

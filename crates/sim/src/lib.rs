@@ -11,10 +11,11 @@
 //! ```
 //!
 //! *What it knows nothing of.* Reads: a trace has writes only, so that units are taken to be read which the guest may write another
-//! time, as often as [`PathModel::reads_per_write`] says, and more or less often in each of many simulations. What the guest's agent says: `enlightened` moves as it does without an
-//! agent. Other guests of the hosts, unless the path was measured beside them.
+//! time, as often as [`PathModel::reads_per_write`] says, and more or less often in each of many simulations. What the guest's agent says, where the
+//! trace has no [`vmferry_trace::GuestHints`]: `enlightened` moves as it does without an agent then. Other guests of the hosts, unless the path was measured beside them.
 #![forbid(unsafe_code)]
 
+mod asking;
 mod background;
 mod destination;
 mod error;

@@ -19,6 +19,7 @@ use vmferry_core::sampling::Ready;
 use vmferry_core::{PageBitmap, PageRun, Tuning};
 use vmferry_trace::{Content, PageSet, Sample, Trace};
 
+use crate::asking::Told;
 use crate::background;
 use crate::error::SimError;
 use crate::growth::Growth;
@@ -53,6 +54,8 @@ pub(crate) struct Recorded {
     unseen: PageBitmap,
     unseen_in: Vec<u32>,
     growth: Growth,
+    /// What its agent said.
+    pub(crate) told: Option<Told>,
     /// What a sampler of the host learned of it, once that was asked for.
     learned: OnceLock<Option<Ready>>,
 }
@@ -90,6 +93,7 @@ impl Recorded {
             unseen: PageBitmap::new(count),
             unseen_in: Vec::new(),
             growth: Growth::of(trace),
+            told: trace.hints.as_ref().map(|told| Told::new(told, units)),
             learned: OnceLock::new(),
         };
         trace

@@ -6,7 +6,7 @@ use std::time::Duration;
 use vmferry_core::destination::Event as DestinationEvent;
 use vmferry_core::encoding::{Chooser, SentWith};
 use vmferry_core::policy::Faults;
-use vmferry_core::source::{Batch, Command, Demand, Enlightenment, Event, SentBatch, Setup, Source};
+use vmferry_core::source::{Batch, Command, Demand, Event, SentBatch, Setup, Source};
 use vmferry_core::{Codec, Epoch, MigrationRequest, PAGE_SIZE, PageBitmap};
 
 use crate::error::SimError;
@@ -30,7 +30,7 @@ const MOST_DEFAULT_STREAMS: f64 = 4.0;
 pub(crate) struct SourceHost<'a> {
     pub(crate) machine: Source,
     pub(crate) units: Units,
-    recorded: &'a Recorded,
+    pub(crate) recorded: &'a Recorded,
     path: &'a PathModel,
     streams: Vec<Stream>,
     open: bool,
@@ -47,7 +47,7 @@ pub(crate) struct SourceHost<'a> {
     control: Duration,
     /// When the guest's pages were scanned last, in its own time.
     scanned: Duration,
-    paused_at: Duration,
+    pub(crate) paused_at: Duration,
     next_tick: Option<Duration>,
     /// The pages of a switch, on their way.
     pub(crate) switched: Option<PageBitmap>,
@@ -121,9 +121,7 @@ impl<'a> SourceHost<'a> {
     /// Dials, offers, and waits for the destination to create the guest.
     pub(crate) fn begin(&mut self, agenda: &mut Agenda, wires: &mut Wires) -> Result<(), SimError> {
         if self.machine.wants_hints().is_some() {
-            let why = "a trace does not say what the guest uses its pages for".into();
-            self.inputs
-                .push_back(Event::Enlightened(Enlightenment::Nothing { why }));
+            self.ask_guest(agenda);
         }
         // Connect and greet, then the offer; after its acceptance the other streams connect and greet at once.
         let rtt = ms(self.path.rtt_ms);
@@ -250,12 +248,15 @@ impl<'a> SourceHost<'a> {
                 guest.start(now);
                 Duration::ZERO
             }
+            Command::Enlighten => {
+                self.guest_lists(agenda, guest);
+                Duration::ZERO
+            }
             // Nothing that anybody waits for, or nothing that happens here.
             Command::ConfirmState
             // No simulated guest moves its disks.
             | Command::CopyDisks
             | Command::SettleDisks
-            | Command::Enlighten
             | Command::SendHashes
             | Command::SendAbort(_)
             | Command::Reconnect
@@ -281,7 +282,8 @@ impl<'a> SourceHost<'a> {
                 Event::Armed { data, paused }
             }
             Some(Command::Scan) => Event::Scanned(self.scan(now, guest)),
-            Some(Command::Stop { scan, .. }) => {
+            Some(Command::Stop { scan, free }) => {
+                let free = free.then(|| self.free_pages(guest)).flatten();
                 // It stood still from the moment it was paused.
                 let pages = match scan {
                     true => self.scan(self.paused_at, guest),
@@ -292,7 +294,7 @@ impl<'a> SourceHost<'a> {
                     paused_at: self.paused_at,
                     pages,
                     discarded: None,
-                    free: None,
+                    free,
                 }
             }
             Some(Command::Retract) => {
@@ -304,9 +306,6 @@ impl<'a> SourceHost<'a> {
             },
             Some(Command::ConfirmState) => Event::StateConfirmed,
             Some(Command::JournalHandedOver(_) | Command::JournalOwner(_)) => Event::Journaled,
-            Some(Command::Enlighten) => Event::Enlightened(Enlightenment::Nothing {
-                why: "a trace does not say what the guest uses its pages for".into(),
-            }),
             _ => return,
         };
         self.events.push_back(answer);

@@ -5,10 +5,11 @@ mod common;
 use std::time::Duration;
 
 use common::{guest, looping, sampled};
+use vmferry_core::hints::{Class, Hints};
 use vmferry_core::report::Outcome as Ended;
 use vmferry_core::{MigrationRequest, PageRun, Strategy};
 use vmferry_sim::{CodecCosts, Outcome, PathModel, Simulator, simulate, simulate_many};
-use vmferry_trace::Trace;
+use vmferry_trace::{GuestHints, Trace};
 
 const MIB: u64 = 1 << 20;
 
@@ -287,4 +288,45 @@ fn a_guest_that_the_host_samples_is_not_learned_first() {
 
     let [one, other] = [&unknown, &known].map(|path| run(Strategy::PreCopy, path));
     assert_eq!(one.total_ms, other.total_ms, "the others have no use for it");
+}
+
+/// What its agent says is free does not cross, but for what the guest takes of it before the stop; what it lists only is without what
+/// it writes meanwhile.
+#[test]
+fn a_guest_that_says_what_is_free_moves_without_it() {
+    const DATA: u64 = 256 * MIB / 4096;
+    // It writes 1000 pages a second of those that are free, one after the other.
+    let mut trace = looping(
+        guest(512 * MIB, 256 * MIB),
+        100,
+        PageRun::new(DATA / 2, 10_000),
+        1000,
+    );
+    let outcome = |trace: &Trace, strategy| run(trace, strategy).report;
+    let push = outcome(&trace, Strategy::PostCopyPush);
+    let untold = outcome(&trace, Strategy::Enlightened);
+    assert!(
+        untold.notes.iter().any(|note| note.contains("said nothing")),
+        "{:?}",
+        untold.notes
+    );
+    assert!((untold.bytes_on_wire as f64 / push.bytes_on_wire as f64 - 1.0).abs() < 0.05);
+    for exact in [true, false] {
+        let mut hints = Hints::new(trace.pages());
+        hints.set(PageRun::new(DATA / 2, DATA / 2), Class::Free);
+        hints.set(PageRun::new(0, 100), Class::KernelCode);
+        trace.hints = GuestHints::new(&hints, 40_000, exact);
+        let told = outcome(&trace, Strategy::Enlightened);
+        let pages = told.bytes_on_wire / 4096;
+        assert!(
+            (DATA / 2 + 200..DATA / 2 + 1500).contains(&pages),
+            "exact {exact}: {pages} of {DATA} pages"
+        );
+        assert!(told.pages.free > DATA / 2 - 1500, "{}", told.pages.free);
+        assert!(
+            told.total_ms < 0.6 * push.total_ms,
+            "exact {exact}: {}",
+            told.total_ms
+        );
+    }
 }

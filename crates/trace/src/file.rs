@@ -11,7 +11,7 @@
 //!
 //! | bytes | field |
 //! |---|---|
-//! | 0 | kind: 1 header, 2 resident pages, 3 content, 4 samples, 5 loads, 6 end |
+//! | 0 | kind: 1 header, 2 resident pages, 3 content, 4 samples, 5 loads, 6 end, 7 hints |
 //! | 1..4 | reserved: written as zero, ignored |
 //! | 4..8 | bytes of the payload as it stands in the file |
 //! | 8..12 | bytes of the payload decompressed, at most 256 MiB; 1 MiB of kinds 1, 3 and 6 |
@@ -78,7 +78,8 @@
 //! | cpu_us | option of u64 | CPU time of the guest within the sample |
 //!
 //! Loads are a list of these ([`LoadMark`]): at_us: u64; load_average: option of f32; memory_available_bytes: option of u64;
-//! operations: option of u64, so far. The end is an option of the cost ([`Cost`]): took_us, cost_us, scans: u64.
+//! operations: option of u64, so far. Hints ([`GuestHints`]) are at most one part: took_us: u64; exact: bool; classes: a list of ten sets of
+//! pages, in the order of [`Class::ALL`](vmferry_core::hints::Class::ALL), none of which has a page of another one. The end is an option of the cost ([`Cost`]): took_us, cost_us, scans: u64.
 
 use std::io::{Read, Write};
 
@@ -88,6 +89,7 @@ use serde::de::DeserializeOwned;
 use crate::content::Content;
 use crate::error::TraceError;
 use crate::header::Header;
+use crate::hints::GuestHints;
 use crate::page_set::PageSet;
 use crate::sample::{LoadMark, Sample};
 use crate::trace::{Cost, Trace};
@@ -117,6 +119,7 @@ const CONTENT: u8 = 3;
 const SAMPLES: u8 = 4;
 const LOADS: u8 = 5;
 const END: u8 = 6;
+const HINTS: u8 = 7;
 
 /// Writes a trace part by part.
 pub struct Writer<W: Write> {
@@ -178,6 +181,14 @@ impl<W: Write> Writer<W> {
         }
     }
 
+    /// Adds what the guest said about its pages.
+    ///
+    /// # Errors
+    /// What the file answers.
+    pub fn hints(&mut self, hints: &GuestHints) -> Result<(), TraceError> {
+        self.part(HINTS, hints)
+    }
+
     /// Ends the file.
     ///
     /// # Errors
@@ -234,6 +245,7 @@ struct Found {
     content: Content,
     samples: Vec<Sample>,
     loads: Vec<LoadMark>,
+    hints: Option<GuestHints>,
     /// The end of the file came.
     end: Option<Option<Cost>>,
 }
@@ -302,6 +314,7 @@ impl Trace {
                     content,
                     samples,
                     loads,
+                    hints,
                     end,
                 },
                 problem,
@@ -312,6 +325,7 @@ impl Trace {
                     content,
                     samples,
                     loads,
+                    hints,
                     cost: end.flatten(),
                 },
                 problem,
@@ -337,6 +351,9 @@ impl Trace {
             writer.sample(sample.clone())?;
         }
         writer.loads(&self.loads)?;
+        if let Some(hints) = &self.hints {
+            writer.hints(hints)?;
+        }
         writer.finish(self.cost).map(drop)
     }
 }
@@ -372,8 +389,13 @@ impl Found {
                 self.loads.push(mark);
                 Ok(())
             })?,
+            (HINTS, Some(pages)) if self.hints.is_none() => {
+                let hints: GuestHints = decode(part)?;
+                hints.check(pages)?;
+                self.hints = Some(hints);
+            }
             (END, Some(_)) => self.end = Some(decode(part)?),
-            (HEADER | RESIDENT | CONTENT | SAMPLES | LOADS | END, _) => {
+            (HEADER | RESIDENT | CONTENT | SAMPLES | LOADS | HINTS | END, _) => {
                 return Err(TraceError::Nonsense(format!(
                     "a part of kind {kind} is out of place"
                 )));

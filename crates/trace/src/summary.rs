@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 use vmferry_core::{PAGE_SIZE, PageRun};
 
 use crate::content::Blend;
+use crate::hints::{ClassBytes, GuestHints};
 use crate::sample::{LoadMark, Sample};
 use crate::trace::Trace;
 
@@ -71,6 +72,9 @@ pub struct Summary {
     pub written_content: Blend,
     /// Bytes that a difference makes of one, of pages written again.
     pub delta: Option<f32>,
+    /// What its pages were used for at the end, where its agent said so.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub used_for: Vec<ClassBytes>,
     /// How busy the guest was.
     pub loads: Vec<LoadMark>,
     /// Dirty rate over time.
@@ -109,6 +113,7 @@ impl Trace {
             content: self.all_content(),
             written_content: self.content.written,
             delta: self.content.delta,
+            used_for: self.hints.as_ref().map(GuestHints::used_for).unwrap_or_default(),
             loads: self.loads.clone(),
             rates: usual.iter().map(|sample| rate_at(sample)).collect(),
             heat: self.heat_map(&usual),

@@ -8,6 +8,7 @@ use vmferry_core::{PageBitmap, RamLayout};
 use crate::content::Content;
 use crate::error::TraceError;
 use crate::header::Header;
+use crate::hints::GuestHints;
 use crate::page_set::PageSet;
 use crate::sample::{LoadMark, Sample};
 
@@ -42,6 +43,8 @@ pub struct Trace {
     pub samples: Vec<Sample>,
     /// How busy the guest was.
     pub loads: Vec<LoadMark>,
+    /// What its pages were used for at the end, where an agent in the guest said so.
+    pub hints: Option<GuestHints>,
     /// What recording cost; unknown of a part of a trace.
     pub cost: Option<Cost>,
 }
@@ -55,6 +58,7 @@ impl Trace {
             content: Content::default(),
             samples: Vec::new(),
             loads: Vec::new(),
+            hints: None,
             cost: None,
         }
     }

@@ -1,11 +1,12 @@
 //! The file of a trace: what is written is read, and what is cut, damaged or made up is refused with the reason.
 
 use proptest::prelude::*;
+use vmferry_core::hints::{Class, Hints};
 use vmferry_core::layout::MAX_RAM_BYTES;
 use vmferry_core::sampling::Coverage;
 use vmferry_core::{PageRun, RamBlock, RamLayout};
 use vmferry_trace::{
-    Blend, Content, Cost, Header, LoadMark, PageSet, Partial, Plan, Sample, Trace, TraceError,
+    Blend, Content, Cost, GuestHints, Header, LoadMark, PageSet, Partial, Plan, Sample, Trace, TraceError,
 };
 
 const PAGES: u64 = 4096;
@@ -66,6 +67,11 @@ fn trace(samples: u64) -> Trace {
         memory_available_bytes: None,
         operations: Some(12),
     }];
+    let mut hints = Hints::new(PAGES);
+    hints.set(PageRun::new(0, 90), Class::KernelCode);
+    hints.set(PageRun::new(1000, 1500), Class::Free);
+    hints.set(PageRun::new(1200, 7), Class::PageTables);
+    trace.hints = GuestHints::new(&hints, 31_000, true);
     trace.cost = Some(Cost {
         took_us: 1_000_000,
         cost_us: 25_000,
@@ -89,7 +95,12 @@ fn traces_of_format_1_are_read_for_good() {
     let golden: Vec<u8> = (0..hex.len() / 2)
         .map(|at| u8::from_str_radix(&hex[2 * at..2 * at + 2], 16).unwrap())
         .collect();
-    assert_eq!(Trace::read(&mut &golden[..]).unwrap(), trace(3));
+    // Nobody was asked for hints then.
+    let expected = Trace {
+        hints: None,
+        ..trace(3)
+    };
+    assert!(Trace::read(&mut &golden[..]).unwrap() == expected);
 }
 
 #[test]
@@ -178,6 +189,8 @@ fn samples_that_go_back_in_time_or_beyond_memory_are_refused() {
     assert!(why.contains("beyond RAM of 4096 pages"), "{why}");
     refused(&|trace| trace.resident = PageSet::from_runs([PageRun::new(PAGES, 1)]));
     refused(&|trace| trace.header.interval_us = 0);
+    let why = refused(&|trace| trace.hints = GuestHints::new(&Hints::new(PAGES + 1), 1, true));
+    assert!(why.contains("beyond RAM of 4096 pages"), "{why}");
     refused(&|trace| trace.header.vm = "a\nb".into());
     refused(&|trace| trace.content.regions[3].lz4 = f32::NAN);
     refused(&|trace| {

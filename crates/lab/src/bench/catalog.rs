@@ -6,7 +6,7 @@ use super::scenario::Scenario;
 use crate::error::{LabError, Result};
 
 /// Name and text of each.
-const SCENARIOS: [(&str, &str); 28] = [
+const SCENARIOS: [(&str, &str); 29] = [
     (
         "agent-allocation",
         include_str!("../../../../benches/scenarios/agent-allocation.toml"),
@@ -50,6 +50,10 @@ const SCENARIOS: [(&str, &str); 28] = [
     (
         "forecasts",
         include_str!("../../../../benches/scenarios/forecasts.toml"),
+    ),
+    (
+        "forecasts-enlightened",
+        include_str!("../../../../benches/scenarios/forecasts-enlightened.toml"),
     ),
     (
         "hybrid-parallel",

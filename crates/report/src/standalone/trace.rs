@@ -224,6 +224,7 @@ mod tests {
             content: Blend::default(),
             written_content: Blend::default(),
             delta: None,
+            used_for: Vec::new(),
             loads: (0..4).map(load_at).collect(),
             rates: (0..60).map(rate_at).collect(),
             heat: HeatMap::default(),

@@ -1,6 +1,7 @@
 //! Records a trace of a guest that runs: looks when, and at what, `vmferry_core::sampling::Recording` says.
 
 mod content;
+mod hints;
 mod loads;
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -215,6 +216,7 @@ pub fn record(
     let mut trace = trace;
     trace.content = contents.finish();
     trace.loads = loads.end();
+    trace.hints = hints::told(&**vm);
     trace.cost = Some(Cost {
         took_us: began.elapsed().as_micros() as u64,
         cost_us: recording.spent().as_micros() as u64,

@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result};
 use clap::Args;
 use vmferry_report::standalone::trace_svg;
 use vmferry_trace::summary::{HeatMap, operations_per_s};
-use vmferry_trace::{Blend, LoadMark, Summary};
+use vmferry_trace::{Blend, ClassBytes, LoadMark, Summary};
 
 use super::read;
 use crate::cli::Common;
@@ -107,26 +107,32 @@ pub(super) fn render(summary: &Summary) -> String {
             size(summary.written_bytes)
         ),
     );
+    for (name, value) in contents(summary) {
+        row(name, value);
+    }
+    table::render(table)
+}
+
+/// What its pages hold, and what they are used for.
+fn contents(summary: &Summary) -> Vec<(&'static str, String)> {
     let content = &summary.content;
-    row(
-        "content",
-        format!(
-            "{} ({} pages looked at)",
-            compressible(content),
-            content.looked_at
-        ),
-    );
+    let looked_at = content.looked_at;
+    let all = format!("{} ({looked_at} pages looked at)", compressible(content));
+    let mut rows = vec![("content", all)];
     let written = &summary.written_content;
     if written.looked_at > 0 {
         let delta = summary
             .delta
             .map(|delta| format!(", differences to {:.0} %", delta * 100.0));
-        row(
-            "written pages",
-            format!("{}{}", compressible(written), delta.unwrap_or_default()),
-        );
+        let written = format!("{}{}", compressible(written), delta.unwrap_or_default());
+        rows.push(("written pages", written));
     }
-    table::render(table)
+    if !summary.used_for.is_empty() {
+        let of_class = |used: &ClassBytes| format!("{} {}", used.class, units::size(used.bytes));
+        let used: Vec<String> = summary.used_for.iter().map(of_class).collect();
+        rows.push(("used for", used.join(", ")));
+    }
+    rows
 }
 
 /// How much CPU the guest used, in samples where that is known.
