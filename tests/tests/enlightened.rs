@@ -311,10 +311,12 @@ fn a_forecast_knows_what_the_guest_does_not_use() {
         "--encoding",
         "raw",
     ];
-    let forecasts = hosts
-        .source
-        .call(&[&made[..], &["--simulations", "2"]].concat())
-        .expect_json();
+    let mut forecasts = serde_json::Value::Null;
+    eventually("the agent answers in time", || {
+        let answer = hosts.source.call(&[&made[..], &["--simulations", "2"]].concat());
+        forecasts = answer.expect_json();
+        forecasts["strategies"].to_string().contains("enlightened")
+    });
     let forecast = |strategy: &str| {
         let all = forecasts["strategies"].as_array().unwrap();
         let found = all.iter().find(|forecast| forecast["strategy"] == strategy);

@@ -95,7 +95,7 @@ fn classes_follow_each_other_and_near_faults_come_first() {
             (360, 10)
         ]
     );
-    assert!(policy.notes()[0].contains("kernel code 0.2 MiB"));
+    assert!(policy.notes()[0].contains("kernel code 5.0 %"));
 }
 
 #[test]

@@ -116,15 +116,8 @@ fn reservations<To>(wish: &Wish<'_, To>) -> String {
     if !beside.is_nothing() {
         text += &format!("; {beside}");
     }
-    // What is to come lies between the outermost of n equally likely values with this probability.
-    let count = wish.simulations as f64;
-    let held = (count - 1.0) / (count + 1.0);
-    if held < CONFIDENCE {
-        text += &format!(
-            "; the intervals of so few simulations hold in {:.0}% of the cases, not in {:.0}%",
-            100.0 * held,
-            100.0 * CONFIDENCE
-        );
+    if let Some(few) = few(wish.simulations) {
+        text += &format!("; {few}");
     }
     text
 }
@@ -139,15 +132,7 @@ fn of_outcomes(strategy: Strategy, outcomes: &[Outcome]) -> StrategyForecast {
         true => outcomes.iter().collect(),
         false => completed.clone(),
     };
-    let expected = |figure: &dyn Fn(&Outcome) -> f64| {
-        let values: Vec<f64> = shown.iter().map(|outcome| figure(outcome)).collect();
-        let beyond = (1.0 - CONFIDENCE) / 2.0;
-        Expected {
-            likely: quantile(values.clone(), 0.5),
-            low: end(values.clone(), beyond),
-            high: end(values, 1.0 - beyond),
-        }
-    };
+    let expected = |figure: &dyn Fn(&Outcome) -> f64| of_values(shown.iter().map(|outcome| figure(outcome)));
     StrategyForecast {
         strategy,
         total_ms: expected(&|outcome| outcome.report.total_ms),
@@ -163,6 +148,31 @@ fn of_outcomes(strategy: Strategy, outcomes: &[Outcome]) -> StrategyForecast {
         completes: completed.len() as f64 / outcomes.len() as f64,
         typical_rounds: typical_rounds(&shown),
     }
+}
+
+/// The median of what simulations gave, and the interval that holds nine of ten to come, as far as so many can tell; 0 of none.
+pub fn of_values(values: impl Iterator<Item = f64>) -> Expected {
+    let values: Vec<f64> = values.collect();
+    let beyond = (1.0 - CONFIDENCE) / 2.0;
+    Expected {
+        likely: quantile(values.clone(), 0.5),
+        low: end(values.clone(), beyond),
+        high: end(values, 1.0 - beyond),
+    }
+}
+
+/// How sure the intervals of `simulations` are, where they are less so than others: in words.
+pub fn few(simulations: usize) -> Option<String> {
+    // What is to come lies between the outermost of n equally likely values with this probability.
+    let count = simulations as f64;
+    let held = (count - 1.0) / (count + 1.0);
+    (held < CONFIDENCE).then(|| {
+        format!(
+            "the intervals of so few simulations hold in {:.0}% of the cases, not in {:.0}%",
+            100.0 * held,
+            100.0 * CONFIDENCE
+        )
+    })
 }
 
 /// The rounds of the outcome in the middle, by its total time.

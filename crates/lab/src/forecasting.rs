@@ -121,7 +121,9 @@ pub fn forecast(
         ..path_of_guest(path, &guest.backend, &past.reports)
     };
     let experience = Experience::of(&past.records);
-    let strategies = strategies(client, wish.vm, &trace);
+    let told = trace.hints.is_some() && (wish.trace.is_none() || has_agent(client, wish.vm));
+    let enlightened = |strategy: &Strategy| told || *strategy != Strategy::Enlightened;
+    let strategies: Vec<Strategy> = Strategy::ALL.into_iter().filter(enlightened).collect();
     let asked = Wish {
         request: wish.request,
         goal: wish.goal,
@@ -238,14 +240,12 @@ fn path_of_guest(mut path: PathModel, backend: &str, reports: &[Report]) -> Path
     path
 }
 
-/// Those that the guest can be moved by: `enlightened` needs its agent, and a forecast of it what that said.
-fn strategies(client: &Client, vm: &str, trace: &Trace) -> Vec<Strategy> {
+/// Whether the guest may be as enlightened as the one that a trace is of.
+fn has_agent(client: &Client, vm: &str) -> bool {
     let ask = AgentRequest {
         timeout_ms: AGENT_TIMEOUT.as_millis() as u64,
         balloon: false,
         classes: false,
     };
-    let agent = trace.hints.is_some() && client.agent(vm, &ask).is_ok();
-    let able = |strategy: &Strategy| agent || *strategy != Strategy::Enlightened;
-    Strategy::ALL.into_iter().filter(able).collect()
+    client.agent(vm, &ask).is_ok()
 }

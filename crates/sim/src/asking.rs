@@ -9,9 +9,13 @@ use vmferry_core::hints::{Class, Hints};
 use vmferry_core::source::{Enlightenment, Event};
 use vmferry_trace::GuestHints;
 
+use crate::link::ns;
 use crate::source::SourceHost;
 use crate::units::Units;
 use crate::world::{Agenda, Guest, What};
+
+/// Reading the 64 bytes that a Linux guest's kernel keeps for a page, nanoseconds, at 10 GB/s.
+const ACCOUNT_NS_PER_PAGE: f64 = 6.4;
 
 /// The account of a guest in units.
 #[derive(Debug)]
@@ -79,6 +83,13 @@ impl SourceHost<'_> {
             };
             agenda.at(agenda.now + told.took, What::ToSource(Event::Enlightened(answer)));
         }
+    }
+
+    /// What it takes at the stop to find free pages: the account of each page that is in use is read.
+    pub(crate) fn finding_free(&self) -> Duration {
+        let used = |told: &Told| told.hints.pages() - told.hints.free().count();
+        let pages = self.recorded.told.as_ref().map_or(0, used) * self.units.per();
+        ns(ACCOUNT_NS_PER_PAGE, pages as f64)
     }
 
     /// The pages that are free at the stop.

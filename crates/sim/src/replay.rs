@@ -323,16 +323,17 @@ impl<'a> Replay<'a> {
             }
         };
         self.each_run(&segment, &mut access);
+        let near = self.near(sample);
         for read in 0..reads_per_write.ceil() as u64 {
             let shift = salt ^ mix(!read);
             let share = reads_per_write - read as f64;
-            self.each_seen(&segment, &mut |run| {
+            for run in sample.dirty.runs() {
                 self.each_part(run, &mut |part, wanders| {
                     if wanders && (share >= 1.0 || chance(shift ^ part.first) < share) {
-                        access(self.moved(part, shift));
+                        each_place(near, self.moved(part, shift), &mut access);
                     }
                 });
-            });
+            }
         }
         accesses.retain(|access| access.at >= from);
         accesses.sort_by_key(|access| access.at);
@@ -353,25 +354,22 @@ impl<'a> Replay<'a> {
         }
     }
 
-    /// The runs that `segment` writes.
+    /// The runs that `segment` writes. What wanders does so where it was seen; only then it is told where else that is done.
     fn each_run(&self, segment: &Segment, each: &mut impl FnMut(PageRun)) {
-        match segment.shift {
-            Some(shift) => self.each_seen(segment, &mut |run| self.each_moved(run, shift, each)),
-            None => self.each_seen(segment, each),
+        let sample = &self.recorded.samples[segment.sample];
+        let near = self.near(sample);
+        for run in sample.dirty.runs() {
+            match segment.shift {
+                Some(shift) => self.each_moved(run, shift, &mut |run| each_place(near, run, each)),
+                None => each_place(near, run, each),
+            }
         }
     }
 
-    /// The runs of its sample, wherever that was seen.
-    fn each_seen(&self, segment: &Segment, each: &mut impl FnMut(PageRun)) {
-        let sample = &self.recorded.samples[segment.sample];
-        let near = sample.group.filter(|_| self.elsewhere);
-        let near = near.map(|group| Neighbours::new(group, self.recorded.pages(), self.seed));
-        for run in sample.dirty.runs() {
-            match near {
-                Some(near) => near.each_place(run, each),
-                None => each(run),
-            }
-        }
+    /// Where what `sample` saw is done, if not only there.
+    fn near(&self, sample: &UnitSample) -> Option<Neighbours> {
+        let group = sample.group.filter(|_| self.elsewhere);
+        group.map(|group| Neighbours::new(group, self.recorded.pages(), self.seed))
     }
 
     /// `run` as another sample would have it: what of it was seen once only, elsewhere in its region.
@@ -479,6 +477,13 @@ impl<'a> Replay<'a> {
         while self.segments.front().is_some_and(|segment| segment.end <= time) {
             self.segments.pop_front();
         }
+    }
+}
+
+fn each_place(near: Option<Neighbours>, run: PageRun, each: &mut impl FnMut(PageRun)) {
+    match near {
+        Some(near) => near.each_place(run, each),
+        None => each(run),
     }
 }
 

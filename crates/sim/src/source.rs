@@ -201,13 +201,14 @@ impl<'a> SourceHost<'a> {
                 ms(self.path.stop_ms) + ns(self.path.arm_ns_per_page, pages)
             }
             Command::Scan => self.scan_time(now, guest),
-            Command::Stop { scan, .. } => {
+            Command::Stop { scan, free } => {
                 self.paused_at = now + ms(self.path.flush_ms);
                 let looks = match scan {
                     true => self.scan_time(self.paused_at, guest),
                     false => ns(self.path.scan_ns_per_page, pages),
                 };
-                ms(self.path.flush_ms + self.path.stop_ms) + looks
+                let finding = if *free { self.finding_free() } else { Duration::ZERO };
+                ms(self.path.flush_ms + self.path.stop_ms) + looks + finding
             }
             Command::Retract => ms(self.path.resume_ms),
             Command::SendState => {

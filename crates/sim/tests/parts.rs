@@ -67,3 +67,52 @@ fn what_was_not_seen_is_in_the_intervals_and_moves_nothing() {
     let mean = looks.iter().map(|bytes| bytes[RUNS / 2]).sum::<f64>() / looks.len() as f64;
     assert!((mean / expected - 1.0).abs() < 0.03, "{mean} of {expected} MiB");
 }
+
+/// A guest whose every write is to a page that was never written before, somewhere in memory.
+fn wandering(coverage: Coverage) -> Trace {
+    let mut trace = common::sampled(common::guest(PAGES * 4096, PAGES * 4096), SAMPLES, |_| Vec::new());
+    for (sample, index) in trace.samples.iter_mut().zip(0..) {
+        let mut dirty = PageBitmap::new(PAGES);
+        // A page of each 2 MiB.
+        for page in coverage.runs(PAGES).flat_map(PageRun::pages) {
+            if page % 512 == mix(index) % 512 {
+                dirty.insert(page);
+            }
+        }
+        sample.coverage = coverage;
+        sample.dirty = PageSet::from_bitmap(&dirty);
+    }
+    trace
+}
+
+/// What wanders goes on to do so where it was not looked at: each group is another one's like, whose pages were seen once.
+#[test]
+fn what_wanders_wanders_in_all_of_memory() {
+    let touched = |coverage: Coverage| {
+        let trace = wandering(coverage);
+        let request = MigrationRequest::<()> {
+            streams: Some(1),
+            ..MigrationRequest::new((), Strategy::PostCopy)
+        };
+        let path = PathModel {
+            reads_per_write: 0.0,
+            ..PathModel::typical(250e6, 0.2)
+        };
+        let outcomes = Simulator::new(&trace)
+            .unwrap()
+            .many(&request, &path, 3, 5)
+            .unwrap();
+        let mut faults: Vec<u64> = outcomes
+            .iter()
+            .map(|outcome| outcome.report.faults.count)
+            .collect();
+        faults.sort_unstable();
+        faults[2] as f64
+    };
+    let all = touched(Coverage::ALL);
+    let part = touched(Coverage::one_in(16, 1));
+    assert!(
+        (0.8..1.25).contains(&(part / all)),
+        "{part} pages by parts, {all} by all"
+    );
+}

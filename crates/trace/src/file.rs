@@ -390,9 +390,7 @@ impl Found {
                 Ok(())
             })?,
             (HINTS, Some(pages)) if self.hints.is_none() => {
-                let hints: GuestHints = decode(part)?;
-                hints.check(pages)?;
-                self.hints = Some(hints);
+                self.hints = Some(GuestHints::read(part, pages)?);
             }
             (END, Some(_)) => self.end = Some(decode(part)?),
             (HEADER | RESIDENT | CONTENT | SAMPLES | LOADS | HINTS | END, _) => {
@@ -511,7 +509,7 @@ fn decode_each<T: DeserializeOwned>(
 }
 
 /// Decodes what comes next, and answers what follows it.
-fn decode_next<T: DeserializeOwned>(part: &[u8]) -> Result<(T, &[u8]), TraceError> {
+pub(crate) fn decode_next<T: DeserializeOwned>(part: &[u8]) -> Result<(T, &[u8]), TraceError> {
     postcard::take_from_bytes(part)
         .map_err(|error| TraceError::Nonsense(format!("a part is not understood: {error}")))
 }

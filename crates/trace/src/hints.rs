@@ -1,10 +1,11 @@
 //! What a guest says that its pages are used for.
 
 use serde::{Deserialize, Serialize};
+use vmferry_core::PAGE_SIZE;
 use vmferry_core::hints::{Class, Hints};
-use vmferry_core::{PAGE_SIZE, PageBitmap};
 
 use crate::error::TraceError;
+use crate::file::decode_next;
 use crate::page_set::PageSet;
 
 /// A guest whose account takes more bytes than this is recorded without it.
@@ -13,7 +14,8 @@ const MOST_BYTES: usize = 64 << 20;
 /// What a guest's agent said at the end of a recording.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GuestHints {
-    /// How long it took to say so, microseconds; the recording's cost is without it.
+    /// How long it took to say so, microseconds; of a guest whose free pages can be told exactly, with finding out how. The recording's
+    /// cost is without it.
     pub took_us: u64,
     /// Whether it can be told exactly which pages are free while the guest stands still; else only by its own list.
     pub exact: bool,
@@ -56,24 +58,47 @@ impl GuestHints {
         self.classes().map(bytes).filter(|used| used.bytes > 0).collect()
     }
 
-    /// It came from outside.
-    pub(crate) fn check(&self, pages: u64) -> Result<(), TraceError> {
-        let nonsense = |why: &str| Err(TraceError::Nonsense(why.to_owned()));
-        if self.classes.len() != Class::ALL.len() {
+    /// Decodes what came from outside, a class at a time: in memory an empty set takes many times what it takes in a part.
+    pub(crate) fn read(part: &[u8], pages: u64) -> Result<Self, TraceError> {
+        let ((took_us, exact, count), mut rest) = decode_next::<(u64, bool, u64)>(part)?;
+        if count != Class::ALL.len() as u64 {
             return nonsense("what its pages are used for are other classes than there are");
         }
-        let mut all = PageBitmap::new(pages);
-        let mut count = 0;
-        for class in &self.classes {
-            class.check(pages)?;
-            class.add_to(&mut all);
-            count += class.count();
+        let mut classes = Vec::new();
+        for _ in Class::ALL {
+            let (class, after) = decode_next::<PageSet>(rest)?;
+            classes.push(class);
+            rest = after;
         }
-        match all.count() == count {
-            true => Ok(()),
-            false => nonsense("a page is used for two things"),
+        let hints = Self {
+            took_us,
+            exact,
+            classes,
+        };
+        hints.check(pages).map(|()| hints)
+    }
+
+    fn check(&self, pages: u64) -> Result<(), TraceError> {
+        self.classes.iter().try_for_each(|class| class.check(pages))?;
+        // Through all of them side by side, because RAM may be said to be larger than any bitmap.
+        let mut heads: Vec<_> = self.classes.iter().map(|class| (None, class.runs())).collect();
+        heads.iter_mut().for_each(|(head, runs)| *head = runs.next());
+        let mut end = 0;
+        loop {
+            let ahead = heads.iter_mut().filter(|(head, _)| head.is_some());
+            let next = ahead.min_by_key(|(head, _)| head.map(|run| run.first));
+            let run = next.and_then(|(head, runs)| std::mem::replace(head, runs.next()));
+            match run {
+                None => return Ok(()),
+                Some(run) if run.first < end => return nonsense("a page is used for two things"),
+                Some(run) => end = run.end(),
+            }
         }
     }
+}
+
+fn nonsense<T>(why: &str) -> Result<T, TraceError> {
+    Err(TraceError::Nonsense(why.to_owned()))
 }
 
 #[cfg(test)]
@@ -98,6 +123,27 @@ mod tests {
         assert!(twice.check(100).unwrap_err().to_string().contains("two things"));
         let mut fewer = told;
         fewer.classes.pop();
-        assert!(fewer.check(100).is_err());
+        let why = GuestHints::read(&postcard::to_stdvec(&fewer).unwrap(), 100).unwrap_err();
+        assert!(why.to_string().contains("other classes"), "{why}");
+    }
+
+    /// Of sets that are empty more than memory has would fit in a part.
+    #[test]
+    fn what_claims_many_classes_is_refused_before_any_is_read() {
+        let mut part = postcard::to_stdvec(&(7u64, true, u64::MAX)).unwrap();
+        part.resize(3 << 20, 0);
+        assert!(GuestHints::read(&part, 100).is_err());
+    }
+
+    /// As large as RAM may be: no bitmap of that is made.
+    #[test]
+    fn two_uses_of_a_page_are_found_however_much_memory_is_claimed() {
+        let all = vmferry_core::layout::MAX_RAM_BYTES / PAGE_SIZE;
+        let told = GuestHints {
+            took_us: 1,
+            exact: true,
+            classes: vec![PageSet::from_runs([PageRun::new(0, all)]); Class::ALL.len()],
+        };
+        assert!(told.check(all).unwrap_err().to_string().contains("two things"));
     }
 }

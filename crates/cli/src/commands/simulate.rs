@@ -10,6 +10,7 @@ use clap::Args;
 use serde::Serialize;
 use vmferry_core::report::Outcome as Ended;
 use vmferry_core::{Encoding, Limits, MigrationRequest, Strategy};
+use vmferry_forecast::simulated::{few, of_values};
 use vmferry_report::standalone::{OutcomeRow, Span, outcomes_svg};
 use vmferry_sim::{Outcome, PathModel, Simulator};
 
@@ -26,7 +27,7 @@ const MIB: f64 = (1 << 20) as f64;
 /// What link and hosts take is --link and --rtt, on hosts as vmferry was measured on; or what `vmferry calibrate --to HOST`
 /// measured (--to); or the JSON of that in a file (--path). The same trace, options and seed give the same result. With --runs
 /// each strategy is simulated so many times, with parts of the trace drawn anew and a path that varies: then medians are
-/// printed, and what 90 % of the runs lie within.
+/// printed, and what nine of ten runs to come lie within.
 #[derive(Debug, Args)]
 pub(crate) struct SimulateArgs {
     /// A trace
@@ -65,6 +66,9 @@ pub(crate) struct SimulateArgs {
     /// Most CPU that the streams use, in percent of one core [default: no limit]
     #[arg(long, value_name = "PERCENT", value_parser = units::parse_cpu)]
     cpu: Option<u32>,
+    /// Most CPU that the streams of the destination use, in percent of one core [default: no limit]
+    #[arg(long, value_name = "PERCENT", value_parser = units::parse_cpu)]
+    cpu_destination: Option<u32>,
     /// Streams for pages; half of the processors where absent
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64))]
     streams: Option<u16>,
@@ -209,6 +213,7 @@ fn request(args: &SimulateArgs, strategy: Strategy) -> MigrationRequest<()> {
             rounds: args.max_rounds.unwrap_or(default.rounds),
             bandwidth_bytes_per_s: args.bandwidth,
             cpu_percent: args.cpu,
+            cpu_destination_percent: args.cpu_destination,
             ..default
         },
         streams: args.streams,
@@ -218,12 +223,10 @@ fn request(args: &SimulateArgs, strategy: Strategy) -> MigrationRequest<()> {
 }
 
 fn figures(outcomes: &[Outcome], figure: impl Fn(&Outcome) -> f64) -> Span {
-    let mut values: Vec<f64> = outcomes.iter().map(figure).collect();
-    values.sort_by(f64::total_cmp);
-    let at = |quantile: f64| values[((values.len() - 1) as f64 * quantile).round() as usize];
+    let expected = of_values(outcomes.iter().map(figure));
     Span {
-        value: at(0.5),
-        interval: (values.len() > 1).then(|| (at(0.05), at(0.95))),
+        value: expected.likely,
+        interval: (outcomes.len() > 1).then_some((expected.low, expected.high)),
     }
 }
 
@@ -299,7 +302,12 @@ fn render(simulated: &[Simulated], pages_per_unit: u64) -> String {
         ]);
     }
     table::align_right(&mut table, &[1, 2, 3, 4, 5, 6, 7]);
-    let mut text = table::render(table);
+    table::render(table) + &reservations(simulated, pages_per_unit)
+}
+
+/// What the figures are to be taken with.
+fn reservations(simulated: &[Simulated], pages_per_unit: u64) -> String {
+    let mut text = String::new();
     let extended_ms = simulated
         .iter()
         .flat_map(|simulated| &simulated.outcomes)
@@ -310,6 +318,12 @@ fn render(simulated: &[Simulated], pages_per_unit: u64) -> String {
             "up to {} lie beyond the recording: there the guest does what its model makes likely\n",
             units::millis(extended_ms)
         );
+    }
+    let runs = simulated.first().map_or(0, |simulated| simulated.outcomes.len());
+    if runs > 1
+        && let Some(few) = few(runs)
+    {
+        text += &format!("{few}\n");
     }
     if pages_per_unit > 1 {
         text += &format!("simulated in units of {}\n", units::size(pages_per_unit * 4096));

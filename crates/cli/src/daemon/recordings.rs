@@ -1,7 +1,7 @@
 //! Traces of guests: recorded on a thread each, kept until the next one of the same guest.
 //!
 //! Whoever records a guest has its one tracker. It takes it from the guest's sampler, and gives it back at the end; when the
-//! guest is to be moved or ended it lets go at once, and keeps what it has.
+//! guest is to be moved or ended it lets go, and keeps what it has: at once, or once the guest's agent has answered that is being asked at the end.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -54,6 +54,8 @@ impl Recordings {
     /// Ends all of them.
     pub(super) fn end(&self) {
         let all: Vec<_> = self.lock().values().cloned().collect();
+        // All at once: each may be asking a guest that does not answer.
+        all.iter().for_each(|recording| recording.control.stop());
         all.iter().for_each(|recording| recording.end(false));
     }
 

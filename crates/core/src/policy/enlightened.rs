@@ -138,12 +138,13 @@ fn next_of(class: &mut PageBitmap, left: &PageBitmap, max_pages: u64) -> Option<
     None
 }
 
-/// How much of the guest's memory each class has.
+/// How much of the guest's memory each class has: as shares, which are the same whatever stands for a page in a simulation.
 fn summary(hints: &Hints) -> String {
+    let share = |pages: u64| 100.0 * pages as f64 / hints.pages().max(1) as f64;
     let counts = Class::ALL.into_iter().zip(hints.counts());
     let parts: Vec<String> = counts
         .filter(|&(_, pages)| pages > 0)
-        .map(|(class, pages)| format!("{class} {:.1} MiB", pages as f64 / 256.0))
+        .map(|(class, pages)| format!("{class} {:.1} %", share(pages)))
         .collect();
     parts.join(", ")
 }

@@ -7,16 +7,18 @@ use vmferry_core::Tuning;
 use vmferry_guest::{FreeKnowledge, Vm};
 use vmferry_trace::GuestHints;
 
-/// None where no agent answers: then a forecast has nothing to say of `enlightened`.
+/// None where no agent answers as soon as a migration would want it to: then a forecast has nothing to say of `enlightened`.
 pub(super) fn told(vm: &dyn Vm) -> Option<GuestHints> {
     let guest = vm.enlightened()?;
     let tuning = Tuning::default();
-    let began = Instant::now();
-    let free = guest.calibrate(tuning.agent_timeout).ok()?;
-    let hints = guest.enlighten(tuning.active_within, tuning.agent_timeout).ok()?;
+    let asked = Instant::now();
+    let exact = guest.calibrate(tuning.agent_timeout).ok()? == FreeKnowledge::Exact;
+    let left = tuning.agent_timeout.checked_sub(asked.elapsed())?;
+    // Where free pages are only listed a migration asks for the list by itself, later.
+    let began = if exact { asked } else { Instant::now() };
+    let hints = guest.enlighten(tuning.active_within, left).ok()?;
     if hints.pages() != vm.ram().layout().pages() {
         return None;
     }
-    let took_us = began.elapsed().as_micros() as u64;
-    GuestHints::new(&hints, took_us, free == FreeKnowledge::Exact)
+    GuestHints::new(&hints, began.elapsed().as_micros() as u64, exact)
 }

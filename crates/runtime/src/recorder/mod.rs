@@ -166,7 +166,8 @@ impl RecordControl {
 /// Asks a guest for the operations it did for its clients so far.
 pub type CountOperations = Box<dyn Fn() -> Option<u64> + Send>;
 
-/// Records on this thread until the time is over or `control` ends it. It takes the guest's one tracker meanwhile, and lets
+/// Records on this thread until the time is over or `control` ends it; where nobody did, it asks the guest's agent what its pages are used
+/// for. It takes the guest's one tracker meanwhile, and lets
 /// go of it before it returns. The guest is never paused.
 ///
 /// # Errors
@@ -213,12 +214,16 @@ pub fn record(
     } = recorder;
     // Dropping it disarms it.
     drop(tracker);
+    let took = began.elapsed();
     let mut trace = trace;
     trace.content = contents.finish();
     trace.loads = loads.end();
-    trace.hints = hints::told(&**vm);
+    // Whoever ends a recording wants the guest now.
+    if !control.lock().stop && !trace.samples.is_empty() && vm.state() == GuestState::Running {
+        trace.hints = hints::told(&**vm);
+    }
     trace.cost = Some(Cost {
-        took_us: began.elapsed().as_micros() as u64,
+        took_us: took.as_micros() as u64,
         cost_us: recording.spent().as_micros() as u64,
         scans: recording.scans(),
     });
