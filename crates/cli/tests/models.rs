@@ -284,6 +284,23 @@ fn a_goal_that_cannot_be_met_is_refused_with_the_time_of_the_whole_guest() {
         why.contains("a time above 0") && !why.contains("measured"),
         "{why}"
     );
+    // Of a size that no guest had it may take as long as the largest did, or as much longer as it is larger.
+    let known = json(&host.vmferry("model predict --cpu 100% --json"));
+    assert!(known["beyond_data_sizes"].is_null(), "{known}");
+    for (size, smaller, larger) in [("64G", "low", "high"), ("1M", "high", "low")] {
+        let beyond = json(&host.vmferry(&format!("model predict --cpu 100% --data {size} --json")));
+        let said = beyond["beyond_data_sizes"].as_str().unwrap();
+        assert!(said.contains("all had") && said.contains("widened"), "{said}");
+        let ms = |said: &Value, end: &str| said["total_ms"][end].as_f64().unwrap();
+        assert!(
+            (ms(&beyond, smaller) / ms(&known, smaller) - 1.0).abs() < 1e-9,
+            "{beyond}"
+        );
+        assert!(
+            (ms(&beyond, larger) / ms(&known, larger)).ln().abs() > 2.0,
+            "{beyond}"
+        );
+    }
     let said = json(&host.vmferry("model predict --cpu 100% --parallel 2 --json"));
     assert_eq!(said["together"]["bound"]["beyond"], json!([]));
     let beyond = json(&host.vmferry("model predict --cpu 400% --parallel 2 --json"));

@@ -3,7 +3,8 @@
 //! A simulation knows only what varies in it. So where migrations with forecasts were made, a forecast is moved by the median of
 //! what they were off, and its interval is as wide as nine of ten of them would have needed (split conformal prediction, Papadopoulos et
 //! al. 2002, with the simulated width as the measure of difficulty), and no wider than by what nine of ten were off at all: a narrow
-//! interval that was missed by many times its width does not make a wide one endless. Of few migrations, little is taken over.
+//! interval that was missed by many times its width does not make a wide one endless. Of few migrations, little is taken over; where there
+//! are fewer than [`LEAST`], intervals are no narrower than hosts that nothing is known of make likely ([`Quantity::untaught`]).
 
 use vmferry_core::Strategy;
 use vmferry_core::forecast::{Expected, StrategyForecast};
@@ -17,6 +18,12 @@ const LEAST: usize = 5;
 const BELIEF: f64 = 4.0;
 /// A simulated interval is taken for at least this wide, as a share of the value, on either side.
 const LEAST_WIDTH: f64 = 0.01;
+
+/// Without experience no interval of total time is narrower than this share on either side, nor one of the downtime than so many
+/// milliseconds: what connections, devices and journals take on these hosts is only typical then. In the scenario `forecasts`, before
+/// anything was learned, 70 % and 55 % of the intervals held that the simulations made by themselves.
+const UNTAUGHT_TOTAL: f64 = 0.10;
+const UNTAUGHT_DOWNTIME_MS: f64 = 3.0;
 
 /// A figure that is forecast and measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize)]
@@ -68,6 +75,20 @@ impl Quantity {
             Self::ExecutionTransferMs => record.execution_transfer_ms,
             Self::DowntimeMs => record.downtime_ms,
             Self::BytesOnWire => record.bytes_on_wire as f64,
+        }
+    }
+
+    /// What simulations expect, as it is said where there is no experience.
+    pub fn untaught(self, expected: Expected) -> Expected {
+        let aside = match self {
+            Self::TotalMs => UNTAUGHT_TOTAL * expected.likely,
+            Self::DowntimeMs if expected.likely > 0.0 => UNTAUGHT_DOWNTIME_MS,
+            Self::DowntimeMs | Self::ExecutionTransferMs | Self::BytesOnWire => 0.0,
+        };
+        Expected {
+            low: expected.low.min((expected.likely - aside).max(0.0)),
+            high: expected.high.max(expected.likely + aside),
+            ..expected
         }
     }
 
@@ -138,10 +159,11 @@ impl Experience {
             };
             let own = of(false);
             let past = if own.len() >= LEAST { own } else { of(true) };
-            if past.len() >= LEAST {
-                let place = quantity.place(forecast);
-                *place = corrected(*place, &past);
-            }
+            let place = quantity.place(forecast);
+            *place = match past.len() >= LEAST {
+                true => corrected(*place, &past),
+                false => quantity.untaught(*place),
+            };
         }
     }
 }

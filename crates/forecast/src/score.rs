@@ -47,6 +47,8 @@ pub struct QuantityScore {
     pub median_absolute_error: f64,
     /// Share of the 90 % intervals that held what was measured.
     pub coverage: f64,
+    /// The same of the intervals that a host without earlier forecasts would have said.
+    pub untaught_coverage: f64,
     /// Share of the forecasts within 10 ms or 25 % of what was measured, of the downtime; within 15 % of the others.
     pub near: f64,
 }
@@ -77,6 +79,8 @@ pub struct Point {
     pub quantity: Quantity,
     /// What was expected.
     pub expected: Expected,
+    /// What would have been without earlier forecasts.
+    pub untaught: Expected,
     /// What was measured.
     pub measured: f64,
 }
@@ -105,7 +109,8 @@ impl Score {
 fn points(records: &[&Record]) -> Vec<Point> {
     let mut points = Vec::new();
     for record in records {
-        let Some((strategy, forecast)) = record.expected() else {
+        let (Some((strategy, forecast)), Some((_, simulated))) = (record.expected(), record.simulated())
+        else {
             continue;
         };
         points.extend(Quantity::ALL.map(|quantity| Point {
@@ -113,6 +118,7 @@ fn points(records: &[&Record]) -> Vec<Point> {
             strategy,
             quantity,
             expected: quantity.expected(forecast),
+            untaught: quantity.untaught(quantity.expected(simulated)),
             measured: quantity.measured(record),
         }));
     }
@@ -142,6 +148,7 @@ fn quantity_score(quantity: Quantity, points: &[Point]) -> Option<QuantityScore>
         median_error: median(&|point| error(point).abs() / point.measured),
         median_absolute_error: median(&|point| error(point).abs()),
         coverage: share(&|point| point.expected.holds(point.measured)),
+        untaught_coverage: share(&|point| point.untaught.holds(point.measured)),
         near: share(&near),
     })
 }

@@ -87,7 +87,7 @@ pub fn forecast<To: Clone>(
     }
     let (recommended, why) = recommend(wish.goal, &strategies).ok_or(ForecastError::Nothing)?;
     let experienced = match experience.migrations() {
-        0 => String::new(),
+        0 => ", no earlier forecasts to learn from".to_owned(),
         count => format!(", corrected by {count} earlier forecasts"),
     };
     let reservations = reservations(wish);

@@ -89,7 +89,7 @@ pub enum ForecastingError {
     Interrupted,
 }
 
-/// Makes a forecast. `watch` hears of each step, and ends it by answering false; then the guest is let go of at once.
+/// Makes a forecast. `watch` hears of each step, and ends it by answering false; then the guest is let go of.
 ///
 /// # Errors
 /// See [`ForecastingError`].

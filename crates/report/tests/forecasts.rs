@@ -132,7 +132,7 @@ fn forecasts_that_are_good_hold_what_is_asked_of_them() {
     let figure = between(&page, "id=\"made-up--score\"", "</figure>");
     let said = text(figure);
     for words in [
-        "all 13 bars held",
+        "all 22 bars held",
         "held: at least 30 migrations: 36",
         "held: median error of total time at most 15 %: 1.96 %",
         "held: downtime within 10 ms or 25 % in the median: off by 3 ms and 1.96 %",

@@ -33,10 +33,10 @@ impl PathModel {
             median_of("prepare destination"),
             5.0 * rtt_ms,
         );
-        // Where no page crosses during the stop, it is all of devices.
+        // Where no page crosses during the stop and none is looked for that is free, it is all of devices.
         let bare = reports
             .iter()
-            .filter(|report| report.pages.sent > 0 && leaves_pages(report));
+            .filter(|report| report.pages.sent > 0 && report.pages.free == 0 && leaves_pages(report));
         let stops = bare.filter_map(|report| phase(report, "stop-and-copy")).collect();
         set(&mut self.save_ms, median(stops), self.flush_ms + self.stop_ms);
         let sizes: Vec<f64> = reports
@@ -85,6 +85,23 @@ mod tests {
             "cpu_seconds": {"source": 0.1, "destination": 0.1}, "memory_bytes": {"source": 0, "destination": 0},
         }))
         .unwrap()
+    }
+
+    #[test]
+    fn finding_free_pages_is_not_taken_for_what_devices_take() {
+        let left_pages = |free: u64, stop_ms: f64| {
+            let mut report = report(101.0);
+            report.execution_transfer_ms = 100.0;
+            report.faults.count = 1;
+            report.pages.free = free;
+            report.phases[0].name = "stop-and-copy".into();
+            report.phases[0].end_ms = stop_ms;
+            report
+        };
+        let mut path = PathModel::typical(125e6, 0.2);
+        path.learn_from(&[left_pages(0, 20.0), left_pages(900, 80.0), left_pages(900, 80.0)]);
+        let learned = path.save_ms + path.flush_ms + path.stop_ms;
+        assert!((learned - 20.0).abs() < 1e-9, "{learned}");
     }
 
     #[test]

@@ -56,6 +56,22 @@ impl Neighbours {
         }
     }
 
+    /// The same of `run`, which stands for what was seen at `seen`: it lies as far from there wherever the like is done.
+    pub(crate) fn each_place_of(self, seen: u64, run: PageRun, each: &mut impl FnMut(PageRun)) {
+        let group = seen / self.group;
+        let last = self.units.div_ceil(self.group) - 1;
+        for place in group.saturating_sub(1)..=(group + 1).min(last) {
+            let first = (run.first + place * self.group).checked_sub(group * self.group);
+            let Some(first) = first.filter(|_| self.seen_by(place) == group) else {
+                continue;
+            };
+            let end = (first + run.count).min(self.units);
+            if first < end {
+                each(PageRun::new(first, end - first));
+            }
+        }
+    }
+
     /// The group that tells what `group` does.
     fn seen_by(self, group: u64) -> u64 {
         let last = self.units.div_ceil(self.group) - 1;
@@ -92,6 +108,27 @@ mod tests {
             assert!(times.iter().all(|&times| times <= 1), "seed {seed}");
             // The last group is a short one.
             assert!(times[..2980].iter().all(|&times| times == 1), "seed {seed}");
+        }
+    }
+
+    /// Wherever within its region it went: how often it is done is decided by where it was seen.
+    #[test]
+    fn what_went_elsewhere_is_done_as_often_as_what_was_seen() {
+        for seed in 0..20 {
+            let near = Neighbours::new(10, GROUPS * 10 - 3, seed);
+            for seen in [0, 45, 1005, GROUPS * 10 - 5] {
+                let count = |run: PageRun| {
+                    let mut count = 0;
+                    near.each_place_of(seen, run, &mut |_| count += 1);
+                    count
+                };
+                let mut stays = 0;
+                near.each_place(PageRun::single(seen), &mut |_| stays += 1);
+                // Far enough from either end of memory.
+                for elsewhere in [500, 777, 2000] {
+                    assert_eq!(count(PageRun::single(elsewhere)), stays, "seed {seed}, {seen}");
+                }
+            }
         }
     }
 

@@ -330,7 +330,7 @@ impl<'a> Replay<'a> {
             for run in sample.dirty.runs() {
                 self.each_part(run, &mut |part, wanders| {
                     if wanders && (share >= 1.0 || chance(shift ^ part.first) < share) {
-                        each_place(near, self.moved(part, shift), &mut access);
+                        each_place(near, part.first, self.moved(part, shift), &mut access);
                     }
                 });
             }
@@ -360,8 +360,10 @@ impl<'a> Replay<'a> {
         let near = self.near(sample);
         for run in sample.dirty.runs() {
             match segment.shift {
-                Some(shift) => self.each_moved(run, shift, &mut |run| each_place(near, run, each)),
-                None => each_place(near, run, each),
+                Some(shift) => {
+                    self.each_moved(run, shift, &mut |seen, run| each_place(near, seen, run, each));
+                }
+                None => each_place(near, run.first, run, each),
             }
         }
     }
@@ -372,20 +374,21 @@ impl<'a> Replay<'a> {
         group.map(|group| Neighbours::new(group, self.recorded.pages(), self.seed))
     }
 
-    /// `run` as another sample would have it: what of it was seen once only, elsewhere in its region.
-    fn each_moved(&self, run: PageRun, shift: u64, each: &mut impl FnMut(PageRun)) {
+    /// `run` as another sample would have it: what of it was seen once only, elsewhere in its region. Each with the unit from which on it
+    /// was seen.
+    fn each_moved(&self, run: PageRun, shift: u64, each: &mut impl FnMut(u64, PageRun)) {
         // What stays is in one piece, so that it is gone through in one go.
         let mut stays: Option<PageRun> = None;
         self.each_part(run, &mut |part, wanders| {
             if wanders {
-                stays.take().into_iter().for_each(&mut *each);
-                each(self.moved(part, shift));
+                stays.take().into_iter().for_each(|run| each(run.first, run));
+                each(part.first, self.moved(part, shift));
             } else {
                 let first = stays.map_or(part.first, |stays| stays.first);
                 stays = Some(PageRun::new(first, part.end() - first));
             }
         });
-        stays.into_iter().for_each(each);
+        stays.into_iter().for_each(|run| each(run.first, run));
     }
 
     /// The parts of `run` by regions, and whether they were seen once only. A long run is as long wherever it is: a region's part of it
@@ -480,9 +483,11 @@ impl<'a> Replay<'a> {
     }
 }
 
-fn each_place(near: Option<Neighbours>, run: PageRun, each: &mut impl FnMut(PageRun)) {
+/// Where `run` is done, which stands for what was seen from the unit `seen` on.
+fn each_place(near: Option<Neighbours>, seen: u64, run: PageRun, each: &mut impl FnMut(PageRun)) {
     match near {
-        Some(near) => near.each_place(run, each),
+        Some(near) if seen == run.first => near.each_place(run, each),
+        Some(near) => near.each_place_of(seen, run, each),
         None => each(run),
     }
 }
@@ -577,7 +582,7 @@ mod tests {
         let replay = recorded.replay(1);
         let parts = |run| {
             let mut parts = Vec::new();
-            replay.each_moved(run, 7, &mut |part| parts.push(part));
+            replay.each_moved(run, 7, &mut |_, part| parts.push(part));
             parts
         };
         assert_eq!(parts(PageRun::new(300, 3000)), [PageRun::new(300, 3000)]);

@@ -132,7 +132,8 @@ mod tests {
     fn what_claims_many_classes_is_refused_before_any_is_read() {
         let mut part = postcard::to_stdvec(&(7u64, true, u64::MAX)).unwrap();
         part.resize(3 << 20, 0);
-        assert!(GuestHints::read(&part, 100).is_err());
+        let why = GuestHints::read(&part, 100).unwrap_err();
+        assert!(why.to_string().contains("other classes"), "{why}");
     }
 
     /// As large as RAM may be: no bitmap of that is made.

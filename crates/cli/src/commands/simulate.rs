@@ -13,6 +13,7 @@ use vmferry_core::{Encoding, Limits, MigrationRequest, Strategy};
 use vmferry_forecast::simulated::{few, of_values};
 use vmferry_report::standalone::{OutcomeRow, Span, outcomes_svg};
 use vmferry_sim::{Outcome, PathModel, Simulator};
+use vmferry_trace::Trace;
 
 use super::output;
 use super::trace;
@@ -152,7 +153,11 @@ pub(super) fn run(common: &Common, args: &SimulateArgs) -> Result<ExitCode> {
             path: &path,
             strategies: &simulated,
         })?,
-        false => output::text(&render(&simulated, simulator.pages_per_unit()))?,
+        false => output::text(
+            &(render(&simulated)
+                + &reservations(&simulated, simulator.pages_per_unit())
+                + &taken_for(args, &trace)),
+        )?,
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -244,7 +249,7 @@ fn row_of(simulated: &Simulated) -> OutcomeRow {
     }
 }
 
-fn render(simulated: &[Simulated], pages_per_unit: u64) -> String {
+fn render(simulated: &[Simulated]) -> String {
     let mut table = table::list(&[
         "strategy",
         "total",
@@ -302,7 +307,19 @@ fn render(simulated: &[Simulated], pages_per_unit: u64) -> String {
         ]);
     }
     table::align_right(&mut table, &[1, 2, 3, 4, 5, 6, 7]);
-    table::render(table) + &reservations(simulated, pages_per_unit)
+    table::render(table)
+}
+
+/// What nobody measured of this guest and these hosts.
+fn taken_for(args: &SimulateArgs, trace: &Trace) -> String {
+    let mut text = String::new();
+    if args.to.is_none() && args.path.is_none() {
+        text += "what hosts take is that of the machine vmferry was measured on; for yours: `vmferry calibrate --to HOST`, then --to HOST\n";
+    }
+    if trace.hints.is_none() && args.strategy.0.contains(&Strategy::Enlightened) {
+        text += "the recording does not say what the guest uses its pages for: enlightened moves as by post-copy-push\n";
+    }
+    text
 }
 
 /// What the figures are to be taken with.

@@ -1,7 +1,7 @@
 //! Traces of guests: recorded on a thread each, kept until the next one of the same guest.
 //!
 //! Whoever records a guest has its one tracker. It takes it from the guest's sampler, and gives it back at the end; when the
-//! guest is to be moved or ended it lets go, and keeps what it has: at once, or once the guest's agent has answered that is being asked at the end.
+//! guest is to be moved or ended it lets go, and keeps what it has: at once, unless the guest's agent is being asked just then.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -54,9 +54,9 @@ impl Recordings {
     /// Ends all of them.
     pub(super) fn end(&self) {
         let all: Vec<_> = self.lock().values().cloned().collect();
-        // All at once: each may be asking a guest that does not answer.
-        all.iter().for_each(|recording| recording.control.stop());
-        all.iter().for_each(|recording| recording.end(false));
+        // All at once: each may be asking a guest that does not answer. Their samplers have them back, to be ended in their turn.
+        all.iter().for_each(|recording| recording.control.let_go());
+        all.iter().for_each(|recording| recording.end(true));
     }
 
     fn get(&self, name: &str) -> Option<Arc<Recording>> {
@@ -122,7 +122,10 @@ impl Recording {
         if let State::UnderWay { gives_back } = &mut *state {
             *gives_back &= back;
         }
-        self.control.stop();
+        match back {
+            true => self.control.stop(),
+            false => self.control.let_go(),
+        }
         let waiting = |state: &mut State| matches!(state, State::UnderWay { .. });
         drop(self.over.wait_while(state, waiting));
     }

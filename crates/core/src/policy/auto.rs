@@ -5,7 +5,7 @@
 //! Pre-copy is where that matters: it takes as long as the guest writes, and a guest may begin to write more after the forecast
 //! was made. Once the guest should long have been handed over, or more was sent than was expected, or in more rounds, the
 //! forecast is void. Then the rest follows the guest (post-copy), which bounds the time and what crosses: each page left
-//! crosses once more. The switch waits for a *local minimum of the dirty set*: rounds go on while they shrink it, and it is
+//! crosses once more. That is looked at between rounds, so that a round that is slow is sent to its end. The switch waits for a *local minimum of the dirty set*: rounds go on while they shrink it, and it is
 //! made when one does not any more, or hardly; so few pages are left that the guest has to wait for.
 //!
 //! Algorithms that bound their time themselves are followed to the end.

@@ -91,6 +91,29 @@ impl Model {
         }
     }
 
+    /// What it takes at the very least: with less, the value is above `target` in 19 of 20 cases.
+    pub(super) fn need_at_least(
+        &self,
+        axis: Axis,
+        target: f64,
+        setting: &Setting,
+    ) -> Result<f64, ModelError> {
+        if !(target.is_finite() && target > 0.0) {
+            return Err(ModelError::NoGoal(target));
+        }
+        let data = self.varied(axis)?;
+        let low = |value: f64| Ok(self.predict(&setting.with(axis, value))?.low);
+        match least(data, target, low)? {
+            Some(needed) => Ok(needed),
+            None => Err(ModelError::Unreachable {
+                target,
+                axis,
+                value: low(data.high)?,
+                limit: self.limit(data),
+            }),
+        }
+    }
+
     fn varied(&self, axis: Axis) -> Result<&DataAxis, ModelError> {
         let data = self.axes.iter().find(|data| data.axis == axis);
         data.ok_or_else(|| self.never_varied(axis, None))

@@ -1,12 +1,13 @@
 //! Migrations in parallel. Source: performance-model paper, section 5: models of single migrations bound those of parallel ones
 //! from below, since migrations that go on together do not help each other: none of them is faster than it were alone, and
-//! together they take at least the sum of what each takes.
+//! together they take at least the sum of what each takes. What each takes is the lower end of its interval here: a bound that every
+//! second migration is below is none.
 
 use serde::Serialize;
 
 use super::{Axis, Beyond, Model, ModelError, Setting};
 
-/// What k migrations that go on together take at least.
+/// What k migrations that go on together take at least, in 19 of 20 cases.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Bound {
     /// Time until the last of them is over, ms: none is over sooner than it were alone.
@@ -14,7 +15,7 @@ pub struct Bound {
     /// The same if they share what one of them has: `None` where the models do not depend on it, or where all have more of it than
     /// there are data about.
     pub shared_ms: Option<f64>,
-    /// Where a model was asked beyond its data. There the bound is the lower end of its interval.
+    /// Where a model was asked beyond its data. There the bound is the lower for that.
     pub beyond: Vec<Beyond>,
 }
 
@@ -33,11 +34,7 @@ pub fn bound(migrations: &[(&Model, Setting)], axis: Axis, total: f64) -> Result
             None => *setting,
         };
         let said = model.predict(&setting)?;
-        let least = match said.beyond.is_empty() {
-            true => said.value,
-            false => said.low,
-        };
-        alone_ms = alone_ms.max(least);
+        alone_ms = alone_ms.max(said.low);
         for place in said.beyond {
             if !beyond.contains(&place) {
                 beyond.push(place);
@@ -51,7 +48,8 @@ pub fn bound(migrations: &[(&Model, Setting)], axis: Axis, total: f64) -> Result
     })
 }
 
-/// The least of `axis` that migrations need together so that each is over within `target_ms`: the sum of what each needs.
+/// The least of `axis` that migrations need together so that each is over within `target_ms`: the sum of what each needs. With less they are
+/// not, in 19 of 20 cases.
 ///
 /// # Errors
 /// As [`Model::invert`].
@@ -85,7 +83,7 @@ fn grouped<'a>(migrations: &[(&'a Model, Setting)]) -> Vec<Group<'a>> {
 fn needed(groups: &[Group<'_>], axis: Axis, target_ms: f64) -> Result<f64, ModelError> {
     let needs = groups
         .iter()
-        .map(|group| Ok(group.count * group.model.need(axis, target_ms, &group.setting)?));
+        .map(|group| Ok(group.count * group.model.need_at_least(axis, target_ms, &group.setting)?));
     needs.sum()
 }
 
@@ -100,8 +98,8 @@ fn shared_ms(groups: &[Group<'_>], axis: Axis, total: f64, alone_ms: f64) -> Res
             return Ok(None);
         };
         most = most.max(data.high);
-        slowest_ms = slowest_ms.max(model.expected(&setting.with(axis, data.low))?);
-        fastest_ms = fastest_ms.max(model.expected(&setting.with(axis, data.high))?);
+        slowest_ms = slowest_ms.max(model.predict(&setting.with(axis, data.low))?.low);
+        fastest_ms = fastest_ms.max(model.predict(&setting.with(axis, data.high))?.low);
     }
     let enough = |target: f64| match needed(groups, axis, target) {
         Ok(needed) => Ok(needed <= total),

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use maud::{Markup, html};
 use vmferry_forecast::experience::Quantity;
 use vmferry_forecast::history::Record;
-use vmferry_forecast::score::{Point, Score};
+use vmferry_forecast::score::{GoalScore, Point, QuantityScore, Score};
 use vmferry_lab::bench::quantity::Unit;
 use vmferry_lab::bench::scenario::{Figure, FigureKind};
 use vmferry_lab::bench::statistics::quantile;
@@ -134,32 +134,8 @@ fn of_score(score: &Score) -> Vec<Bar> {
             Quantity::ExecutionTransferMs => {}
         }
     }
-    for of in &score.quantities {
-        let (least, most) = COVERAGE;
-        let wide = if of.coverage > most { ": too wide" } else { "" };
-        bars.push(bar(
-            format!(
-                "90 % intervals of {} hold what was measured in {} to {}",
-                of.quantity.name(),
-                percent(least),
-                percent(most)
-            ),
-            format!("{}{wide}", percent(of.coverage)),
-            (least..=most).contains(&of.coverage),
-        ));
-    }
-    bars.extend(score.recommended.iter().map(|of| {
-        let share = of.as_good as f64 / of.forecasts as f64;
-        bar(
-            format!(
-                "the best strategy named, or one as good, in at least {}, for the goal {}",
-                percent(LEAST_NAMED),
-                of.goal
-            ),
-            format!("{} of {} forecasts, {}", of.as_good, of.forecasts, percent(share)),
-            share >= LEAST_NAMED,
-        )
-    }));
+    bars.extend(score.quantities.iter().flat_map(|of| held(of, &bar)));
+    bars.extend(score.recommended.iter().flat_map(|of| named(of, &bar)));
     if score.recommended.is_empty() {
         bars.push(bar(
             format!("the best strategy named in at least {}", percent(LEAST_NAMED)),
@@ -168,6 +144,45 @@ fn of_score(score: &Score) -> Vec<Bar> {
         ));
     }
     bars
+}
+
+/// How many intervals hold, as they were said and as a host without earlier forecasts would have said them.
+fn held(of: &QuantityScore, bar: &impl Fn(String, String, bool) -> Bar) -> [Bar; 2] {
+    let (least, most) = COVERAGE;
+    let of_whose = |whose: &str, coverage: f64| {
+        let wide = if coverage > most { ": too wide" } else { "" };
+        bar(
+            format!(
+                "90 % intervals of {}{whose} hold what was measured in {} to {}",
+                of.quantity.name(),
+                percent(least),
+                percent(most)
+            ),
+            format!("{}{wide}", percent(coverage)),
+            (least..=most).contains(&coverage),
+        )
+    };
+    [
+        of_whose("", of.coverage),
+        of_whose(" of a host without earlier forecasts", of.untaught_coverage),
+    ]
+}
+
+/// How often the recommended strategy was the best, and how often it or one as good was recommended.
+fn named(of: &GoalScore, bar: &impl Fn(String, String, bool) -> Bar) -> [Bar; 2] {
+    let counted = |what: &str, count: usize| {
+        let share = count as f64 / of.forecasts as f64;
+        bar(
+            format!(
+                "the best strategy named{what} in at least {}, for the goal {}",
+                percent(LEAST_NAMED),
+                of.goal
+            ),
+            format!("{count} of {} forecasts, {}", of.forecasts, percent(share)),
+            share >= LEAST_NAMED,
+        )
+    };
+    [counted("", of.best), counted(", or one as good,", of.as_good)]
 }
 
 /// Tables of the score, and a plot for each quantity.
@@ -194,8 +209,9 @@ pub(super) fn score(results: &Results, figure: &Figure, anchor: &str) -> Markup 
         }
         p class="group" {
             "A mark for each migration, with the 90 % interval of its forecast as whisker: full where that holds what was measured, hollow where \
-             it does not. A forecast that is right lies on the diagonal. Bias: how much more was measured than expected, in the median; near: \
-             within 15 % of what was measured, of the downtime within 10 ms or 25 %."
+             it does not. A forecast that is right lies on the diagonal. Bias: how much more was measured than expected, in the median; \
+             untaught: by the intervals that a host without earlier forecasts would have said; near: within 15 % of what was measured, of the \
+             downtime within 10 ms or 25 %."
         }
     }
 }
@@ -261,6 +277,7 @@ fn quantities(score: &Score) -> Markup {
                 th scope="col" class="number" { "bias" }
                 th scope="col" class="number" { "median error" }
                 th scope="col" class="number" { "in the 90 % interval" }
+                th scope="col" class="number" { "the same untaught" }
                 th scope="col" class="number" { "near" }
             } }
             tbody { @for of in &score.quantities { tr {
@@ -271,6 +288,7 @@ fn quantities(score: &Score) -> Markup {
                     div class="spread" { (amount(of.quantity, of.median_absolute_error)) }
                 }
                 td class="number" { (percent(of.coverage)) }
+                td class="number" { (percent(of.untaught_coverage)) }
                 td class="number" { (percent(of.near)) }
             } } }
         } }

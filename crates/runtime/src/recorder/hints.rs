@@ -13,9 +13,9 @@ pub(super) fn told(vm: &dyn Vm) -> Option<GuestHints> {
     let tuning = Tuning::default();
     let asked = Instant::now();
     let exact = guest.calibrate(tuning.agent_timeout).ok()? == FreeKnowledge::Exact;
-    let left = tuning.agent_timeout.checked_sub(asked.elapsed())?;
     // Where free pages are only listed a migration asks for the list by itself, later.
     let began = if exact { asked } else { Instant::now() };
+    let left = tuning.agent_timeout.checked_sub(began.elapsed())?;
     let hints = guest.enlighten(tuning.active_within, left).ok()?;
     if hints.pages() != vm.ram().layout().pages() {
         return None;

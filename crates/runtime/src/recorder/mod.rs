@@ -129,6 +129,8 @@ pub struct RecordControl {
 #[derive(Default)]
 struct Control {
     stop: bool,
+    /// Somebody waits for the guest.
+    let_go: bool,
     progress: RecordProgress,
 }
 
@@ -137,6 +139,12 @@ impl RecordControl {
     pub fn stop(&self) {
         self.lock().stop = true;
         self.wake.notify_all();
+    }
+
+    /// The same for somebody who waits for the guest: its agent is asked nothing any more.
+    pub fn let_go(&self) {
+        self.lock().let_go = true;
+        self.stop();
     }
 
     /// How far it is.
@@ -166,8 +174,7 @@ impl RecordControl {
 /// Asks a guest for the operations it did for its clients so far.
 pub type CountOperations = Box<dyn Fn() -> Option<u64> + Send>;
 
-/// Records on this thread until the time is over or `control` ends it; where nobody did, it asks the guest's agent what its pages are used
-/// for. It takes the guest's one tracker meanwhile, and lets
+/// Records on this thread until the time is over or `control` ends it, and asks the guest's agent what its pages are used for. It takes the guest's one tracker meanwhile, and lets
 /// go of it before it returns. The guest is never paused.
 ///
 /// # Errors
@@ -218,8 +225,7 @@ pub fn record(
     let mut trace = trace;
     trace.content = contents.finish();
     trace.loads = loads.end();
-    // Whoever ends a recording wants the guest now.
-    if !control.lock().stop && !trace.samples.is_empty() && vm.state() == GuestState::Running {
+    if !control.lock().let_go && !trace.samples.is_empty() && vm.state() == GuestState::Running {
         trace.hints = hints::told(&**vm);
     }
     trace.cost = Some(Cost {

@@ -18,7 +18,8 @@ use crate::{table, units};
 /// Says what forecasts were worth: of all migrations from this host that had one, expected beside measured.
 ///
 /// bias: how much more was measured than expected, in the median. error: how far off a forecast was, in the median. held: share
-/// of the intervals for nine of ten cases that held what was measured; it should be near 90%. near: share of the forecasts
+/// of the intervals for nine of ten cases that held what was measured; it should be near 90%. untaught: the same of the intervals that a host
+/// without earlier forecasts would have said. near: share of the forecasts
 /// within 15% of what was measured, of the downtime within 10 ms or 25%. best named: how often the strategy that was recommended was
 /// the best of those that were tried with the same guest, destination and limits; one that only failed is the worst.
 #[derive(Debug, Args)]
@@ -58,7 +59,7 @@ pub(super) fn run(common: &Common, args: &ScoreArgs) -> Result<ExitCode> {
 }
 
 fn render(score: &Score) -> String {
-    let mut quantities = table::list(&["forecast of", "bias", "error", "", "held", "near"]);
+    let mut quantities = table::list(&["forecast of", "bias", "error", "", "held", "untaught", "near"]);
     let percent = |share: f64| format!("{:.1}%", share * 1e2);
     for of in &score.quantities {
         let absolute = match of.quantity {
@@ -71,10 +72,11 @@ fn render(score: &Score) -> String {
             percent(of.median_error),
             absolute,
             percent(of.coverage),
+            percent(of.untaught_coverage),
             percent(of.near),
         ]);
     }
-    table::align_right(&mut quantities, &[1, 2, 3, 4, 5]);
+    table::align_right(&mut quantities, &[1, 2, 3, 4, 5, 6]);
     let mut text = format!(
         "{} migrations with a forecast\n\n{}",
         score.migrations,

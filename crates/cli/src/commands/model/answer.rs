@@ -1,14 +1,15 @@
 //! `vmferry model predict` and `invert`.
 
-use anyhow::{Result, anyhow, bail};
+use anyhow::{Result, anyhow};
 use serde_json::json;
 use vmferry_forecast::history::Record;
 use vmferry_forecast::model::{
-    self, Assumed, Axis, Inversion, Model, ModelError, Observation, Prediction, Setting, parallel,
+    self, Assumed, Axis, Inversion, Model, ModelError, Observation, Setting, parallel,
 };
 
 use super::chosen::Lesson;
 use super::fit::{named, placed};
+use super::size::Size;
 use super::{InvertArgs, PredictArgs};
 use crate::cli::Common;
 use crate::commands::output;
@@ -18,24 +19,24 @@ pub(super) fn predict(common: &Common, args: &PredictArgs) -> Result<()> {
     let records = args.chosen.records(common)?;
     let setting = args.may_use.setting();
     let lesson = args.chosen.lesson(&records, &named_axes(&setting))?;
-    let (model, mib) = (lesson.model()?, mebibytes(&lesson, args.data)?);
+    let (model, size) = (lesson.model()?, Size::new(&lesson, args.data)?);
     let assumed = model.assumed(&setting);
-    let said = scaled(model.predict(&setting)?, mib);
+    let said = size.scaled(model.predict(&setting)?);
     let together = args
         .parallel
-        .map(|count| together(model, &setting, &records, &lesson, count, mib));
+        .map(|count| together(model, &setting, &records, &lesson, count, &size));
     let together = together.transpose()?;
     if common.json {
         return output::json(&json!({
             "kind": lesson.kind, "setting": setting, "assumed": assumed,
-            "data_bytes": (mib * f64::from(1 << 20)) as u64, "total_ms": said, "findings": model.findings(),
+            "data_bytes": size.asked, "beyond_data_sizes": size.beyond(), "total_ms": said, "findings": model.findings(),
             "together": together.map(|(bound, measured)| json!({"bound": bound, "measured": measured})),
         }));
     }
     let mut text = format!(
         "{}, {} of data, {}: {}, and between {} and {} in nine of ten cases\n",
         lesson.kind,
-        units::size((mib * f64::from(1 << 20)) as u64),
+        units::size(size.asked),
         with_assumed(&setting, &assumed),
         units::millis(said.value),
         units::millis(said.low),
@@ -49,6 +50,7 @@ pub(super) fn predict(common: &Common, args: &PredictArgs) -> Result<()> {
     {
         text += &format!("{}\n", beyond.line());
     }
+    text += &size.beyond().map_or_else(String::new, |line| line + "\n");
     for finding in model.findings() {
         text += &format!("{finding}\n");
     }
@@ -57,7 +59,7 @@ pub(super) fn predict(common: &Common, args: &PredictArgs) -> Result<()> {
             format!(", and {} if they share that CPU", units::millis(ms))
         });
         text += &format!(
-            "{count} at once take {} at least{shared} (lower bound from single migrations)\n",
+            "{count} at once take {} at least{shared} (bounds from single migrations, which hold in 19 of 20 cases)\n",
             units::millis(bound.alone_ms)
         );
         text += &match measured.iter().find(|measured| measured.together == count) {
@@ -97,7 +99,7 @@ fn together(
     records: &[Record],
     lesson: &Lesson,
     count: u32,
-    mib: f64,
+    size: &Size,
 ) -> Result<Together> {
     let migrations: Vec<_> = (0..count).map(|_| (model, *setting)).collect();
     let total = setting.source_percent.or_else(|| {
@@ -112,8 +114,8 @@ fn together(
         .filter_map(|record| Some((record.together, record.setting, record.ms_per_mib()?)))
         .collect();
     let bound = parallel::Bound {
-        alone_ms: bound.alone_ms * mib,
-        shared_ms: bound.shared_ms.map(|ms| ms * mib),
+        alone_ms: bound.alone_ms * size.least_mib(),
+        shared_ms: bound.shared_ms.map(|ms| ms * size.least_mib()),
         beyond: bound.beyond,
     };
     Ok((bound, parallel::measured(model, &crowded)))
@@ -124,7 +126,8 @@ pub(super) fn invert(common: &Common, args: &InvertArgs) -> Result<()> {
     let (axis, setting) = (Axis::from(args.of), args.may_use.setting());
     let about = [named_axes(&setting), vec![axis]].concat();
     let lesson = args.chosen.lesson(&records, &about)?;
-    let (model, mib) = (lesson.model()?, mebibytes(&lesson, args.data)?);
+    let (model, size) = (lesson.model()?, Size::new(&lesson, args.data)?);
+    let mib = size.mib();
     let target_ms = args.within.as_secs_f64() * 1e3;
     let found = model.invert(axis, target_ms / mib, &setting);
     let found = found.map_err(|error| match error {
@@ -138,16 +141,27 @@ pub(super) fn invert(common: &Common, args: &InvertArgs) -> Result<()> {
         ),
         error => error.into(),
     })?;
+    // Sure is what is enough also for the longest that such a size may take.
+    let sure = match size.beyond() {
+        None => found.sure,
+        Some(_) => model
+            .invert(axis, target_ms / size.most_mib(), &setting)
+            .map_or(None, |found| found.sure),
+    };
     let bandwidth = bandwidth(&records, &lesson, &found, &setting, mib);
-    let all = args.parallel.map(|count| found.likely * f64::from(count));
+    let together = |count: u32| {
+        let migrations: Vec<_> = (0..count).map(|_| (model, setting)).collect();
+        parallel::demand(&migrations, axis, target_ms / size.least_mib())
+    };
+    let all = args.parallel.map(together).transpose()?;
     if common.json {
-        let prediction = scaled(found.prediction.clone(), mib);
+        let prediction = size.scaled(found.prediction.clone());
         return output::json(&json!({
-            "kind": lesson.kind, "within_ms": target_ms, "axis": axis, "likely": found.likely, "sure": found.sure,
-            "or_less": found.or_less, "total_ms": prediction, "bandwidth_bytes_per_s": bandwidth, "together": all,
+            "kind": lesson.kind, "within_ms": target_ms, "axis": axis, "likely": found.likely, "sure": sure,
+            "or_less": found.or_less, "beyond_data_sizes": size.beyond(), "total_ms": prediction, "bandwidth_bytes_per_s": bandwidth, "together": all,
         }));
     }
-    let said = scaled(found.prediction.clone(), mib);
+    let said = size.scaled(found.prediction.clone());
     let mut text = format!(
         "{}: a {axis} of {}{} brings the total time to {} (between {} and {} in nine of ten cases)\n",
         lesson.kind,
@@ -157,7 +171,7 @@ pub(super) fn invert(common: &Common, args: &InvertArgs) -> Result<()> {
         units::millis(said.low),
         units::millis(said.high)
     );
-    text += &match found.sure {
+    text += &match sure {
         Some(sure) => format!(
             "to be sure of {} in 19 of 20 cases: {}\n",
             units::millis(target_ms),
@@ -175,8 +189,12 @@ pub(super) fn invert(common: &Common, args: &InvertArgs) -> Result<()> {
         );
     }
     if let (Some(all), Some(count)) = (all, args.parallel) {
-        text += &format!("{count} at once need {} together at least\n", axis.show(all));
+        text += &format!(
+            "{count} at once need {} together at least (a bound that holds in 19 of 20 cases)\n",
+            axis.show(all)
+        );
     }
+    text += &size.beyond().map_or_else(String::new, |line| line + "\n");
     output::text(&text)
 }
 
@@ -206,20 +224,4 @@ fn bandwidth(
     let model = model::fit_about(&bytes, &named_axes(&at)).ok()?;
     let bytes = model.predict(&at).ok()?.value * mib;
     Some(bytes / (found.prediction.value * mib / 1e3))
-}
-
-fn mebibytes(lesson: &Lesson, asked: Option<u64>) -> Result<f64> {
-    match asked.unwrap_or(lesson.data_bytes) {
-        0 => bail!("the size of the guest's data has to be more than 0"),
-        bytes => Ok(bytes as f64 / f64::from(1 << 20)),
-    }
-}
-
-fn scaled(said: Prediction, mib: f64) -> Prediction {
-    Prediction {
-        value: said.value * mib,
-        low: said.low * mib,
-        high: said.high * mib,
-        ..said
-    }
 }

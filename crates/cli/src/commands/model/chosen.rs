@@ -15,8 +15,16 @@ pub(super) struct Lesson {
     pub(super) kind: Kind,
     pub(super) observations: Vec<Observation>,
     pub(super) model: Result<Model, ModelError>,
-    /// Median of the data of its guests.
-    pub(super) data_bytes: u64,
+    /// How much data its guests had.
+    pub(super) data: DataSizes,
+}
+
+/// How much data guests had, bytes.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct DataSizes {
+    pub(super) least: u64,
+    pub(super) median: u64,
+    pub(super) most: u64,
 }
 
 impl Chosen {
@@ -62,7 +70,7 @@ impl Chosen {
     pub(super) fn lessons(&self, records: &[Record], about: &[Axis]) -> Vec<Lesson> {
         let lesson = |(kind, observations): (Kind, Vec<Observation>)| Lesson {
             model: self.model(&observations, about),
-            data_bytes: median_data(records.iter().filter(|record| record.kind() == kind)),
+            data: DataSizes::of(records.iter().filter(|record| record.kind() == kind)),
             kind,
             observations,
         };
@@ -138,11 +146,16 @@ fn kinds(records: &[Record]) -> Vec<String> {
         .collect()
 }
 
-fn median_data<'a>(records: impl Iterator<Item = &'a Record>) -> u64 {
-    let mut sizes: Vec<u64> = records
-        .map(|record| record.data_bytes)
-        .filter(|bytes| *bytes > 0)
-        .collect();
-    sizes.sort_unstable();
-    sizes.get(sizes.len() / 2).copied().unwrap_or_default()
+impl DataSizes {
+    fn of<'a>(records: impl Iterator<Item = &'a Record>) -> Self {
+        let teaches = |record: &&Record| record.together <= 1 && record.ms_per_mib().is_some();
+        let mut sizes: Vec<u64> = records.filter(teaches).map(|record| record.data_bytes).collect();
+        sizes.sort_unstable();
+        let at = |index: usize| sizes.get(index).copied().unwrap_or_default();
+        Self {
+            least: at(0),
+            median: at(sizes.len() / 2),
+            most: at(sizes.len().saturating_sub(1)),
+        }
+    }
 }

@@ -151,7 +151,7 @@ fn in_json(lesson: &Lesson, trials: Option<&(Trial, Option<Trial>)>) -> Value {
     let mut value = match &lesson.model {
         Ok(model) => json!({
             "kind": lesson.kind, "model": model, "formula": model.chosen.formula(), "findings": model.findings(),
-            "data_bytes": lesson.data_bytes, "observations": lesson.observations,
+            "data_bytes": lesson.data.median, "observations": lesson.observations,
         }),
         Err(error) => json!({
             "kind": lesson.kind, "error": error.to_string(), "observations": lesson.observations,

@@ -3,6 +3,7 @@
 mod answer;
 mod chosen;
 mod fit;
+mod size;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
