@@ -50,6 +50,23 @@ fn said(error: &vmferry_guest::GuestError) -> String {
     line
 }
 
+/// Two ask at once, and nobody answers: each waits as long as it wants to.
+#[test]
+fn nobody_waits_for_a_silent_agent_longer_than_asked_to() {
+    need!(Qemu, Root);
+    let _turn = turn();
+    let dir = tempfile::tempdir().unwrap();
+    let (Running(guest), _) = &boot(dir.path(), "idle");
+    thread::scope(|scope| {
+        let patient = scope.spawn(|| guest.load(Duration::from_secs(5)));
+        thread::sleep(Duration::from_millis(200));
+        let why = said(&guest.load(Duration::from_millis(200)).unwrap_err());
+        assert!(why.contains("no answer within 200 ms"), "{why}");
+        assert!(!patient.is_finished(), "it waited until the other one had enough");
+        assert!(patient.join().unwrap().is_err());
+    });
+}
+
 #[test]
 fn a_guest_says_what_its_pages_are_used_for() {
     need!(Qemu, Root);

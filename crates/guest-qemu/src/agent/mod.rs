@@ -8,8 +8,9 @@ mod ranges;
 mod struct_pages;
 
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
+use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use tracing::{debug, warn};
 use vmferry_agent_proto::{Call, FrameRun, LastRun, Use};
@@ -28,6 +29,9 @@ use struct_pages::FreeFinder;
 const CALIBRATIONS: u32 = 3;
 /// One in so many of all pages compared may differ.
 const DIFFERENCE: u64 = 200;
+
+/// How often it is looked whether somebody else is through with the agent.
+const TURN: Duration = Duration::from_millis(5);
 
 /// What is known of the agent of a guest.
 #[derive(Default)]
@@ -188,15 +192,17 @@ impl QemuGuest {
         timeout: Duration,
         talk: impl FnOnce(&mut Client) -> std::result::Result<T, Fault>,
     ) -> std::result::Result<T, Fault> {
-        let mut kept = self.agent.client.lock().unwrap_or_else(PoisonError::into_inner);
+        let asked = Instant::now();
+        let mut kept = self.client_within(timeout)?;
+        let left = timeout.saturating_sub(asked.elapsed());
         let mut client = match kept.take() {
             Some(mut client) => {
-                client.renew(timeout);
+                client.renew(left);
                 client
             }
             None => {
                 let socket = self.agent_socket().ok_or(Fault::NoPort)?;
-                Client::connect(&socket, timeout)?
+                Client::connect(&socket, left)?
             }
         };
         let said = talk(&mut client);
@@ -205,6 +211,19 @@ impl QemuGuest {
             *kept = Some(client);
         }
         said
+    }
+
+    /// The connection, once nobody else talks to the agent: others may have more patience with it.
+    fn client_within(&self, timeout: Duration) -> std::result::Result<MutexGuard<'_, Option<Client>>, Fault> {
+        let asked = Instant::now();
+        loop {
+            match self.agent.client.try_lock() {
+                Ok(client) => return Ok(client),
+                Err(TryLockError::Poisoned(client)) => return Ok(client.into_inner()),
+                Err(TryLockError::WouldBlock) if asked.elapsed() < timeout => thread::sleep(TURN),
+                Err(TryLockError::WouldBlock) => return Err(Fault::Silent),
+            }
+        }
     }
 
     /// A finder of free pages whose answer was found right: what it finds between two answers of the guest's kernel is
@@ -247,7 +266,7 @@ impl QemuGuest {
         )))
     }
 
-    fn calibrated(&self) -> std::sync::MutexGuard<'_, Option<Calibrated>> {
+    fn calibrated(&self) -> MutexGuard<'_, Option<Calibrated>> {
         self.agent
             .calibrated
             .lock()
