@@ -4,7 +4,7 @@
 //! what they were off, and its interval is as wide as nine of ten of them would have needed (split conformal prediction, Papadopoulos et
 //! al. 2002, with the simulated width as the measure of difficulty), and no wider than by what nine of ten were off at all: a narrow
 //! interval that was missed by many times its width does not make a wide one endless. Of few migrations, little is taken over; where there
-//! are fewer than [`LEAST`], intervals are no narrower than hosts that nothing is known of make likely ([`Quantity::untaught`]).
+//! are hardly any, intervals are no narrower than hosts that nothing is known of make likely ([`Quantity::untaught`]).
 
 use vmferry_core::Strategy;
 use vmferry_core::forecast::{Expected, StrategyForecast};

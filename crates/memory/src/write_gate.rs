@@ -168,11 +168,10 @@ impl WriteGate {
     /// # Errors
     /// The process is gone, or has unmapped a range; the other mappings are let go even so.
     pub fn end(&self) -> Result<()> {
-        let results = self.mappings.iter().map(|mapping| {
-            self.uffd.unregister(mapping.addresses.clone())?;
-            // The kernel wakes who waits for a missing page by itself, and nobody else.
-            self.uffd.wake(mapping.addresses.clone())
-        });
+        let results = self
+            .mappings
+            .iter()
+            .map(|mapping| self.uffd.unregister(mapping.addresses.clone()));
         results.fold(Ok(()), std::result::Result::and)
     }
 

@@ -192,9 +192,11 @@ impl Userfaultfd {
         }
     }
 
-    /// Takes the pages of `range` out of this userfaultfd's care: faults there are the kernel's again, those that wait for
-    /// missing pages are woken (writers held up are not: [`Userfaultfd::wake`]), and write protection is lifted. Pages that
-    /// are not there read as zero.
+    /// Takes the pages of `range` out of this userfaultfd's care: faults there are the kernel's again, all that wait are woken, and
+    /// write protection is lifted. Pages that are not there read as zero.
+    ///
+    /// The kernel itself wakes those that wait for missing pages, and does so first: a fault that comes between that and the end of its
+    /// care, by the lock of its mapping alone (Linux 6.7 and later), would wait for ever. Once it is out of care none can come that waits.
     ///
     /// # Errors
     /// The range is not whole pages, or not mapped.
@@ -202,7 +204,8 @@ impl Userfaultfd {
         let mut request = as_kernel_range(&range)?;
         // SAFETY: the opcode takes exactly this struct.
         unsafe { self.ioctl::<UFFDIO_UNREGISTER, _>(&mut request) }
-            .map_err(|e| self.range_error("unregister", &range, e))
+            .map_err(|e| self.range_error("unregister", &range, e))?;
+        self.wake(range)
     }
 
     /// Wakes every thread that waits on a fault in `range`. A fault that is not resolved is reported again.

@@ -211,3 +211,47 @@ fn system_calls_fault_too() {
         (Some(0x22), Some(0x22))
     );
 }
+
+/// Threads that touch page after page while the range is taken out of care: one that was about to wait when the kernel woke those who did
+/// would wait for ever.
+#[test]
+fn nobody_waits_once_a_range_is_out_of_care() {
+    const ROUNDS: u64 = 3000;
+    const PAGES: u64 = 64;
+    let Some(uffd) = open() else { return };
+    uffd.handshake(Features::POST_COPY).unwrap();
+    let mut forgotten = 0;
+    for round in 0..ROUNDS {
+        let memory = SharedMemory::create("uffd-test", PAGES * PAGE).unwrap();
+        uffd.register(memory.addresses(), Mode::MISSING).unwrap();
+        std::thread::scope(|scope| {
+            let touch = || (0..PAGES).for_each(|page| memory.store_u64(page * PAGE, 7));
+            let faulter = scope.spawn(touch);
+            let mut events = Vec::new();
+            let mut served = 0;
+            while served < round % 8 {
+                uffd.read_events(&mut events, None).unwrap();
+                for event in events.drain(..) {
+                    let Event::PageFault { address, .. } = event else {
+                        panic!("{event:?}")
+                    };
+                    let page = address / PAGE * PAGE;
+                    uffd.zeropage(page..page + PAGE, CopyMode::empty()).unwrap();
+                    served += 1;
+                }
+            }
+            (0..round % 97 * 20).for_each(|_| std::hint::spin_loop());
+            uffd.unregister(memory.addresses()).unwrap();
+            let began = std::time::Instant::now();
+            while !faulter.is_finished() {
+                if began.elapsed() > Duration::from_secs(5) {
+                    forgotten += 1;
+                    uffd.wake(memory.addresses()).unwrap();
+                    break;
+                }
+                std::thread::yield_now();
+            }
+        });
+    }
+    assert_eq!(forgotten, 0, "of {ROUNDS} threads");
+}
