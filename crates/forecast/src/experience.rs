@@ -20,7 +20,7 @@ const BELIEF: f64 = 4.0;
 const LEAST_WIDTH: f64 = 0.01;
 
 /// Without experience no interval of total time is narrower than this share on either side, nor one of the downtime than so many
-/// milliseconds: what connections, devices and journals take on these hosts is only typical then. In the scenario `forecasts`, before
+/// milliseconds: what connections, devices and journals take on these hosts is only typical then. In an earlier measurement of the scenario `forecasts`, before
 /// anything was learned, 70 % and 55 % of the intervals held that the simulations made by themselves.
 const UNTAUGHT_TOTAL: f64 = 0.10;
 const UNTAUGHT_DOWNTIME_MS: f64 = 3.0;

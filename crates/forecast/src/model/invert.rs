@@ -61,7 +61,7 @@ impl Model {
     /// [`ModelError::Unreachable`] where nothing within the data meets it; [`ModelError::NeverVaried`] where the axis is not in
     /// the data; [`ModelError::NoGoal`]; and as [`Model::predict`].
     pub fn invert(&self, axis: Axis, target: f64, setting: &Setting) -> Result<Inversion, ModelError> {
-        let likely = self.need(axis, target, setting)?;
+        let likely = self.need(axis, target, |value| self.expected(&setting.with(axis, value)))?;
         let data = self.varied(axis)?;
         let at = |value: f64| self.predict(&setting.with(axis, value));
         Ok(Inversion {
@@ -73,24 +73,6 @@ impl Model {
         })
     }
 
-    /// [`Inversion::likely`] alone, which takes no intervals.
-    pub(super) fn need(&self, axis: Axis, target: f64, setting: &Setting) -> Result<f64, ModelError> {
-        if !(target.is_finite() && target > 0.0) {
-            return Err(ModelError::NoGoal(target));
-        }
-        let data = self.varied(axis)?;
-        let expected = |value: f64| self.expected(&setting.with(axis, value));
-        match least(data, target, expected)? {
-            Some(likely) => Ok(likely),
-            None => Err(ModelError::Unreachable {
-                target,
-                axis,
-                value: expected(data.high)?,
-                limit: self.limit(data),
-            }),
-        }
-    }
-
     /// What it takes at the very least: with less, the value is above `target` in 19 of 20 cases.
     pub(super) fn need_at_least(
         &self,
@@ -98,17 +80,28 @@ impl Model {
         target: f64,
         setting: &Setting,
     ) -> Result<f64, ModelError> {
+        self.need(axis, target, |value| {
+            Ok(self.predict(&setting.with(axis, value))?.low)
+        })
+    }
+
+    /// The least of `axis`, within the data, for which `figure` is at most `target`.
+    fn need(
+        &self,
+        axis: Axis,
+        target: f64,
+        figure: impl Fn(f64) -> Result<f64, ModelError>,
+    ) -> Result<f64, ModelError> {
         if !(target.is_finite() && target > 0.0) {
             return Err(ModelError::NoGoal(target));
         }
         let data = self.varied(axis)?;
-        let low = |value: f64| Ok(self.predict(&setting.with(axis, value))?.low);
-        match least(data, target, low)? {
+        match least(data, target, &figure)? {
             Some(needed) => Ok(needed),
             None => Err(ModelError::Unreachable {
                 target,
                 axis,
-                value: low(data.high)?,
+                value: figure(data.high)?,
                 limit: self.limit(data),
             }),
         }
@@ -166,7 +159,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_needed_is_what_an_inversion_calls_likely() {
+    fn what_is_needed_at_least_is_a_little_less_than_what_is_likely() {
         let data: Vec<_> = [5.0, 10.0, 20.0, 40.0, 60.0, 100.0, 5.5, 22.0, 90.0]
             .map(|percent: f64| Observation {
                 setting: Setting::default().with(Axis::SourceCpu, percent),
@@ -174,10 +167,20 @@ mod tests {
             })
             .to_vec();
         let model = fit(&data).unwrap();
-        for target in [1_000.0, 2_700.0, 6_000.0, 15_000.0, 1e6] {
-            let need = model.need(Axis::SourceCpu, target, &Setting::default());
-            let inversion = model.invert(Axis::SourceCpu, target, &Setting::default());
-            assert_eq!(need, inversion.map(|found| found.likely));
+        let none = Setting::default();
+        for target in [2_700.0, 6_000.0, 15_000.0] {
+            let least = model.need_at_least(Axis::SourceCpu, target, &none).unwrap();
+            let likely = model.invert(Axis::SourceCpu, target, &none).unwrap().likely;
+            assert!(
+                least < likely && least > 0.8 * likely,
+                "{target}: {least} and {likely}"
+            );
+        }
+        // Both refuse the same.
+        for target in [0.0, 1.0] {
+            let least = model.need_at_least(Axis::SourceCpu, target, &none);
+            let likely = model.invert(Axis::SourceCpu, target, &none);
+            assert!(least.is_err() && likely.is_err(), "{target}: {least:?}");
         }
     }
 }
